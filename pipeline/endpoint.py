@@ -1,0 +1,227 @@
+"""Any OpenAI-compatible endpoint: OpenAI, vLLM, llama-server, Ollama, a gateway.
+
+The SDK sends, and nothing else: its retries are off (they pay up to three times), its timeout is no deadline,
+and its parsing is left out, since the raw bytes are what the journal keeps. What a server refuses (JSON schema,
+`temperature`, `max_tokens` …) is learned once and left out from then on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Callable, Mapping
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit, urlunsplit
+
+from pipeline.errors import EndpointError
+from pipeline.llm import ParameterRefused, Reply, Request, RequestFailed
+
+if TYPE_CHECKING:
+    from openai import APIStatusError, AsyncOpenAI
+
+LONGEST_PAUSE_S = 120.0  # no server may ask for a longer one
+# Words by which servers name what they do not take; looked for in a 400's message and `param`.
+PARAMETER_WORDS = {
+    "json_schema": ("response_format", "json_schema", "guided", "grammar", "structured output", "schema"),
+    "json_object": ("response_format", "json_object", "json mode"),
+    "temperature": ("temperature",),
+    "top_p": ("top_p",),
+    "max_tokens": ("max_tokens", "max_completion_tokens"),
+}
+
+
+class Endpoint:
+    """Speaks `llm.Model`. `deadline_s` bounds a whole call, from connecting to the last byte of the body."""
+
+    reader = "openai"
+    is_local = False
+
+    def __init__(self, model: str, *, base_url: str | None, api_key: str, deadline_s: float = 300.0) -> None:
+        self._model = model
+        self._base_url = base_url
+        self._api_key = api_key
+        self._deadline_s = deadline_s
+        self._refused: set[str] = set()
+        self._settled = False  # whether a request was taken as we send them now
+        self._settling = asyncio.Lock()
+        self._client: AsyncOpenAI | None = None
+        self.address = without_secrets(base_url or "https://api.openai.com/v1")
+
+    @property
+    def identity(self) -> str:
+        return self._model
+
+    def refuse(self, parameters: set[str]) -> None:
+        self._refused |= parameters
+
+    async def complete(self, request: Request) -> Reply:
+        if self._settled:
+            return await self._send(request)
+        async with (
+            self._settling
+        ):  # one call at a time until the server has taken one, so that each refusal is paid once
+            reply = await self._send(request)
+            self._settled = True
+            return reply
+
+    async def close(self) -> None:
+        if self._client is not None:
+            await self._client.close()
+
+    # ---------------------------------------------------------------- one call
+
+    async def _send(self, request: Request) -> Reply:
+        import httpx2
+        import openai
+
+        if self._client is None:
+            self._client = openai.AsyncOpenAI(
+                api_key=self._api_key,
+                base_url=self._base_url,
+                max_retries=0,
+                timeout=httpx2.Timeout(self._deadline_s),
+                http_client=openai.DefaultAioHttpClient(),
+            )
+        body, sent = self._body(request)
+        try:
+            async with asyncio.timeout(self._deadline_s):
+                response = await self._client.post("/chat/completions", body=body, cast_to=httpx2.Response)
+        except openai.APIStatusError as error:
+            raise self._failure(error, sent) from error
+        except (TimeoutError, openai.APITimeoutError) as error:
+            raise RequestFailed("timeout", f"no complete reply within {self._deadline_s:g} s") from error
+        except openai.APIConnectionError as error:
+            raise RequestFailed("connection", f"{self.address}: {error.__cause__ or error}") from error
+        return parse_reply(response.content)
+
+    def _body(self, request: Request) -> tuple[dict[str, Any], set[str]]:
+        """The request as negotiated, and which of the parameters that a server may refuse are in it."""
+        messages = [{"role": role, "content": content} for role, content in request.messages]
+        body: dict[str, Any] = {"model": self._model, "messages": messages}
+        sent = {"max_tokens", "temperature", "top_p"} - self._refused
+        body["max_tokens" if "max_tokens" in sent else "max_completion_tokens"] = request.max_tokens
+        if "temperature" in sent:
+            body["temperature"] = request.temperature
+        if "top_p" in sent and request.top_p != 1.0:
+            body["top_p"] = request.top_p
+        if request.schema is not None:
+            form = next((f for f in ("json_schema", "json_object") if f not in self._refused), None)
+            if form == "json_schema":
+                wanted = {"name": "reply", "schema": request.schema, "strict": True}
+                body["response_format"] = {"type": "json_schema", "json_schema": wanted}
+            else:
+                schema = json.dumps(request.schema, ensure_ascii=False)
+                messages[-1]["content"] += f"\n\nAnswer with JSON alone, by this schema:\n```json\n{schema}\n```"
+                if form == "json_object":
+                    body["response_format"] = {"type": "json_object"}
+            sent |= {form} if form else set()
+        return body | dict(request.extra), sent
+
+    def _failure(self, error: APIStatusError, sent: set[str]) -> Exception:
+        """What an HTTP error status means for us; of the server's own words a short line is kept."""
+        status, raw = error.status_code, error.response.content
+        said = _error_text(error.body) or raw[:200].decode("utf-8", "replace")
+        detail = f"{status}: {' '.join(said.split())[:200]}".replace(self._api_key, "***")
+        if status in (401, 403):
+            return EndpointError(f"{self.address} refused the key ({detail}).")
+        if status == 404:
+            return EndpointError(f"{self.address} does not know the model {self._model!r} ({detail}).")
+        if status == 429 and "insufficient_quota" in said:
+            return EndpointError(f"{self.address}: the account's quota is used up ({detail}).")
+        if status in (400, 422):
+            parameter = _refused_parameter(said, sent)
+            if parameter is not None:
+                self._refused.add(parameter)
+                self._settled = False
+                return ParameterRefused(parameter, detail, status=status, raw=raw)
+            return RequestFailed("bad_request", detail, status=status, worth_retrying=False, raw=raw)
+        retry_after = parse_retry_after(error.response.headers) if status in (429, 503) else None
+        outcome = {429: "rate_limit", 408: "timeout", 409: "conflict"}.get(status)
+        if outcome is None:
+            outcome = "server_error" if status >= 500 else "bad_request"
+        return RequestFailed(
+            outcome, detail, status=status, worth_retrying=outcome != "bad_request", retry_after=retry_after, raw=raw
+        )
+
+
+# ---------------------------------------------------------------- reading what came back
+
+
+def parse_reply(raw: bytes) -> Reply:
+    """A chat completion's bytes as a Reply; the one way to read them, on arrival and from the journal.
+
+    Raises RequestFailed("malformed_reply") where they are no chat completion: an HTML page, cut JSON, no choices.
+    A refusal, a content filter and an empty answer are replies: they have a finish reason and were paid for.
+    """
+    try:
+        body = json.loads(raw)
+        choice = body["choices"][0]
+        message = choice["message"]
+        text = message.get("content")
+        refusal = message.get("refusal")
+        finish_reason = choice.get("finish_reason") or "stop"
+        usage = body.get("usage") or {}
+        tokens = [_count(usage.get(name)) for name in ("prompt_tokens", "completion_tokens")]
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
+        start = raw[:80].decode("utf-8", "replace")
+        raise RequestFailed("malformed_reply", f"not a chat completion: {start!r}", status=200, raw=raw) from error
+    if refusal and not text:
+        text, finish_reason = str(refusal), "refusal"
+    return Reply(
+        text=text if isinstance(text, str) else "",
+        finish_reason=str(finish_reason),
+        prompt_tokens=tokens[0],
+        completion_tokens=tokens[1],
+        raw=raw,
+    )
+
+
+def parse_retry_after(headers: Mapping[str, str], now: Callable[[], float] = time.time) -> float | None:
+    """Seconds to wait by `retry-after-ms` or `Retry-After` (seconds or a date), between 0 and LONGEST_PAUSE_S."""
+    for name, seconds_each in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
+        value = headers.get(name)
+        if value is None:
+            continue
+        try:
+            seconds = float(value) * seconds_each
+        except ValueError:
+            try:
+                seconds = parsedate_to_datetime(value).timestamp() - now()
+            except (ValueError, OverflowError):
+                continue
+        if seconds == seconds:  # not NaN
+            return min(max(seconds, 0.0), LONGEST_PAUSE_S)
+    return None
+
+
+def without_secrets(url: str) -> str:
+    """The address without user name, password, query and fragment."""
+    parts = urlsplit(url)
+    host = parts.netloc.rpartition("@")[2]
+    return urlunsplit((parts.scheme, host, parts.path, "", ""))
+
+
+def _refused_parameter(said: str, sent: set[str]) -> str | None:
+    """Which of the parameters we sent a server's complaint is about, by the words it uses."""
+    complaint = said.lower()
+    for parameter, words in PARAMETER_WORDS.items():
+        if parameter in sent and any(word in complaint for word in words):
+            return parameter
+    return None
+
+
+def _error_text(body: object) -> str:
+    """The server's own words in an error body: OpenAI's shape ({"error": {"message": …}}), or any JSON."""
+    if not isinstance(body, Mapping):
+        return ""
+    error = body.get("error", body)  # the SDK may hand over the inner object
+    if not isinstance(error, Mapping):
+        return str(error)
+    return " ".join(str(error[name]) for name in ("message", "code", "param", "detail") if error.get(name))
+
+
+def _count(value: object) -> int | None:
+    """A token count as a server gave it: None where it is missing, negative, or no whole number."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None

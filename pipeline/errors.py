@@ -1,0 +1,52 @@
+"""Every way a run can stop, and the exit code each one has.
+
+    StopRun                      the run ends early; what was paid for is kept
+    ├── UsageError               2   bad usage or bad input: nothing was written
+    ├── Offline                  3   --offline, and something is not stored yet
+    ├── BudgetReached            4   a limit of the user's was reached
+    ├── EndpointError            5   endpoint down, or the key or the model refused
+    ├── StorageError             6   the disk is full or cannot be written
+    ├── FolderBusy              75   another process holds the run folder
+    └── Interrupted            130   SIGINT or SIGTERM
+
+A failure of a single request is no error: it is a journalled outcome (`llm.Reply`).
+"""
+
+from __future__ import annotations
+
+DONE = 0
+SHORT = 3  # finished, but short of the target, with isolated failures, or with nothing kept
+
+
+class StopRun(Exception):
+    """Ends the run. The message is one sentence for the user; `exit_code` is what the process returns."""
+
+    exit_code = 1
+
+
+class UsageError(StopRun):
+    exit_code = 2
+
+
+class BudgetReached(StopRun):
+    exit_code = 4
+
+
+class EndpointError(StopRun):
+    exit_code = 5
+
+
+class StorageError(StopRun):
+    exit_code = 6
+
+
+class FolderBusy(StopRun):
+    exit_code = 75
+
+
+class Interrupted(StopRun):
+    exit_code = 130
+
+
+class Offline(StopRun):
+    exit_code = SHORT

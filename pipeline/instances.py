@@ -1,0 +1,283 @@
+"""From one instruction to its instances: identified first, then output-first or input-first (Wang et al. 2023, 2.2).
+
+Classification goes output-first: the label, then an input that deserves it; asked the other way round, a model
+favours one label. Generation goes input-first. Each is a request of its own; further turns are one more each.
+The examples in the prompts are seeds, so they speak of the user's field and not of ours.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pipeline.ask import Ask
+from pipeline.filters import Candidate
+from pipeline.llm import JsonObject, Request, chat
+from pipeline.parsing import Unreadable, read_items, read_value
+from pipeline.prompts import Prompts
+from pipeline.records import Record, Rejection, Source, Task, Turn, make_record
+from pipeline.run import Made
+from pipeline.seed_tasks import Instance, SeedTask
+from pipeline.text import one_line, replace_surrogates
+
+GENERATOR = "self_instruct"
+TEMPLATES = (
+    "self_instruct_identify",
+    "self_instruct_output_first",
+    "self_instruct_input_first",
+    "self_instruct_next_turn",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class NewTask:
+    """An instruction that joined the pool; `request` and `prompts` are those that brought it."""
+
+    id: str
+    instruction: str
+    source: Source
+    request: str
+    prompts: dict[str, str]
+
+
+class Examples:
+    """Seeds worked out as examples for the prompts: the same ones throughout a run, so that servers can cache them."""
+
+    def __init__(self, seeds: Sequence[SeedTask], seed: int) -> None:
+        random_ = random.Random(f"{seed}:examples")
+        labelled = _short_ones([task for task in seeds if task.is_classification], random_)
+        written = _short_ones([task for task in seeds if not task.is_classification], random_)
+        identified = labelled[:5] + written[:7]
+        random_.shuffle(identified)
+        self.identify = "\n".join(
+            f"{one_line(task.instruction)} -> {json.dumps({'classification': task.is_classification})}"
+            for task in identified
+        )
+        self.output_first = _blocks(labelled[:3], ("label", "input"))
+        with_input = [task for task in written if task.instances[0].input]
+        without = [task for task in written if not task.instances[0].input]
+        self.input_first = _blocks(
+            [*with_input[:2], *without[:1], *with_input[2:3], *without[1:2]], ("input", "output")
+        )
+        talks = [instance for task in seeds for instance in task.instances if instance.history]
+        self.conversation = "\n\n".join(_conversation([*talk.history, (talk.input, talk.output)]) for talk in talks[:2])
+
+
+class InstanceWriter:
+    """Writes the records of a task. What it is given at the start is all that shapes its requests."""
+
+    def __init__(
+        self,
+        prompts: Prompts,
+        examples: Examples,
+        *,
+        language: str,
+        classification_only: bool,
+        turns: int,
+        per_task: int,
+        max_tokens: int,
+        temperature: float | None,
+        top_p: float,
+        extra: JsonObject,
+    ) -> None:
+        self._prompts, self._examples, self._language = prompts, examples, language
+        self._classification_only, self._turns, self._per_task = classification_only, turns, per_task
+        self._max_tokens, self._temperature, self._top_p, self._extra = max_tokens, temperature, top_p, extra
+
+    async def write(self, task: NewTask, ask: Ask) -> Made:
+        """The task's candidates, or the one rejection that a reply which cannot be read becomes."""
+        trail = Trail(task, ask, dict(task.prompts), [task.request])
+        try:
+            is_classification = await self._identify(trail)
+            if self._classification_only and not is_classification:
+                return [self._rejection(trail, "instruction", "classification_only", "identified as generation")]
+            return await self._instances(trail, is_classification)
+        except Unreadable as unreadable:
+            ask.counts.unreadable += 1
+            return [self._rejection(trail, "reply", "parse", unreadable.detail, value=unreadable.reason)]
+
+    async def _identify(self, trail: Trail) -> bool:
+        prompt = self._fill(
+            trail, "self_instruct_identify", self._examples.identify, instruction=trail.task.instruction
+        )
+        schema = object_schema({"classification": {"type": "boolean"}})
+        request = Request(chat("", prompt), max_tokens=64, temperature=0.0, schema=schema, extra=self._extra)
+        value = read_value(await trail.asked(request), "classification")
+        if not isinstance(value, bool):
+            raise Unreadable("wrong_shape", f"'classification' is no truth value: {value!r}")
+        return value
+
+    async def _instances(self, trail: Trail, is_classification: bool) -> Made:
+        first, second = ("label", "input") if is_classification else ("input", "output")
+        template = "self_instruct_output_first" if is_classification else "self_instruct_input_first"
+        examples = self._examples.output_first if is_classification else self._examples.input_first
+        prompt = self._fill(trail, template, examples, instruction=trail.task.instruction, count=self._per_task)
+        fields = object_schema({first: {"type": "string"}, second: {"type": "string"}})
+        request = self._request(prompt, list_schema("instances", fields, self._per_task))
+        items = read_items(await trail.asked(request), "instances")
+        if not items.values:
+            raise Unreadable("no_instances", "the list of instances is empty")
+        made: Made = []
+        for number, value in enumerate(items.values[: self._per_task], 1):
+            cut = items.cut and number == len(items.values)
+            texts = _texts(value, (first, second), partial=cut)
+            if texts is None:
+                made.append(self._rejection(trail, "record", "parse", f"no {first} and {second}: {str(value)[:80]}"))
+                continue
+            input_, output = (texts[1], texts[0]) if is_classification else texts
+            kind: Task = "classification" if is_classification else "generation"
+            made.append(await self._candidate(trail, kind, input_.strip(), output.strip(), cut))
+        records = [candidate.record for candidate in made if isinstance(candidate, Candidate)]
+        return [
+            Candidate(entry.record, records, entry.cut) if isinstance(entry, Candidate) else entry for entry in made
+        ]
+
+    async def _candidate(self, trail: Trail, kind: Task, input_: str, output: str, cut: bool) -> Candidate | Rejection:
+        """One instance as a candidate; with `turns` above 1, as the conversation that goes on from it."""
+        instruction = trail.task.instruction
+        if self._turns == 1 or cut or not output:
+            return Candidate(self._record(trail, kind, instruction, input_, output), cut=cut)
+        turns: list[Turn] = [(f"{instruction}\n\n{input_}".strip(), output)]
+        branch = trail.branch()
+        while len(turns) < self._turns:
+            conversation = _conversation(turns)
+            prompt = self._fill(
+                branch, "self_instruct_next_turn", self._examples.conversation, conversation=conversation
+            )
+            schema = object_schema({"user": {"type": "string"}, "assistant": {"type": "string"}})
+            reply = await branch.asked(self._request(prompt, schema))
+            try:
+                turns.append((read_value(reply, "user").strip(), read_value(reply, "assistant").strip()))
+            except (Unreadable, AttributeError) as error:
+                branch.ask.counts.unreadable += 1
+                reason = error.reason if isinstance(error, Unreadable) else "wrong_shape"
+                return self._rejection(branch, "reply", "parse", f"turn {len(turns) + 1}: {error}", value=reason)
+        user, assistant = turns.pop()
+        return Candidate(self._record(branch, kind, user, "", assistant, turns))
+
+    def _record(
+        self, trail: Trail, kind: Task, instruction: str, input_: str, output: str, history: Sequence[Turn] = ()
+    ) -> Record:
+        return make_record(
+            instruction=instruction,
+            input=input_,
+            output=output,
+            history=history,
+            task=kind,
+            generator=GENERATOR,
+            model=trail.ask.model.identity,
+            language=self._language,
+            source=trail.task.source,
+            prompts=trail.prompts,
+            requests=trail.requests,
+        )
+
+    def _request(self, prompt: str, schema: JsonObject) -> Request:
+        return Request(
+            chat("", prompt),
+            max_tokens=self._max_tokens,
+            temperature=0.0 if self._temperature is None else self._temperature,  # 0, as published
+            top_p=self._top_p,
+            schema=schema,
+            extra=self._extra,
+        )
+
+    def _fill(self, trail: Trail, template: str, examples: str, **values: object) -> str:
+        trail.prompts |= self._prompts.hashes(template)
+        return self._prompts.fill(template, examples=examples, **values)
+
+    def _rejection(
+        self,
+        trail: Trail,
+        stage: Literal["reply", "instruction", "record"],
+        filter_: str,
+        reason: str,
+        value: str | None = None,
+    ) -> Rejection:
+        return Rejection(
+            stage=stage,
+            filter=filter_,
+            reason=reason,
+            value=value,
+            instruction=trail.task.instruction,
+            generator=GENERATOR,
+            model=trail.ask.model.identity,
+            language=self._language,
+            source=(trail.task.source,),
+            prompts=trail.prompts,
+            requests=tuple(trail.requests),
+        )
+
+
+@dataclass
+class Trail:
+    """What has led to a record so far: the task, the templates, the requests."""
+
+    task: NewTask
+    ask: Ask
+    prompts: dict[str, str]
+    requests: list[str]
+
+    async def asked(self, request: Request) -> Any:
+        self.requests.append(self.ask.key(request))
+        return await self.ask(request)
+
+    def branch(self) -> Trail:
+        """A trail that goes on from here without touching this one."""
+        return Trail(self.task, self.ask, dict(self.prompts), list(self.requests))
+
+
+# ---------------------------------------------------------------- schemas and texts
+
+
+def object_schema(properties: JsonObject) -> dict[str, Any]:
+    """A JSON schema of an object with exactly these properties, in this order."""
+    return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
+
+
+def list_schema(name: str, items: JsonObject, at_most: int) -> dict[str, Any]:
+    """A JSON schema of an object that holds one list."""
+    return object_schema({name: {"type": "array", "items": items, "minItems": 1, "maxItems": at_most}})
+
+
+def _texts(value: object, names: tuple[str, str], *, partial: bool) -> tuple[str, str] | None:
+    """The two texts of an instance; where the reply was cut off the second may be missing, and is empty."""
+    if not isinstance(value, dict):
+        return None
+    first, second = (value.get(name, "" if partial else None) for name in names)
+    if not isinstance(first, str) or not isinstance(second, str):
+        return None
+    return replace_surrogates(first), replace_surrogates(second)
+
+
+def _short_ones(tasks: list[SeedTask], random_: random.Random) -> list[SeedTask]:
+    """The shorter half in random order: an example is to show the form, and every token of it is paid each time."""
+    half = sorted(tasks, key=lambda task: sum(map(len, _written(task))))[: max(8, len(tasks) // 2)]
+    return random_.sample(half, len(half))
+
+
+def _written(task: SeedTask) -> Iterator[str]:
+    yield task.instruction
+    for instance in task.instances:
+        yield from (instance.input, instance.output)
+
+
+def _blocks(tasks: Sequence[SeedTask], names: tuple[str, str]) -> str:
+    """Tasks with their instances as the JSON that is asked for, fields in the order of `names`."""
+
+    def fields(instance: Instance) -> dict[str, str]:
+        values = {"input": instance.input, "output": instance.output, "label": instance.output}
+        return {name: values[name] for name in names}
+
+    return "\n\n".join(
+        f"{one_line(task.instruction)}\n"
+        + json.dumps({"instances": [fields(instance) for instance in task.instances]}, ensure_ascii=False)
+        for task in tasks
+    )
+
+
+def _conversation(turns: Sequence[Turn]) -> str:
+    return "\n".join(f"User: {user}\nAssistant: {assistant}" for user, assistant in turns)

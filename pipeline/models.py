@@ -1,0 +1,46 @@
+"""Which model answers: none named, the bundled one; a folder, that local model; a name, the endpoint."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from pipeline.endpoint import Endpoint
+from pipeline.errors import UsageError
+from pipeline.llm import Model
+from pipeline.local_model import LocalModel
+from pipeline.settings import GeneratorSettings
+
+LOCAL_HOSTS = {"localhost", "127.0.0.1", "::1", "0.0.0.0", "host.docker.internal"}
+
+
+def open_model(settings: GeneratorSettings, environment: Mapping[str, str] = os.environ) -> Model:
+    """The model the settings name. Nothing is loaded or sent yet.
+
+    Without `--model` it is the bundled one, whatever the environment holds, so that trying things out never spends.
+    """
+    if settings.model is None:
+        if settings.base_url is not None:
+            raise UsageError("--base-url needs --model NAME: which of the endpoint's models shall answer?")
+        return LocalModel.bundled(batch=settings.concurrency)
+    if settings.base_url is None and (_looks_like_a_path(settings.model) or Path(settings.model).is_dir()):
+        return LocalModel.from_directory(Path(settings.model), batch=settings.concurrency)
+    base_url = settings.base_url or environment.get("OPENAI_BASE_URL") or None
+    if base_url is not None and urlsplit(base_url).scheme not in ("http", "https"):
+        raise UsageError(f"--base-url {base_url!r}: not an http:// or https:// address.")
+    key = environment.get(settings.api_key_env, "")
+    if not key:
+        if base_url is None or urlsplit(base_url).hostname not in LOCAL_HOSTS:
+            host = urlsplit(base_url).hostname if base_url else "api.openai.com"
+            raise UsageError(
+                f"The model {settings.model!r} is asked at {host},"
+                f" which needs a key: set {settings.api_key_env}, or name another variable by --api-key-env."
+            )
+        key = "none"  # local servers take any
+    return Endpoint(settings.model, base_url=base_url, api_key=key, deadline_s=settings.deadline)
+
+
+def _looks_like_a_path(name: str) -> bool:
+    return name.startswith((".", "/", "~")) or name.endswith((os.sep, ".gguf"))

@@ -1,0 +1,128 @@
+"""The one type that travels the whole line: a `Record`, and its twin for what was turned away, a `Rejection`.
+
+Each is one JSON line in a run folder. docs/data-format.md says what every field holds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from pipeline.text import replace_surrogates
+
+Task = Literal["classification", "generation", "qa", "kg"]
+Turn = tuple[str, str]
+
+
+class Source(BaseModel):
+    """What a record came from: the seed tasks its prompt showed, and the kept instructions beside them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    prompt: int | None = Field(default=None, description="number of the instruction prompt, from 0")
+    seeds: tuple[str, ...] = Field(default=(), description="ids of the seed tasks shown")
+    pool: tuple[str, ...] = Field(default=(), description="ids of the kept instructions shown")
+
+
+class Record(BaseModel):
+    """One instruction with its answer. Build it with `make_record`, which gives it its id."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: str
+    instruction: str
+    input: str = Field(default="", description='"" when the instruction needs none')
+    output: str
+    history: tuple[Turn, ...] = Field(default=(), description="earlier [user, assistant] turns, oldest first")
+    task: Task
+    generator: str
+    model: str
+    language: str
+    source: tuple[Source, ...] = Field(description="several when exact duplicates were merged")
+    prompts: dict[str, str] = Field(description="template name -> hash of its text")
+    requests: tuple[str, ...] = Field(description="journal keys of the requests that led here")
+    scores: dict[str, float] = Field(default_factory=dict, description="filter name -> value")
+
+
+class Neighbour(BaseModel):
+    """What a rejected candidate collided with."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: str
+    text: str
+
+
+class Rejection(BaseModel):
+    """A candidate that was turned away, with the reason; fields that were not reached yet are empty."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    stage: Literal["reply", "instruction", "record"]
+    filter: str = Field(description='name of the filter, or "parse" where a reply could not be read')
+    reason: str = Field(description="one sentence")
+    value: float | str | None = None
+    threshold: float | None = None
+    neighbour: Neighbour | None = None
+
+    id: str = ""
+    instruction: str = ""
+    input: str = ""
+    output: str = ""
+    history: tuple[Turn, ...] = ()
+    task: Task | None = None
+    generator: str
+    model: str
+    language: str = ""
+    source: tuple[Source, ...] = ()
+    prompts: dict[str, str] = Field(default_factory=dict)
+    requests: tuple[str, ...] = ()
+    scores: dict[str, float] = Field(default_factory=dict)
+
+
+def content_id(*parts: str) -> str:
+    """A stable id for texts: 32 hex digits of SHA-256, each part preceded by its length."""
+    digest = hashlib.sha256()
+    for part in parts:
+        data = part.encode()
+        digest.update(b"%d:" % len(data) + data)
+    return digest.hexdigest()[:32]
+
+
+def make_record(
+    *,
+    instruction: str,
+    output: str,
+    task: Task,
+    generator: str,
+    model: str,
+    language: str,
+    source: Source,
+    prompts: dict[str, str],
+    requests: Sequence[str],
+    input: str = "",
+    history: Sequence[Turn] = (),
+) -> Record:
+    """A record with its id: a hash of generator, instruction, input, output and history, and of nothing else.
+
+    This is the border at which lone surrogates become U+FFFD.
+    """
+    instruction, input, output = (replace_surrogates(text) for text in (instruction, input, output))
+    turns = tuple((replace_surrogates(user), replace_surrogates(assistant)) for user, assistant in history)
+    return Record(
+        id=content_id(generator, instruction, input, output, *(text for turn in turns for text in turn)),
+        instruction=instruction,
+        input=input,
+        output=output,
+        history=turns,
+        task=task,
+        generator=generator,
+        model=model,
+        language=language,
+        source=(source,),
+        prompts=prompts,
+        requests=tuple(requests),
+    )

@@ -1,0 +1,251 @@
+"""The one loop: items in, records out, folded in item order whatever the concurrency and however often it stopped.
+
+    async for item in generator.items(...):     many items at once …
+        generator.make(item, ask)               … each asks what it needs …
+    fold                                        … and the results are judged one after the other, in item order
+
+The loop runs from the start every time. What is in the journal costs nothing, so a run that was killed, a larger
+target and a changed filter all mean the same: run the loop again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+from pipeline.ask import Ask
+from pipeline.errors import StopRun
+from pipeline.filters import Candidate, Filter, Found, first_objection
+from pipeline.records import Record, Rejection
+from pipeline.run_folder import DerivedFiles
+
+Item = TypeVar("Item")
+Made = list[Candidate | Rejection]
+
+PUBLISH_EVERY_S = 60.0
+PUBLISHING_SHARE = 0.02  # of the run's time, at most
+GIVE_UP_AFTER = 200  # items in a row that brought no kept record
+ITEMS_A_SLOT = 2  # items being made for each request in flight, so that there is always one to send
+WAITING_A_SLOT = 32  # items made or being made behind a slow first one, before it holds up the others
+
+
+class Outlook:
+    """How many more items the loop expects to need: what a chain of prompts may usefully run ahead."""
+
+    def __init__(self, target: int | None) -> None:
+        self.target = target
+        self.kept = 0
+        self.folded = 0  # items
+        self.under_way = 0  # items
+
+    @property
+    def wanted(self) -> float:
+        """Items beyond those under way; infinite without a target."""
+        if self.target is None:
+            return float("inf")
+        kept_an_item = (self.kept + 1) / (self.folded + 1)  # one success ahead, so that a bad start is no zero
+        return (self.target - self.kept) / kept_an_item - self.under_way
+
+
+class Generator(Protocol[Item]):
+    """Where records come from. `shaping` names everything that enters its requests, JSON-ready."""
+
+    name: str
+    shaping: dict[str, Any]
+
+    def items(self, ask: Ask, outlook: Outlook) -> AsyncIterator[Item | Rejection]:
+        """The items in their order; a Rejection stands where an item would have been."""
+
+    async def make(self, item: Item, ask: Ask) -> Made:
+        """One item's candidates. It may depend on nothing but the item and the settings."""
+
+
+@dataclass
+class Tally:
+    """What the fold has counted so far."""
+
+    kept: int = 0
+    rejected: Counter[str] = field(default_factory=Counter)  # filter -> candidates
+    reasons: Counter[str] = field(default_factory=Counter)  # "filter: reason" of replies that could not be read
+    merged: int = 0  # exact duplicates of an earlier candidate
+    kept_by_task: Counter[str] = field(default_factory=Counter)
+
+
+class Line:
+    """One run of a generator into a folder's derived files."""
+
+    def __init__(
+        self,
+        generator: Generator[Any],
+        ask: Ask,
+        files: DerivedFiles,
+        *,
+        filters: list[Filter[Candidate]],
+        target: int | None,
+        concurrency: int,
+        summarize: Callable[[Tally], Awaitable[dict[str, Any]]],
+        progress: Callable[[Tally], None],
+    ) -> None:
+        self.tally = Tally()
+        self._generator, self._ask, self._files, self._filters = generator, ask, files, filters
+        self._target, self._concurrency = target, concurrency
+        self._summarize, self._progress = summarize, progress
+        self._outlook = Outlook(target)
+        self._seen: set[str] = set()
+        self._being_made = 0
+        self._barren = 0  # items folded since a record was kept
+        self._published_at = time.monotonic()
+        self._publishing_s = 0.0
+
+    async def run(self) -> StopRun | None:
+        """Fold items until the target is reached or they end. Returns why it stopped early, None where it did not.
+
+        Whatever the reason, the records are the fold of the longest complete prefix of the items.
+        """
+        pending: deque[asyncio.Task[Made] | Rejection] = deque()
+        ticker = asyncio.create_task(self._tick())
+        try:
+            stopped = await self._drive(pending)
+        finally:
+            self._ask.stop(StopRun("the run is over"))  # what waits for its turn is not sent any more
+            rest = [ticker, *(entry for entry in pending if not isinstance(entry, Rejection))]
+            for task in rest:
+                task.cancel()
+            await asyncio.gather(*rest, return_exceptions=True)
+            await self._ask.drain()
+        await self._publish()
+        return stopped
+
+    async def _drive(self, pending: deque[asyncio.Task[Made] | Rejection]) -> StopRun | None:
+        items = self._generator.items(self._ask, self._outlook)
+        pull: asyncio.Task[Any] | None = None
+        source_stopped: StopRun | None = None
+        exhausted = False
+        try:
+            while True:
+                try:
+                    if self._fold_what_is_done(pending):
+                        return None
+                except StopRun as stop:
+                    return stop  # the complete prefix ends here
+                self._outlook.under_way = len(pending)
+                if pull is None and not exhausted and self._has_room(len(pending)):
+                    pull = asyncio.create_task(anext(items, None))
+                head = pending[0] if pending else None
+                waits = [task for task in (pull, head) if isinstance(task, asyncio.Task)]
+                if not waits:
+                    return source_stopped
+                await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+                if pull is not None and pull.done():
+                    try:
+                        item = pull.result()
+                    except StopRun as stop:
+                        source_stopped, item = stop, None
+                    pull, exhausted = None, item is None
+                    if item is not None:
+                        pending.append(item if isinstance(item, Rejection) else self._begin(item))
+        finally:
+            if pull is not None:
+                pull.cancel()
+                await asyncio.gather(pull, return_exceptions=True)
+            await items.aclose()  # type: ignore[attr-defined]
+
+    def _has_room(self, waiting: int) -> bool:
+        return not waiting or (
+            self._being_made < ITEMS_A_SLOT * self._concurrency
+            and waiting < WAITING_A_SLOT * self._concurrency
+            and self._outlook.wanted > 0
+        )
+
+    def _begin(self, item: Any) -> asyncio.Task[Made]:
+        task = asyncio.ensure_future(self._generator.make(item, self._ask))
+        self._being_made += 1
+        task.add_done_callback(self._one_made)
+        return task
+
+    def _one_made(self, _: object) -> None:
+        self._being_made -= 1
+
+    # ---------------------------------------------------------------- the fold
+
+    def _fold_what_is_done(self, pending: deque[asyncio.Task[Made] | Rejection]) -> bool:
+        """Fold from the head while results are there. Returns whether the run is over."""
+        while pending:
+            head = pending[0]
+            if isinstance(head, Rejection):
+                self._reject(head)
+            elif not head.done():
+                return False
+            else:
+                self._fold(head.result())
+            pending.popleft()
+            if self.tally.kept == self._target or self._barren >= GIVE_UP_AFTER:
+                return True
+        return False
+
+    def _fold(self, made: Made) -> None:
+        """Judge one item's candidates in order, until the target is reached."""
+        kept_before = self.tally.kept
+        for candidate in made:
+            if self.tally.kept == self._target:
+                break
+            if isinstance(candidate, Rejection):
+                self._reject(candidate)
+            elif candidate.record.id in self._seen:
+                self.tally.merged += 1
+                self._files.merge(candidate.record.id, candidate.record.source[0])
+            else:
+                self._judge(candidate)
+        self._outlook.kept = self.tally.kept
+        self._outlook.folded += 1
+        self._barren = 0 if self.tally.kept > kept_before else self._barren + 1
+
+    def _judge(self, candidate: Candidate) -> None:
+        record = candidate.record
+        self._seen.add(record.id)
+        objection = first_objection(self._filters, candidate)
+        if objection is None:
+            self._files.keep(record)
+            self.tally.kept += 1
+            self.tally.kept_by_task[record.task] += 1
+        else:
+            self._reject(rejection_of(record, *objection))
+
+    def _reject(self, rejection: Rejection) -> None:
+        self._files.reject(rejection)
+        self.tally.rejected[rejection.filter] += 1
+        if rejection.stage == "reply":
+            self.tally.reasons[str(rejection.value)] += 1
+
+    # ---------------------------------------------------------------- showing and publishing
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(0.5)
+            self._progress(self.tally)
+            due_s = max(PUBLISH_EVERY_S, self._publishing_s / PUBLISHING_SHARE)
+            if time.monotonic() - self._published_at > due_s:
+                await self._publish()
+
+    async def _publish(self) -> None:
+        started = time.monotonic()
+        self._files.publish(await self._summarize(self.tally))
+        self._published_at = time.monotonic()
+        self._publishing_s = self._published_at - started
+
+
+def rejection_of(record: Record, filter_: Filter[Any], found: Found) -> Rejection:
+    """A finished record as the rejection that a filter made of it."""
+    return Rejection(
+        stage="record",
+        filter=filter_.name,
+        reason=found.reason,
+        value=found.value,
+        threshold=filter_.threshold,
+        neighbour=found.neighbour,
+        **record.model_dump(),
+    )

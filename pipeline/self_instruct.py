@@ -1,0 +1,247 @@
+"""Self-Instruct: from seed tasks to instruction data (Wang et al. 2023).
+
+    python -m pipeline.self_instruct --seeds seeds/175.jsonl --target 100
+    python -m pipeline.self_instruct --seeds mine.jsonl --model gpt-4o-mini --target 5000
+    python -m pipeline.self_instruct --seeds seeds/175_zh.jsonl --classification-only
+
+The line, twice. First prompts of eight tasks (six seeds, two kept ones) bring new instructions; what the filters
+keep joins the pool that later prompts draw from. Then each instruction, on its own, is identified as
+classification or not and gets its instances: the label first, then an input for it; or the input, then its output.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import re
+import sys
+from collections import deque
+from collections.abc import AsyncIterator, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline import filters, instances
+from pipeline.ask import Ask
+from pipeline.cli import run_command
+from pipeline.errors import UsageError
+from pipeline.filters import NewInstruction
+from pipeline.instances import Examples, InstanceWriter, NewTask, list_schema
+from pipeline.llm import Reply, Request, chat
+from pipeline.novelty import NoveltyIndex
+from pipeline.parsing import Unreadable, read_items
+from pipeline.prompts import Prompts
+from pipeline.records import Rejection, Source, content_id
+from pipeline.run import Made, Outlook
+from pipeline.seed_tasks import SeedTask, fingerprint, load_seed_tasks
+from pipeline.settings import GeneratorSettings, setting
+from pipeline.text import language_of, one_line, replace_surrogates
+
+WRITING_TEMPERATURE = 0.7  # of new instructions, as published
+SHAPING_VERSION = 1  # of the code below that builds prompts, samples the pool and reads instructions
+SEEDS_SHOWN, POOL_SHOWN = 6, 2  # tasks in an instruction prompt
+BARREN_PROMPTS = 30  # prompts in a row without a new instruction, after which the chain ends
+
+
+class SelfInstructSettings(GeneratorSettings):
+    """The shared settings, and Self-Instruct's own."""
+
+    out: Path = setting(Path("outputs/self_instruct"), "running", "the run folder", metavar="DIR")
+    target: int | None = setting(100, "running", "kept records to end with", gt=0)
+    seeds: Path = setting(Path("seeds/175.jsonl"), "running", "the seed tasks, one JSON object a line", metavar="FILE")
+    classification_only: bool = setting(False, "shaping", "classification tasks alone, from classification seeds")
+    turns: int = setting(1, "shaping", "user turns of a record; more than one makes `history`", gt=0, le=10)
+    per_prompt: int = setting(8, "shaping", "new instructions asked for in a prompt", gt=0, le=30)
+    per_task: int = setting(5, "shaping", "instances asked for of a task", gt=0, le=20)
+    window: int = setting(8, "shaping", "how many prompts the pool may lag behind, at most", gt=0, le=256)
+    max_tokens: int = setting(1024, "shaping", "of a reply", gt=15)
+
+
+class SelfInstruct:
+    """A `run.Generator` whose items are the instructions it keeps."""
+
+    name = "self_instruct"
+
+    def __init__(self, settings: SelfInstructSettings) -> None:
+        seeds = load_seed_tasks(settings.seeds)
+        if settings.classification_only:
+            seeds = [task for task in seeds if task.is_classification]
+            if not seeds:
+                raise UsageError(f"{settings.seeds}: --classification-only, but no seed has is_classification true.")
+        self._settings = settings
+        self._seeds = {task.id: task for task in seeds}
+        self._language: str = settings.language
+        if settings.language == "auto":
+            self._language = language_of("\n".join(task.instruction for task in seeds))
+        self._prompts = Prompts(self._language, settings.prompts)
+        self._template = "self_instruct_classification_tasks" if settings.classification_only else "self_instruct_tasks"
+        self._writer = InstanceWriter(
+            self._prompts,
+            Examples(seeds, settings.seed),
+            language=self._language,
+            classification_only=settings.classification_only,
+            turns=settings.turns,
+            per_task=settings.per_task,
+            max_tokens=settings.max_tokens,
+            temperature=settings.temperature,
+            top_p=settings.top_p,
+            extra=settings.extra_body,
+        )
+        self._filters = filters.chosen(filters.INSTRUCTION, settings.filters)
+        self._pool = Pool(seeds, next((f.threshold for f in self._filters if f.name == "novelty"), None))
+        self.shaping: dict[str, Any] = {
+            "seeds": fingerprint(seeds),
+            "language": self._language,
+            "templates": self._prompts.hashes(self._template, *instances.TEMPLATES),
+            "pool_rules": {f.name: f.threshold for f in self._filters},
+            "code": SHAPING_VERSION,
+        }
+
+    # ---------------------------------------------------------------- first line: prompts -> instructions
+
+    async def items(self, ask: Ask, outlook: Outlook) -> AsyncIterator[NewTask | Rejection]:
+        """The kept instructions, prompt by prompt, with the rejected ones where they stood.
+
+        Prompt i draws from what prompts 0 … i - lag brought, lag = min(window, 1 + i // 2), even where later ones
+        are known by then: so the pool does not depend on concurrency, and even a small run feeds back.
+        """
+        under_way: deque[tuple[Source, str, asyncio.Task[Reply]]] = deque()
+        pool_sizes = [0]  # before prompt 0, after prompt 0, after prompt 1 …
+        asked = barren = 0
+        try:
+            while barren < BARREN_PROMPTS:
+                while asked + 1 - min(self._settings.window, 1 + asked // 2) < len(pool_sizes) and (
+                    not under_way or len(under_way) * self._kept_a_prompt(len(pool_sizes) - 1) < outlook.wanted
+                ):
+                    seen = asked + 1 - min(self._settings.window, 1 + asked // 2)  # prompts it may draw from
+                    source = self._draw(asked, self._pool.ids[: pool_sizes[seen]])
+                    request = self._instruction_request(source)
+                    reply = asyncio.ensure_future(ask(request, retry=False))  # asked anew, it would change the pool
+                    under_way.append((source, ask.key(request), reply))
+                    asked += 1
+                source, key, reply = under_way[0]
+                for entry in self._read_instructions(await reply, source, key, ask):
+                    yield entry
+                under_way.popleft()
+                pool_sizes.append(len(self._pool.ids))
+                barren = 0 if pool_sizes[-1] > pool_sizes[-2] else barren + 1
+        finally:
+            for _, _, reply in under_way:
+                reply.cancel()
+            await asyncio.gather(*(reply for _, _, reply in under_way), return_exceptions=True)
+
+    def _kept_a_prompt(self, folded: int) -> float:
+        """New instructions to expect of a prompt; before there is any experience, half of what is asked for."""
+        return max(1.0, len(self._pool.ids) / folded) if folded else self._settings.per_prompt / 2
+
+    def _draw(self, number: int, pool: Sequence[str]) -> Source:
+        """What the prompt of this number shows: six seeds and two of the pool, or eight seeds while it is empty."""
+        random_ = random.Random(f"{self._settings.seed}:{number}")
+        kept = random_.sample(pool, min(POOL_SHOWN, len(pool)))
+        wanted = SEEDS_SHOWN + POOL_SHOWN - len(kept)
+        seeds = random_.sample(list(self._seeds), min(wanted, len(self._seeds)))
+        return Source(prompt=number, seeds=tuple(seeds), pool=tuple(kept))
+
+    def _instruction_request(self, source: Source) -> Request:
+        shown = [self._seeds[id_].instruction for id_ in source.seeds] + [self._pool.texts[id_] for id_ in source.pool]
+        random.Random(f"{self._settings.seed}:{source.prompt}:order").shuffle(shown)
+        tasks = "\n".join(f"{number}. {one_line(text)}" for number, text in enumerate(shown, 1))
+        count = self._settings.per_prompt
+        return Request(
+            chat("", self._prompts.fill(self._template, tasks=tasks, count=count)),
+            max_tokens=self._settings.max_tokens,
+            temperature=WRITING_TEMPERATURE if self._settings.temperature is None else self._settings.temperature,
+            top_p=self._settings.top_p,
+            schema=list_schema("instructions", {"type": "string"}, count),
+            sample=source.prompt or 0,
+            extra=self._settings.extra_body,
+        )
+
+    def _read_instructions(self, reply: Reply, source: Source, key: str, ask: Ask) -> Iterator[NewTask | Rejection]:
+        """A reply's instructions, judged one after the other; what is kept is in the pool for the next one."""
+        known: dict[str, Any] = {
+            "source": (source,),
+            "requests": (key,),
+            "prompts": self._prompts.hashes(self._template),
+        }
+        try:
+            items = read_items(reply, "instructions")
+        except Unreadable as unreadable:
+            ask.counts.unreadable += 1
+            rejection = self._reject_instruction(ask.model.identity, "parse", unreadable.detail, **known)
+            yield rejection.model_copy(update={"stage": "reply", "value": unreadable.reason})
+            return
+        for number, value in enumerate(items.values, 1):
+            if items.cut and number == len(items.values):
+                known["instruction"] = replace_surrogates(str(value))
+                yield self._reject_instruction(ask.model.identity, "cut_off", "cut off by the token limit", **known)
+                continue
+            if not isinstance(value, str):
+                yield self._reject_instruction(ask.model.identity, "parse", f"no text: {str(value)[:80]}", **known)
+                continue
+            instruction = clean_instruction(value)
+            seen = NewInstruction(instruction, self._pool.index, self._pool.texts)
+            objection = filters.first_objection(self._filters, seen)
+            if objection is None:
+                yield NewTask(self._pool.add(instruction), instruction, source, key, known["prompts"])
+                continue
+            filter_, found = objection
+            yield self._reject_instruction(
+                ask.model.identity, filter_.name, found.reason, value=found.value, threshold=filter_.threshold,
+                neighbour=found.neighbour, **known, instruction=instruction,
+            )  # fmt: skip
+
+    # ---------------------------------------------------------------- second line: instruction -> instances
+
+    async def make(self, item: NewTask, ask: Ask) -> Made:
+        return await self._writer.write(item, ask)
+
+    # ---------------------------------------------------------------- rejections
+
+    def _reject_instruction(self, model: str, filter_: str, reason: str, **known: Any) -> Rejection:
+        return Rejection(
+            stage="instruction", filter=filter_, reason=reason, generator=self.name, model=model,
+            language=self._language, **known,
+        )  # fmt: skip
+
+
+class Pool:
+    """The instructions kept so far: what later prompts draw from, and what novelty is measured against.
+
+    Seeds count for novelty too, but are drawn by themselves; `ids` holds the kept ones alone, in their order.
+    """
+
+    def __init__(self, seeds: Sequence[SeedTask], threshold: float | None) -> None:
+        self.index = NoveltyIndex(0.7 if threshold is None else threshold)
+        self.texts: dict[str, str] = {}
+        self.ids: list[str] = []
+        for task in seeds:
+            self.index.add(task.instruction, task.id)
+            self.texts[task.id] = task.instruction
+
+    def add(self, instruction: str) -> str:
+        """Take an instruction in; returns its id."""
+        id_ = content_id("instruction", instruction)
+        if id_ not in self.texts:  # with novelty off, an instruction may come again
+            self.index.add(instruction, id_)
+            self.texts[id_] = instruction
+            self.ids.append(id_)
+        return id_
+
+
+_NUMBERING = re.compile(r"^\s*(?:(?:task\s*)?\d{1,3}\s?[.):、]|[-*•])\s+", re.IGNORECASE)
+
+
+def clean_instruction(text: str) -> str:
+    """The text on one line, without the number or bullet a model may have put before it; case is left alone."""
+    return one_line(_NUMBERING.sub("", replace_surrogates(text)))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    return run_command(
+        SelfInstructSettings, argv, command="pipeline.self_instruct", about=__doc__ or "", prepare=SelfInstruct
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,207 @@
+"""Settings: one pydantic model a command, from which come its flags, its --help, its TOML keys and its config.json.
+
+Every setting is of one kind, and its kind says what changing it on an existing run folder means:
+
+    shaping    it enters a request: exit 2, unless --accept-changes
+    deriving   it acts after the last request: free
+    running    it changes nothing about the data: free
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from pipeline import filters
+from pipeline.errors import UsageError
+
+Kind = Literal["shaping", "deriving", "running"]
+
+
+def setting(default: Any, kind: Kind, help: str, *, metavar: str = "", **bounds: Any) -> Any:
+    """A field of a settings model; `help` is its line in --help, `bounds` are pydantic's (gt, ge, le …)."""
+    return Field(default, description=help, json_schema_extra={"kind": kind, "metavar": metavar}, **bounds)
+
+
+# ---------------------------------------------------------------- values with a form of their own
+
+
+def _json_object(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError as error:
+        raise ValueError(f"not JSON ({error})") from error
+
+
+def _filter_settings(value: object) -> object:
+    """ "keywords=off,novelty=0.6" as {"keywords": False, "novelty": 0.6}."""
+    if not isinstance(value, str):
+        return value
+    result: dict[str, float | bool] = {}
+    for part in filter(None, (part.strip() for part in value.split(","))):
+        name, equals, wanted = part.partition("=")
+        if not equals:
+            raise ValueError(f"{part!r} is not NAME=on, NAME=off or NAME=THRESHOLD")
+        if wanted in ("on", "off"):
+            result[name] = wanted == "on"
+        else:
+            try:
+                result[name] = float(wanted)
+            except ValueError:
+                raise ValueError(f"{part!r}: {wanted!r} is neither on, off, nor a number") from None
+    return result
+
+
+def _known_filters(value: dict[str, float | bool]) -> dict[str, float | bool]:
+    for name, wanted in value.items():
+        if name not in filters.THRESHOLDS:
+            raise ValueError(f"there is no filter {name!r}; {nearest(name, filters.THRESHOLDS)}")
+        if not isinstance(wanted, bool) and filters.THRESHOLDS[name] is None:
+            raise ValueError(f"the filter {name!r} has no threshold; it takes on or off")
+        if name == "novelty" and not isinstance(wanted, bool) and not 0 <= wanted < 1:
+            raise ValueError("novelty's threshold lies from 0 to below 1")
+    return value
+
+
+FilterSettings = Annotated[
+    dict[str, bool | float], BeforeValidator(_filter_settings), AfterValidator(_known_filters)
+]  # fmt: skip
+JsonSetting = Annotated[dict[str, Any], BeforeValidator(_json_object)]
+
+
+# ---------------------------------------------------------------- what all generators share
+
+
+class GeneratorSettings(BaseModel):
+    """The flags of every generator; a command adds its own in a subclass."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    out: Path = setting(Path(), "running", "the run folder", metavar="DIR")
+    model: str | None = setting(None, "running", "a folder (local), a name (endpoint); none: the bundled model")
+    base_url: str | None = setting(
+        None, "running", "the endpoint; OPENAI_BASE_URL counts when a model is named", metavar="URL"
+    )
+    api_key_env: str = setting("OPENAI_API_KEY", "running", "the variable that holds the key", metavar="NAME")
+    extra_body: JsonSetting = setting(
+        {}, "shaping", "put into every request, say to switch thinking off", metavar="JSON"
+    )
+    temperature: float | None = setting(None, "shaping", "of what is written (none: each stage's own)", ge=0, le=2)
+    top_p: float = setting(1.0, "shaping", "nucleus sampling", gt=0, le=1)
+    language: Literal["auto", "en", "zh"] = setting("auto", "shaping", "of prompts and records (auto: the source's)")
+    prompts: Path | None = setting(
+        None, "running", "your own templates, by name; they replace the shipped ones", metavar="DIR"
+    )
+    seed: int = setting(0, "shaping", "of every random choice")
+    target: int | None = setting(None, "running", "kept records to end with", gt=0)
+    filters: FilterSettings = setting(
+        {}, "running", "filters off, or thresholds: keywords=off,too_short=2", metavar="NAME=…"
+    )
+    concurrency: int = setting(32, "running", "requests in flight at most", gt=0, le=1000)
+    deadline: float = setting(300.0, "running", "for one call, in seconds", gt=0)
+    max_requests: int | None = setting(None, "running", "sent at most, counting all this folder ever sent", gt=0)
+
+
+Settings = TypeVar("Settings", bound=GeneratorSettings)
+
+
+def parse(
+    model: type[Settings], argv: Sequence[str] | None, *, command: str, about: str
+) -> tuple[Settings, argparse.Namespace]:
+    """Settings from --config FILE.toml and the flags, which win; and the switches that are no settings.
+
+    Raises UsageError for an unknown key (naming the nearest), a wrong value, or a file that cannot be read.
+    argparse itself exits 2 for a flag it does not know.
+    """
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {command}", description=about, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    for name, field in model.model_fields.items():
+        extra: Any = field.json_schema_extra
+        default = (
+            f" [{field.default}]" if field.default not in (None, {}, Path()) and field.annotation is not bool else ""
+        )
+        options: dict[str, Any] = {
+            "default": argparse.SUPPRESS,
+            "help": f"{field.description}{default}".replace("%", "%%"),
+        }
+        if field.annotation is bool:
+            options["action"] = argparse.BooleanOptionalAction
+        else:
+            options["metavar"] = extra["metavar"] or _metavar(field.annotation)
+        parser.add_argument(f"--{name.replace('_', '-')}", **options)
+    switches = parser.add_argument_group("switches")
+    switches.add_argument("--config", metavar="FILE", type=Path, help="a TOML file with the same keys; flags win")
+    switches.add_argument(
+        "--accept-changes", action="store_true", help="go on in a folder made with other shaping settings"
+    )
+    switches.add_argument("--offline", action="store_true", help="send nothing: derive the records from what is stored")
+    switches.add_argument("--retry-failed", action="store_true", help="ask again what failed for good")
+    switches.add_argument("--json", action="store_true", help="print the summary as JSON on stdout")
+    arguments = parser.parse_args(argv)
+    flags = {name: value for name, value in vars(arguments).items() if name in model.model_fields}
+    values = read_toml(arguments.config, model) | flags
+    try:
+        return model.model_validate(values), arguments
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0]) if first["loc"] else ""
+        where = f"--{name.replace('_', '-')}" if name in flags else f"{arguments.config}, {name}"
+        said = re.sub(r"^Value error, ", "", first["msg"])
+        raise UsageError(f"{where}: {said} (given: {first['input']!r}).") from error
+
+
+def read_toml(path: Path | None, model: type[GeneratorSettings]) -> dict[str, Any]:
+    """The keys of a config file, hyphens made underscores."""
+    if path is None:
+        return {}
+    try:
+        keys = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror}).") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: not TOML ({error}).") from error
+    values = {name.replace("-", "_"): value for name, value in keys.items()}
+    for name in values:
+        if name not in model.model_fields:
+            raise UsageError(f"{path}: there is no setting {name!r}; {nearest(name, model.model_fields)}")
+    return values
+
+
+def shaping(settings: GeneratorSettings) -> dict[str, Any]:
+    """The settings that enter a request, JSON-ready."""
+    names = [n for n, f in type(settings).model_fields.items() if f.json_schema_extra["kind"] == "shaping"]  # type: ignore[index]
+    dumped = settings.model_dump(mode="json")
+    return {name: dumped[name] for name in names}
+
+
+def resolved(settings: GeneratorSettings) -> dict[str, Any]:
+    """All settings, JSON-ready, for config.json. It holds no key: only the name of the variable that holds it."""
+    dumped = settings.model_dump(mode="json")
+    if settings.base_url and urlsplit(settings.base_url).username is not None:
+        dumped["base_url"] = "(an address with a password in it, not written down)"
+    return dumped
+
+
+def nearest(name: str, names: Mapping[str, object]) -> str:
+    """A half sentence that names the nearest of `names`."""
+    found = difflib.get_close_matches(name, names, n=1, cutoff=0.0)
+    return f"the nearest is {found[0]!r}"
+
+
+def _metavar(annotation: Any) -> str:
+    if get_origin(annotation) is Literal:
+        return "|".join(get_args(annotation))
+    names = {int: "N", float: "X", str: "NAME", Path: "PATH"}
+    return next((names[part] for part in (annotation, *get_args(annotation)) if part in names), "VALUE")
