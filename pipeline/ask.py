@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from pipeline import endpoint, local_model
 from pipeline.errors import BudgetReached, EndpointError, StopRun
 from pipeline.journal import Ended, Journal, Stored
-from pipeline.llm import Model, ParameterRefused, Reply, Request, RequestFailed, chat
+from pipeline.llm import Model, ParameterRefused, Reply, Request, RequestFailed
 from pipeline.text import strip_thinking
 
 if TYPE_CHECKING:
@@ -223,7 +223,7 @@ class Ask:
     async def _probe(self, failure: RequestFailed) -> None:
         """Send the smallest request there is, to learn whether the endpoint answers anything at all."""
         self._require_permission()
-        probe = Request(chat("", "Say OK."), max_tokens=1, sample=self._number)
+        probe = Request((("user", "Say OK."),), max_tokens=1, sample=self._number)
         body = probe.body(self.model.identity)
         number, attempt = await self._begin(hashlib.sha256(body).hexdigest(), body)
         try:

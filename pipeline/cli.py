@@ -186,14 +186,15 @@ class _Run:
             _say(f"{stopped} Go on with: {self.again}")
             return stopped.exit_code
         if self.settings.target is not None and tally.kept < self.settings.target:
-            _say(
-                f"Short of the target of {self.settings.target}: all there is, or {GIVE_UP_AFTER} items in a row, gave nothing new."
-            )
+            _say(f"Short of the target: all there is, or {GIVE_UP_AFTER} items in a row, gave no more.")
             _say(
                 f"Next: read {self.folder / 'rejected.jsonl'}; change --filters, --seed or the model; then {self.again}"
             )
             return SHORT
-        if summary["failed"] or not tally.kept:
+        if not tally.kept:
+            _say(f"Nothing was kept; {self.folder / 'rejected.jsonl'} says why. Then again: {self.again}")
+            return SHORT
+        if summary["failed"]:
             _say(
                 f"Next: {summary['failed']} requests failed for good; ask them again with: {self.again} --retry-failed"
             )

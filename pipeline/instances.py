@@ -9,21 +9,23 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from itertools import zip_longest
+from typing import Any
 
 from pipeline.ask import Ask
 from pipeline.filters import Candidate
-from pipeline.llm import JsonObject, Request, chat
+from pipeline.llm import JsonObject, Request
 from pipeline.parsing import Unreadable, read_items, read_value
 from pipeline.prompts import Prompts
-from pipeline.records import Record, Rejection, Source, Task, Turn, make_record
+from pipeline.records import PromptSource, Record, Rejection, Stage, Task, Turn, make_record
 from pipeline.run import Made
 from pipeline.seed_tasks import Instance, SeedTask
-from pipeline.text import one_line, replace_surrogates
+from pipeline.text import replace_surrogates
 
 GENERATOR = "self_instruct"
+WRITING_TEMPERATURE, WRITING_TOP_P = 0.7, 0.9  # the original's 0 makes small models echo (docs/decisions.md)
 TEMPLATES = (
     "self_instruct_identify",
     "self_instruct_output_first",
@@ -38,32 +40,43 @@ class NewTask:
 
     id: str
     instruction: str
-    source: Source
+    source: PromptSource
     request: str
     prompts: dict[str, str]
 
 
+Example = tuple[Mapping[str, object], str]  # the values of a template's `# user`, and the answer
+
+
 class Examples:
-    """Seeds worked out as examples for the prompts: the same ones throughout a run, so that servers can cache them."""
+    """Seeds worked out as examples: the same ones throughout a run, so that servers can cache them."""
 
     def __init__(self, seeds: Sequence[SeedTask], seed: int) -> None:
         random_ = random.Random(f"{seed}:examples")
         labelled = _short_ones([task for task in seeds if task.is_classification], random_)
         written = _short_ones([task for task in seeds if not task.is_classification], random_)
-        identified = labelled[:5] + written[:7]
-        random_.shuffle(identified)
-        self.identify = "\n".join(
-            f"{one_line(task.instruction)} -> {json.dumps({'classification': task.is_classification})}"
-            for task in identified
-        )
-        self.output_first = _blocks(labelled[:3], ("label", "input"))
         with_input = [task for task in written if task.instances[0].input]
         without = [task for task in written if not task.instances[0].input]
-        self.input_first = _blocks(
-            [*with_input[:2], *without[:1], *with_input[2:3], *without[1:2]], ("input", "output")
-        )
-        talks = [instance for task in seeds for instance in task.instances if instance.history]
-        self.conversation = "\n\n".join(_conversation([*talk.history, (talk.input, talk.output)]) for talk in talks[:2])
+        pairs = zip_longest(written[:6], labelled[:6])  # one of each in turn: a small model copies what comes often
+        self.identify: Sequence[Example] = [
+            ({"instruction": task.instruction}, json.dumps({"classification": task.is_classification}))
+            for pair in pairs
+            for task in pair
+            if task is not None
+        ]
+        self.output_first = [_worked_out(task, ("label", "input")) for task in labelled[:3]]
+        self.input_first = [
+            _worked_out(task, ("input", "output")) for task in (*without[:1], *with_input[:2], *without[1:2])
+        ]
+        self.next_turn: Sequence[Example] = [
+            (
+                {"conversation": _conversation(instance.history)},
+                _json({"user": instance.input or task.instruction, "assistant": instance.output}),
+            )
+            for task in seeds
+            for instance in task.instances
+            if instance.history
+        ][:2]
 
 
 class InstanceWriter:
@@ -80,7 +93,7 @@ class InstanceWriter:
         per_task: int,
         max_tokens: int,
         temperature: float | None,
-        top_p: float,
+        top_p: float | None,
         extra: JsonObject,
     ) -> None:
         self._prompts, self._examples, self._language = prompts, examples, language
@@ -100,11 +113,10 @@ class InstanceWriter:
             return [self._rejection(trail, "reply", "parse", unreadable.detail, value=unreadable.reason)]
 
     async def _identify(self, trail: Trail) -> bool:
-        prompt = self._fill(
-            trail, "self_instruct_identify", self._examples.identify, instruction=trail.task.instruction
-        )
+        values = {"instruction": trail.task.instruction}
+        messages = self._chat(trail, "self_instruct_identify", values, self._examples.identify)
         schema = object_schema({"classification": {"type": "boolean"}})
-        request = Request(chat("", prompt), max_tokens=64, temperature=0.0, schema=schema, extra=self._extra)
+        request = Request(messages, max_tokens=64, temperature=0.0, schema=schema, extra=self._extra)
         value = read_value(await trail.asked(request), "classification")
         if not isinstance(value, bool):
             raise Unreadable("wrong_shape", f"'classification' is no truth value: {value!r}")
@@ -114,9 +126,10 @@ class InstanceWriter:
         first, second = ("label", "input") if is_classification else ("input", "output")
         template = "self_instruct_output_first" if is_classification else "self_instruct_input_first"
         examples = self._examples.output_first if is_classification else self._examples.input_first
-        prompt = self._fill(trail, template, examples, instruction=trail.task.instruction, count=self._per_task)
+        values = {"instruction": trail.task.instruction, "count": self._per_task}
         fields = object_schema({first: {"type": "string"}, second: {"type": "string"}})
-        request = self._request(prompt, list_schema("instances", fields, self._per_task))
+        messages = self._chat(trail, template, values, examples)
+        request = self._request(messages, list_schema("instances", fields, self._per_task))
         items = read_items(await trail.asked(request), "instances")
         if not items.values:
             raise Unreadable("no_instances", "the list of instances is empty")
@@ -143,12 +156,10 @@ class InstanceWriter:
         turns: list[Turn] = [(f"{instruction}\n\n{input_}".strip(), output)]
         branch = trail.branch()
         while len(turns) < self._turns:
-            conversation = _conversation(turns)
-            prompt = self._fill(
-                branch, "self_instruct_next_turn", self._examples.conversation, conversation=conversation
-            )
+            values = {"conversation": _conversation(turns)}
+            messages = self._chat(branch, "self_instruct_next_turn", values, self._examples.next_turn)
             schema = object_schema({"user": {"type": "string"}, "assistant": {"type": "string"}})
-            reply = await branch.asked(self._request(prompt, schema))
+            reply = await branch.asked(self._request(messages, schema))
             try:
                 turns.append((read_value(reply, "user").strip(), read_value(reply, "assistant").strip()))
             except (Unreadable, AttributeError) as error:
@@ -175,24 +186,26 @@ class InstanceWriter:
             requests=trail.requests,
         )
 
-    def _request(self, prompt: str, schema: JsonObject) -> Request:
+    def _request(self, messages: tuple[tuple[str, str], ...], schema: JsonObject) -> Request:
         return Request(
-            chat("", prompt),
+            messages,
             max_tokens=self._max_tokens,
-            temperature=0.0 if self._temperature is None else self._temperature,  # 0, as published
-            top_p=self._top_p,
+            temperature=WRITING_TEMPERATURE if self._temperature is None else self._temperature,
+            top_p=WRITING_TOP_P if self._top_p is None else self._top_p,
             schema=schema,
             extra=self._extra,
         )
 
-    def _fill(self, trail: Trail, template: str, examples: str, **values: object) -> str:
+    def _chat(
+        self, trail: Trail, template: str, values: Mapping[str, object], examples: Sequence[Example]
+    ) -> tuple[tuple[str, str], ...]:
         trail.prompts |= self._prompts.hashes(template)
-        return self._prompts.fill(template, examples=examples, **values)
+        return self._prompts.chat(template, values, examples)
 
     def _rejection(
         self,
         trail: Trail,
-        stage: Literal["reply", "instruction", "record"],
+        stage: Stage,
         filter_: str,
         reason: str,
         value: str | None = None,
@@ -265,18 +278,19 @@ def _written(task: SeedTask) -> Iterator[str]:
         yield from (instance.input, instance.output)
 
 
-def _blocks(tasks: Sequence[SeedTask], names: tuple[str, str]) -> str:
-    """Tasks with their instances as the JSON that is asked for, fields in the order of `names`."""
+def _worked_out(task: SeedTask, names: tuple[str, str]) -> Example:
+    """A seed as a question with the JSON that is asked for, fields in the order of `names`."""
 
     def fields(instance: Instance) -> dict[str, str]:
-        values = {"input": instance.input, "output": instance.output, "label": instance.output}
-        return {name: values[name] for name in names}
+        texts = {"input": instance.input, "output": instance.output, "label": instance.output}
+        return {name: texts[name] for name in names}
 
-    return "\n\n".join(
-        f"{one_line(task.instruction)}\n"
-        + json.dumps({"instances": [fields(instance) for instance in task.instances]}, ensure_ascii=False)
-        for task in tasks
-    )
+    answer = {"instances": [fields(instance) for instance in task.instances]}
+    return {"instruction": task.instruction, "count": len(task.instances)}, _json(answer)
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _conversation(turns: Sequence[Turn]) -> str:

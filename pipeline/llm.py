@@ -7,7 +7,7 @@ Two backends speak it: `endpoint.Endpoint` (any OpenAI-compatible server) and
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -120,9 +120,3 @@ def canonical_json(value: object) -> bytes:
     """The one spelling of a JSON value: keys sorted, no spaces, UTF-8 (lone surrogates escaped)."""
     text = json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
     return text.encode("utf-8", "backslashreplace")
-
-
-def chat(system: str, user: str, *, history: Sequence[tuple[str, str]] = ()) -> tuple[tuple[str, str], ...]:
-    """The messages of a request: a system prompt ("" for none), earlier turns, and the user's words."""
-    opening = (("system", system),) if system else ()
-    return (*opening, *history, ("user", user))

@@ -1,7 +1,7 @@
 """The model in this process: the bundled one, a directory, an adapter, or a GGUF file.
 
     model = LocalModel.bundled()
-    reply = await model.complete(Request(chat("", "Name three fruits."), max_tokens=64))
+    reply = await model.complete(Request((("user", "Name three fruits."),), max_tokens=64))
 
 Finding a model costs milliseconds and no torch; the weights are loaded, by the one thread that uses them, when
 the first request comes. So a finished run replays from its journal without ever loading them. Requests that are
@@ -158,6 +158,7 @@ class _Engine:
     """The loaded model. Lives and dies in the worker thread."""
 
     def __init__(self, weights: local_weights.Weights, batch: int) -> None:
+        local_weights.prepare_process()
         import torch
 
         torch.set_num_threads(_cores())

@@ -12,13 +12,14 @@ last bit, and three bounds only skip texts that cannot reach it. F > t says lcs 
 common, order aside, are at least lcs. So, with the words of every text sorted in one fixed order:
 
 1. Prefix and position (Bayardo et al. 2007; Xiao et al. 2008, PPJoin). All words in common come at or after the
-   first of them; if that is word i of m and j of n, there are at most m - i and at most n - j. So every word is
-   filed under itself with the longest partner that m - i allows, and only the first words of a text are filed
-   at all. Any order is exact; the rarest word first is fast, as few texts share it. Words are numbered as they
-   come (a later one is likely rarer), and anew by frequency each time the index has doubled.
-2. Parity (Mitzenmacher et al. 2014, odd sketches). Each text has 256 bits, bit b the parity of its words whose
-   number is b modulo 256. The bits in which two texts differ are at most the words not in common: m + n - 2·common.
-3. What is left, some three texts a query, goes to rapidfuzz's bit-parallel LCS, each word as one character.
+   first of them; if that is word i of m and j of n, there are at most m - i and at most n - j. So a text is filed
+   under its first words only, each with the longest partner that m - i allows. Any order is exact; the rarest
+   word first is fast, as few texts share it. Words are numbered as they come (a later one is likely rarer), and
+   anew by frequency each time the index has doubled.
+2. Parity (Mitzenmacher et al. 2014, odd sketches). Each text has 256 bits (more where texts are long), bit b the
+   parity of its words whose number is b modulo 256. Each word not in common flips one bit at most, so two texts
+   differ in at most m + n - 2·common bits.
+3. What is left, a handful of texts, goes to rapidfuzz's bit-parallel LCS, each word as one character.
 
 Words: `tokens` says what counts as one. On ASCII text they are rouge_score's. rouge_score sees nothing else, so
 that two equal Chinese sentences get 0 there; here they get 1.0. A text without any word ("!!!", an emoji) is one
@@ -31,7 +32,7 @@ import heapq
 import math
 import sys
 import unicodedata
-from bisect import bisect_left, bisect_right
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
@@ -39,14 +40,19 @@ from rapidfuzz.distance import LCSseq
 
 # F is computed in floating point, so every bound is drawn this much below the threshold; rounding is 1e-15.
 _SLACK = 1e-9
+_LAST_CHARACTER = sys.maxunicode
 _UNKNOWN = 0  # the number of a word that no kept text has; it matches nothing
-_FIRST_RENUMBERING = 256  # texts; then at each doubling
+_LONGEST = 2**32 - 1  # what half an entry holds
+_BITS_A_WORD, _NARROWEST = 8, 256  # of the sketches
+_FIRST_RENUMBERING = 16  # texts; then at each doubling
 
 # Scripts written without blanks, where each character is a word: kana, bopomofo, Han, Hangul syllables.
 _ONE_CHARACTER_WORDS = (
     (0x3005, 0x3007), (0x3040, 0x312F), (0x31A0, 0x31FF), (0x3400, 0x9FFF), (0xAC00, 0xD7A3), (0xF900, 0xFAFF),
     (0x1AFF0, 0x1B16F), (0x20000, 0x3FFFF),
 )  # fmt: skip
+# "it´s": NFKC would make of these a blank and a mark, and the mark would begin a word.
+_SPACING_ACCENTS = dict.fromkeys(map(ord, "¨¯´¸˘˙˚˛˜˝ͺ΄΅‗‾"), " ")
 _VARIATION_SELECTORS = ((0xFE00, 0xFE0F), (0xE0100, 0xE01EF))
 _ZERO_WIDTH_SPACE = 0x200B
 
@@ -86,7 +92,8 @@ def tokens(text: str) -> list[str]:
     if text.isascii():
         folded = text.lower()
     else:
-        folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+        composed = unicodedata.normalize("NFKC", text.translate(_SPACING_ACCENTS))
+        folded = unicodedata.normalize("NFKC", composed.casefold())
     return folded.translate(_SPELLING).split() or [" ".join(folded.split())]
 
 
@@ -100,47 +107,27 @@ def f_measure(common: int, m: int, n: int) -> float:
 
 def _as_sequence(numbers: list[int]) -> Sequence[int] | str:
     """Numbered words as a string, fast and small; as they are, once there are more words than characters."""
-    return "".join(map(chr, numbers)) if max(numbers) <= sys.maxunicode else numbers
+    return "".join(map(chr, numbers)) if max(numbers) <= _LAST_CHARACTER else numbers
 
 
 def _as_numbers(sequence: Sequence[int] | str) -> Iterable[int]:
     return map(ord, sequence) if isinstance(sequence, str) else sequence
 
 
-def _shelf(length: int) -> int:
-    """The shelf for texts of that length: four to each doubling, so that lengths on one differ by a quarter at most."""
-    quarters = 4 * length
-    bits = quarters.bit_length()
-    return 4 * bits + (quarters >> (bits - 3) & 3)
-
-
-def _sketch_width(shelf: int) -> int:
-    """Bits in the sketches on a shelf: a power of two, at least eight a word."""
-    return max(256, 2 << shelf // 4)
-
-
-def _sketch(numbers: Iterable[int], width: int) -> int:
-    """Bit b is the parity of how many of the numbers are b modulo `width`."""
+def _sketch(numbers: Iterable[int], width: int) -> bytes:
+    """Bit b is the parity of how many of the numbers are b modulo `width`, a power of two."""
     parities, last = bytearray(width // 8), width // 8 - 1
     for number in numbers:
         parities[number >> 3 & last] ^= 1 << (number & 7)
-    return int.from_bytes(parities, "little")
-
-
-def _fold(sketch: int, width: int, to_width: int) -> int:
-    """The narrower sketch of the same words."""
-    while width > to_width:
-        width //= 2
-        sketch = (sketch >> width) ^ (sketch & ((1 << width) - 1))
-    return sketch
+    return bytes(parities)
 
 
 class NoveltyIndex:
     """The texts kept so far, and which of them is most like a new one.
 
     `add` takes O(m log m) for m words, and now and then renumbers everything, which doubles that on average.
-    `nearest` takes O(n log n) for n words, a short step for every kept text that shares one of its rarest words, and
-    O(n · m/64) for each of the few that are left to compare. Memory is about 200 bytes a text and 40 a word.
+    `nearest` takes O(n log n) for n words, a few nanoseconds for every kept text that shares one of its rarest
+    words, and O(n · m/64) for each of the few that are left. A text of ten words takes some 300 bytes.
     """
 
     def __init__(self, threshold: float = 0.7) -> None:
@@ -152,9 +139,11 @@ class NoveltyIndex:
         self._numbers: dict[str, int] = {}  # word -> 1, 2, … the rarer the higher
         self._ids: list[str] = []
         self._texts: list[Sequence[int] | str] = []  # the numbered words of each text
-        self._sketches: list[int] = []
-        # shelf -> word -> the texts filed there under it: their longest partners, ascending, and their places
-        self._shelves: dict[int, dict[int, tuple[list[int], list[int]]]] = {}
+        self._lengths = array("I")
+        self._width = _NARROWEST  # bits a sketch
+        self._sketches = bytearray()  # one after the other
+        # word -> an entry for each text filed under it: longest partner << 32 | place in the lists above
+        self._postings: dict[int, array[int]] = {}
         self._renumber_at = _FIRST_RENUMBERING
 
     def __len__(self) -> int:
@@ -170,16 +159,15 @@ class NoveltyIndex:
 
     def nearest(self, text: str) -> tuple[float, str] | None:
         """The highest F of any kept text, and its id, if that is above the threshold; the earliest among equals."""
-        known_number = self._numbers.get
-        numbers = [known_number(word, _UNKNOWN) for word in tokens(text)]
-        n = len(numbers)
+        numbers = self._numbered(text)
         best, best_place = self.threshold, -1
-        candidates = self._candidates(numbers)
-        if candidates:
-            sequence = _as_sequence(numbers)
+        if candidates := self._candidates(numbers):
+            sequence, n, half = _as_sequence(numbers), len(numbers), self._floor / 2
             for place in candidates:
                 kept = self._texts[place]
-                f = f_measure(LCSseq.similarity(sequence, kept), len(kept), n)
+                m = len(kept)
+                # below score_cutoff rapidfuzz may stop early, and says 0
+                f = f_measure(LCSseq.similarity(sequence, kept, score_cutoff=int(half * (m + n))), m, n)
                 if f > best or (f == best and place < best_place):
                     best, best_place = f, place
         return None if best_place < 0 else (best, self._ids[best_place])
@@ -189,13 +177,17 @@ class NoveltyIndex:
 
         For reports: it compares with every kept text, some 20 ms for 50,000 of them.
         """
-        numbers = [self._numbers.get(word, _UNKNOWN) for word in tokens(text)]
+        numbers = self._numbered(text)
         sequence, n = _as_sequence(numbers), len(numbers)
         scores = (f_measure(LCSseq.similarity(sequence, kept), len(kept), n) for kept in self._texts)
         ranked = heapq.nsmallest(k, ((-f, place) for place, f in enumerate(scores)))
         return [(-negative, self._ids[place]) for negative, place in ranked]
 
     # ---------------------------------------------------------------- the index
+
+    def _numbered(self, text: str) -> list[int]:
+        known_number = self._numbers.get
+        return [known_number(word, _UNKNOWN) for word in tokens(text)]
 
     def _prefix(self, rarest_first: list[int], length: int) -> list[tuple[int, int]]:
         """(word, longest partner) for each word that can be the first in common with a text above the floor.
@@ -211,62 +203,50 @@ class NoveltyIndex:
         prefix, last = [], _UNKNOWN
         for number in rarest_first[: max(0, end - place)]:
             if number != last:  # a word that repeats is first in common at its first place
-                prefix.append((number, int(twice * (length - place) - length)))
+                prefix.append((number, min(int(twice * (length - place) - length), _LONGEST)))
                 last = number
             place += 1
         return prefix
 
-    def _candidates(self, numbers: list[int]) -> list[int]:
+    def _candidates(self, numbers: list[int]) -> set[int]:
         """The places of all texts that may be above the threshold."""
         n = len(numbers)
         known = sorted(filter(None, numbers), reverse=True)
-        prefix = [(number, _shelf(longest)) for number, longest in self._prefix(known, n)]
-        if not prefix:
-            return []
-        lowest, highest = _shelf(int(self._floor * n / (2 - self._floor))), prefix[0][1]
-        apart, unknown = 1 - self._floor, n - len(known)
-        candidates: list[int] = []
-        sketches, widest, sketch = self._sketches, 0, 0
-        for shelf_number in range(highest, lowest - 1, -1):
-            shelf = self._shelves.get(shelf_number)
-            if shelf is None:
-                continue
-            found: set[int] = set()
-            for number, its_highest in prefix:
-                if its_highest < shelf_number:
-                    break
-                filed = shelf.get(number)
-                if filed is not None and filed[0][-1] >= n:
-                    found.update(filed[1][bisect_left(filed[0], n) :])
-            if not found:
-                continue
-            width = _sketch_width(shelf_number)
-            if not widest:
-                widest, sketch = width, _sketch(known, width)
-            own = _fold(sketch, widest, width)
-            texts = self._texts
-            candidates += [
-                place
-                for place in found
-                if (sketches[place] ^ own).bit_count() + unknown < apart * (n + len(texts[place]))
-            ]
-        return candidates
+        postings, longest = [], []
+        for number, its_longest in self._prefix(known, n):
+            if (posting := self._postings.get(number)) is not None:
+                postings.append(posting)
+                longest.append(its_longest)
+        if not postings:
+            return set()
+        import numpy as np  # here, because a command's --help should not wait for it
+
+        entries = np.frombuffer(b"".join(postings), np.uint64)
+        fit = entries >= n << 32
+        places = entries[fit].astype(np.uint32)  # the lower half
+        lengths = np.frombuffer(self._lengths, np.uint32)
+        places = places[lengths[places] <= np.repeat(longest, [len(posting) for posting in postings])[fit]]
+        if len(places) > len(self._ids):  # long texts meet at many words
+            places = np.unique(places)
+        sketches = np.frombuffer(self._sketches, np.uint64).reshape(-1, self._width // 64)
+        own = np.frombuffer(_sketch(known, self._width), np.uint64)
+        differ = np.bitwise_count(sketches[places] ^ own).sum(axis=1, dtype=np.uint32)
+        near = differ + (n - len(known)) < (1 - self._floor) * (lengths[places] + n)
+        return set(places[near].tolist())
 
     def _file(self, numbers: list[int]) -> None:
         """Store one more text, and file it under the words of its prefix."""
         place, m = len(self._texts), len(numbers)
-        shelf_number = _shelf(m)
         self._texts.append(_as_sequence(numbers))
-        self._sketches.append(_sketch(numbers, _sketch_width(shelf_number)))
-        shelf = self._shelves.setdefault(shelf_number, {})
+        self._lengths.append(m)
+        self._sketches += _sketch(numbers, self._width)
         for number, longest in self._prefix(sorted(numbers, reverse=True), m):
-            filed = shelf.get(number)
-            if filed is None:
-                shelf[number] = [longest], [place]
+            entry = longest << 32 | place
+            posting = self._postings.get(number)
+            if posting is None:
+                self._postings[number] = array("Q", (entry,))
             else:
-                at = bisect_right(filed[0], longest)
-                filed[0].insert(at, longest)
-                filed[1].insert(at, place)
+                posting.append(entry)
 
     def _renumber(self) -> None:
         """Number the words anew, the most frequent first, and file everything again."""
@@ -274,6 +254,9 @@ class NoveltyIndex:
         frequency = Counter(number for text in self._texts for number in _as_numbers(text))
         new = {old: number for number, (old, _) in enumerate(frequency.most_common(), start=1)}
         self._numbers = {word: new[old] for word, old in self._numbers.items()}
-        texts, self._texts, self._sketches, self._shelves = self._texts, [], [], {}
+        bits = _BITS_A_WORD * frequency.total() // len(self._texts)
+        self._width = max(_NARROWEST, 1 << (bits - 1).bit_length())
+        texts, self._texts = self._texts, []
+        self._lengths, self._sketches, self._postings = array("I"), bytearray(), {}
         for text in texts:
             self._file([new[old] for old in _as_numbers(text)])

@@ -1,5 +1,9 @@
 """Prompt templates: one Markdown file each, in prompts/en and prompts/zh, filled by `$name`.
 
+A template holds `# system`, what the model is to do, and `# user`, what it is asked. Examples are earlier turns:
+the same `# user` filled with other values, and the answer it should have had. That is how a chat model has seen
+examples in its training, and since they come first and stay the same, a server can cache them.
+
 `$names` rather than `{names}`, because prompts are full of JSON braces. A name without a value and a value
 without a name are both errors, so no setting can silently fail to reach the model. What is filled in is data:
 a `$` or a brace inside it means nothing.
@@ -9,6 +13,8 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from string import Template
 
@@ -50,22 +56,38 @@ class Prompts:
                 raise UsageError(f"{self._paths[name]}: not UTF-8 text ({error}).") from error
         return self._texts[name]
 
-    def fill(self, name: str, **values: object) -> str:
-        """The template with every `$name` replaced.
+    def chat(
+        self, name: str, values: Mapping[str, object], examples: Sequence[tuple[Mapping[str, object], str]] = ()
+    ) -> tuple[tuple[str, str], ...]:
+        """The messages of a request; each example is (values, the answer).
 
         Raises UsageError where the template and the values do not name the same things: a shipped template is
         right, so it is one of the user's that is not.
         """
-        template = Template(self.text(name))
-        if not template.is_valid():
-            raise UsageError(f"{self._paths[name]}: a $ that starts no name; write $$ for the sign itself.")
-        wanted, given = set(template.get_identifiers()), set(values)
+        system, user = self._sections(name)
+        given = set(values)
+        wanted = {*Template(system).get_identifiers(), *Template(user).get_identifiers()}
         if wanted != given:
-            wrong = [f"${n} is unknown" for n in sorted(wanted - given)] + [
-                f"${n} is missing" for n in sorted(given - wanted)
-            ]
+            wrong = [f"${n} is unknown" for n in sorted(wanted - given)]
+            wrong += [f"${n} is missing" for n in sorted(given - wanted)]
             raise UsageError(f"{self._paths[name]}: {', '.join(wrong)}.")
-        return template.substitute({name: str(value) for name, value in values.items()})
+        messages = [("system", Template(system).safe_substitute(values))] if system else []
+        for example, answer in examples:
+            messages += [("user", Template(user).substitute(example)), ("assistant", answer)]
+        return (*messages, ("user", Template(user).substitute(values)))
+
+    def _sections(self, name: str) -> tuple[str, str]:
+        """The texts under `# system` ("" where there is none) and `# user`; without headings all is the user's."""
+        text = self.text(name)
+        if not Template(text).is_valid():
+            raise UsageError(f"{self._paths[name]}: a $ that starts no name; write $$ for the sign itself.")
+        parts = re.split(r"^# (system|user)[ \t]*$", text, flags=re.MULTILINE)
+        if len(parts) == 1:
+            return "", text
+        sections = dict(zip(parts[1::2], (part.strip() for part in parts[2::2]), strict=True))
+        if parts[0].strip() or "user" not in sections or len(sections) != len(parts) // 2:
+            raise UsageError(f"{self._paths[name]}: holds one `# user` section, after one `# system` section or none.")
+        return sections.get("system", ""), sections["user"]
 
     def hashes(self, *names: str) -> dict[str, str]:
         """Template name -> the first 16 hex digits of its text's SHA-256."""

@@ -13,18 +13,53 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.text import replace_surrogates
 
+Stage = Literal["file", "reply", "instruction", "record"]  # how far a rejected candidate came
 Task = Literal["classification", "generation", "qa", "kg"]
 Turn = tuple[str, str]
 
 
-class Source(BaseModel):
-    """What a record came from: the seed tasks its prompt showed, and the kept instructions beside them."""
+class PromptSource(BaseModel):
+    """Self-Instruct: the seed tasks that the instruction's prompt showed, and the kept instructions beside them."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    prompt: int | None = Field(default=None, description="number of the instruction prompt, from 0")
-    seeds: tuple[str, ...] = Field(default=(), description="ids of the seed tasks shown")
-    pool: tuple[str, ...] = Field(default=(), description="ids of the kept instructions shown")
+    prompt: int = Field(description="number of the instruction prompt, from 0")
+    seeds: tuple[str, ...] = Field(description="ids of the seed tasks shown")
+    pool: tuple[str, ...] = Field(description="ids of the kept instructions shown")
+
+
+class Quote(BaseModel):
+    """A passage that an answer rests on, with its character offsets into the document's extracted text."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    text: str
+    start: int
+    end: int
+
+
+class DocumentSource(BaseModel):
+    """Self-QA: the chunk that was read. `start` and `end` are character offsets into the extracted text."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    document: str = Field(description="name of the document, relative to the folder given")
+    chunk: str = Field(description="id of the chunk: a hash of its text and headings")
+    headings: tuple[str, ...] = ()
+    start: int
+    end: int
+    quotes: tuple[Quote, ...] = ()
+
+
+class GraphSource(BaseModel):
+    """Self-KG: the facts (subject, relation, object) that vouch for the answer."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    triples: tuple[tuple[str, str, str], ...]
+
+
+Source = PromptSource | DocumentSource | GraphSource
 
 
 class Record(BaseModel):
@@ -61,7 +96,7 @@ class Rejection(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    stage: Literal["reply", "instruction", "record"]
+    stage: Stage
     filter: str = Field(description='name of the filter, or "parse" where a reply could not be read')
     reason: str = Field(description="one sentence")
     value: float | str | None = None

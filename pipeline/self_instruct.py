@@ -12,6 +12,7 @@ classification or not and gets its instances: the label first, then an input for
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import re
 import sys
@@ -25,18 +26,18 @@ from pipeline.ask import Ask
 from pipeline.cli import run_command
 from pipeline.errors import UsageError
 from pipeline.filters import NewInstruction
-from pipeline.instances import Examples, InstanceWriter, NewTask, list_schema
-from pipeline.llm import Reply, Request, chat
+from pipeline.instances import WRITING_TEMPERATURE, WRITING_TOP_P, Examples, InstanceWriter, NewTask, list_schema
+from pipeline.llm import Reply, Request
 from pipeline.novelty import NoveltyIndex
 from pipeline.parsing import Unreadable, read_items
 from pipeline.prompts import Prompts
-from pipeline.records import Rejection, Source, content_id
+from pipeline.records import PromptSource, Rejection, content_id
 from pipeline.run import Made, Outlook
 from pipeline.seed_tasks import SeedTask, fingerprint, load_seed_tasks
 from pipeline.settings import GeneratorSettings, setting
 from pipeline.text import language_of, one_line, replace_surrogates
 
-WRITING_TEMPERATURE = 0.7  # of new instructions, as published
+MAX_TOKENS, MAX_TOKENS_BUNDLED = 1024, 320  # of a reply; the bundled model often finds no end
 SHAPING_VERSION = 1  # of the code below that builds prompts, samples the pool and reads instructions
 SEEDS_SHOWN, POOL_SHOWN = 6, 2  # tasks in an instruction prompt
 BARREN_PROMPTS = 30  # prompts in a row without a new instruction, after which the chain ends
@@ -53,7 +54,7 @@ class SelfInstructSettings(GeneratorSettings):
     per_prompt: int = setting(8, "shaping", "new instructions asked for in a prompt", gt=0, le=30)
     per_task: int = setting(5, "shaping", "instances asked for of a task", gt=0, le=20)
     window: int = setting(8, "shaping", "how many prompts the pool may lag behind, at most", gt=0, le=256)
-    max_tokens: int = setting(1024, "shaping", "of a reply", gt=15)
+    max_tokens: int | None = setting(None, "shaping", "of a reply (none: 1024; the bundled model 320)", gt=15)
 
 
 class SelfInstruct:
@@ -68,6 +69,7 @@ class SelfInstruct:
             if not seeds:
                 raise UsageError(f"{settings.seeds}: --classification-only, but no seed has is_classification true.")
         self._settings = settings
+        self._max_tokens = settings.max_tokens or (MAX_TOKENS_BUNDLED if settings.model is None else MAX_TOKENS)
         self._seeds = {task.id: task for task in seeds}
         self._language: str = settings.language
         if settings.language == "auto":
@@ -81,7 +83,7 @@ class SelfInstruct:
             classification_only=settings.classification_only,
             turns=settings.turns,
             per_task=settings.per_task,
-            max_tokens=settings.max_tokens,
+            max_tokens=self._max_tokens,
             temperature=settings.temperature,
             top_p=settings.top_p,
             extra=settings.extra_body,
@@ -91,6 +93,7 @@ class SelfInstruct:
         self.shaping: dict[str, Any] = {
             "seeds": fingerprint(seeds),
             "language": self._language,
+            "max_tokens": self._max_tokens,
             "templates": self._prompts.hashes(self._template, *instances.TEMPLATES),
             "pool_rules": {f.name: f.threshold for f in self._filters},
             "code": SHAPING_VERSION,
@@ -104,7 +107,7 @@ class SelfInstruct:
         Prompt i draws from what prompts 0 … i - lag brought, lag = min(window, 1 + i // 2), even where later ones
         are known by then: so the pool does not depend on concurrency, and even a small run feeds back.
         """
-        under_way: deque[tuple[Source, str, asyncio.Task[Reply]]] = deque()
+        under_way: deque[tuple[PromptSource, str, asyncio.Task[Reply]]] = deque()
         pool_sizes = [0]  # before prompt 0, after prompt 0, after prompt 1 …
         asked = barren = 0
         try:
@@ -133,30 +136,33 @@ class SelfInstruct:
         """New instructions to expect of a prompt; before there is any experience, half of what is asked for."""
         return max(1.0, len(self._pool.ids) / folded) if folded else self._settings.per_prompt / 2
 
-    def _draw(self, number: int, pool: Sequence[str]) -> Source:
+    def _draw(self, number: int, pool: Sequence[str]) -> PromptSource:
         """What the prompt of this number shows: six seeds and two of the pool, or eight seeds while it is empty."""
         random_ = random.Random(f"{self._settings.seed}:{number}")
         kept = random_.sample(pool, min(POOL_SHOWN, len(pool)))
         wanted = SEEDS_SHOWN + POOL_SHOWN - len(kept)
         seeds = random_.sample(list(self._seeds), min(wanted, len(self._seeds)))
-        return Source(prompt=number, seeds=tuple(seeds), pool=tuple(kept))
+        return PromptSource(prompt=number, seeds=tuple(seeds), pool=tuple(kept))
 
-    def _instruction_request(self, source: Source) -> Request:
+    def _instruction_request(self, source: PromptSource) -> Request:
         shown = [self._seeds[id_].instruction for id_ in source.seeds] + [self._pool.texts[id_] for id_ in source.pool]
         random.Random(f"{self._settings.seed}:{source.prompt}:order").shuffle(shown)
-        tasks = "\n".join(f"{number}. {one_line(text)}" for number, text in enumerate(shown, 1))
         count = self._settings.per_prompt
+        answer = json.dumps({"instructions": [one_line(text) for text in shown]}, ensure_ascii=False)
+        temperature, top_p = self._settings.temperature, self._settings.top_p
         return Request(
-            chat("", self._prompts.fill(self._template, tasks=tasks, count=count)),
-            max_tokens=self._settings.max_tokens,
-            temperature=WRITING_TEMPERATURE if self._settings.temperature is None else self._settings.temperature,
-            top_p=self._settings.top_p,
+            self._prompts.chat(self._template, {"count": count}, [({"count": len(shown)}, answer)]),
+            max_tokens=self._max_tokens,
+            temperature=WRITING_TEMPERATURE if temperature is None else temperature,
+            top_p=WRITING_TOP_P if top_p is None else top_p,
             schema=list_schema("instructions", {"type": "string"}, count),
             sample=source.prompt or 0,
             extra=self._settings.extra_body,
         )
 
-    def _read_instructions(self, reply: Reply, source: Source, key: str, ask: Ask) -> Iterator[NewTask | Rejection]:
+    def _read_instructions(
+        self, reply: Reply, source: PromptSource, key: str, ask: Ask
+    ) -> Iterator[NewTask | Rejection]:
         """A reply's instructions, judged one after the other; what is kept is in the pool for the next one."""
         known: dict[str, Any] = {
             "source": (source,),

@@ -98,7 +98,7 @@ class GeneratorSettings(BaseModel):
         {}, "shaping", "put into every request, say to switch thinking off", metavar="JSON"
     )
     temperature: float | None = setting(None, "shaping", "of what is written (none: each stage's own)", ge=0, le=2)
-    top_p: float = setting(1.0, "shaping", "nucleus sampling", gt=0, le=1)
+    top_p: float | None = setting(None, "shaping", "nucleus sampling (none: each stage's own)", gt=0, le=1)
     language: Literal["auto", "en", "zh"] = setting("auto", "shaping", "of prompts and records (auto: the source's)")
     prompts: Path | None = setting(
         None, "running", "your own templates, by name; they replace the shipped ones", metavar="DIR"
