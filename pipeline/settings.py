@@ -114,6 +114,7 @@ class GeneratorSettings(BaseModel):
 
 
 Settings = TypeVar("Settings", bound=GeneratorSettings)
+Checked = TypeVar("Checked", bound=BaseModel)
 
 
 def parse(
@@ -124,6 +125,20 @@ def parse(
     Raises UsageError for an unknown key (naming the nearest), a wrong value, or a file that cannot be read.
     argparse itself exits 2 for a flag it does not know.
     """
+    parser = flags_of(model, command=command, about=about)
+    switches = parser.add_argument_group("switches")
+    switches.add_argument(
+        "--accept-changes", action="store_true", help="go on in a folder made with other shaping settings"
+    )
+    switches.add_argument("--offline", action="store_true", help="send nothing: derive the records from what is stored")
+    switches.add_argument("--retry-failed", action="store_true", help="ask again what failed for good")
+    switches.add_argument("--json", action="store_true", help="print the summary as JSON on stdout")
+    arguments = parser.parse_args(argv)
+    return checked(model, arguments), arguments
+
+
+def flags_of(model: type[BaseModel], *, command: str, about: str) -> argparse.ArgumentParser:
+    """A parser with a flag for each setting of the model, and --config; only what is given appears in its result."""
     parser = argparse.ArgumentParser(
         prog=f"python -m {command}", description=about, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -141,19 +156,16 @@ def parse(
         else:
             options["metavar"] = extra["metavar"] or _metavar(field.annotation)
         parser.add_argument(f"--{name.replace('_', '-')}", **options)
-    switches = parser.add_argument_group("switches")
-    switches.add_argument("--config", metavar="FILE", type=Path, help="a TOML file with the same keys; flags win")
-    switches.add_argument(
-        "--accept-changes", action="store_true", help="go on in a folder made with other shaping settings"
-    )
-    switches.add_argument("--offline", action="store_true", help="send nothing: derive the records from what is stored")
-    switches.add_argument("--retry-failed", action="store_true", help="ask again what failed for good")
-    switches.add_argument("--json", action="store_true", help="print the summary as JSON on stdout")
-    arguments = parser.parse_args(argv)
+    parser.add_argument("--config", metavar="FILE", type=Path, help="a TOML file with the same keys; flags win")
+    return parser
+
+
+def checked(model: type[Checked], arguments: argparse.Namespace) -> Checked:
+    """The settings, from --config and the flags, which win. Raises UsageError for what is unknown or wrong."""
     flags = {name: value for name, value in vars(arguments).items() if name in model.model_fields}
     values = read_toml(arguments.config, model) | flags
     try:
-        return model.model_validate(values), arguments
+        return model.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
         name = str(first["loc"][0]) if first["loc"] else ""
@@ -162,7 +174,7 @@ def parse(
         raise UsageError(f"{where}: {said} (given: {first['input']!r}).") from error
 
 
-def read_toml(path: Path | None, model: type[GeneratorSettings]) -> dict[str, Any]:
+def read_toml(path: Path | None, model: type[BaseModel]) -> dict[str, Any]:
     """The keys of a config file, hyphens made underscores."""
     if path is None:
         return {}
