@@ -43,6 +43,7 @@ class LocalModel:
     def __init__(self, weights: local_weights.Weights, *, batch: int = DEFAULT_BATCH) -> None:
         if batch < 1:
             raise UsageError(f"batch is {batch}, but at least one request must fit in")
+        local_weights.prepare_process()  # now, before anything else in this process imports torch
         self._weights = weights
         self._batch = batch
         self._inbox: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()  # None: close
@@ -158,7 +159,6 @@ class _Engine:
     """The loaded model. Lives and dies in the worker thread."""
 
     def __init__(self, weights: local_weights.Weights, batch: int) -> None:
-        local_weights.prepare_process()
         import torch
 
         torch.set_num_threads(_cores())

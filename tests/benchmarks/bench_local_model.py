@@ -46,15 +46,13 @@ async def together(model: LocalModel, count: int, schema: JsonObject | None) -> 
 async def streaming(model: LocalModel, count: int, under_way: int) -> float:
     """Tokens a second of many requests, `under_way` at any time: what a run sees."""
     slots = asyncio.Semaphore(under_way)
-    tokens = 0
 
-    async def one(text: str) -> None:
-        nonlocal tokens
+    async def one(text: str) -> int:
         async with slots:
-            tokens += (await model.complete(Request((("user", text),), MAX_TOKENS, 0.7))).completion_tokens or 0
+            return (await model.complete(Request((("user", text),), MAX_TOKENS, 0.7))).completion_tokens or 0
 
     started = time.perf_counter()
-    await asyncio.gather(*(one(text) for text in prompts(count)))
+    tokens = sum(await asyncio.gather(*(one(text) for text in prompts(count))))
     return tokens / (time.perf_counter() - started)
 
 
