@@ -48,34 +48,35 @@ def _filter_settings(value: object) -> object:
     """ "keywords=off,novelty=0.6" as {"keywords": False, "novelty": 0.6}."""
     if not isinstance(value, str):
         return value
-    result: dict[str, float | bool] = {}
+    result: dict[str, float | str | bool] = {}
     for part in filter(None, (part.strip() for part in value.split(","))):
         name, equals, wanted = part.partition("=")
         if not equals:
             raise ValueError(f"{part!r} is not NAME=on, NAME=off or NAME=THRESHOLD")
-        if wanted in ("on", "off"):
-            result[name] = wanted == "on"
-        else:
-            try:
-                result[name] = float(wanted)
-            except ValueError:
-                raise ValueError(f"{part!r}: {wanted!r} is neither on, off, nor a number") from None
+        try:
+            result[name] = wanted == "on" if wanted in ("on", "off") else float(wanted)
+        except ValueError:
+            result[name] = wanted
     return result
 
 
-def _known_filters(value: dict[str, float | bool]) -> dict[str, float | bool]:
+def _known_filters(value: dict[str, float | str | bool]) -> dict[str, float | str | bool]:
     for name, wanted in value.items():
-        if name not in filters.THRESHOLDS:
-            raise ValueError(f"there is no filter {name!r}; {nearest(name, filters.THRESHOLDS)}")
-        if not isinstance(wanted, bool) and filters.THRESHOLDS[name] is None:
-            raise ValueError(f"the filter {name!r} has no threshold; it takes on or off")
-        if name == "novelty" and not isinstance(wanted, bool) and not 0 <= wanted < 1:
+        if name not in filters.ALL:
+            raise ValueError(f"there is no filter {name!r}; {nearest(name, filters.ALL)}")
+        filter_ = filters.ALL[name]
+        if isinstance(wanted, bool) or wanted in filter_.choices:
+            continue
+        if filter_.choices or isinstance(wanted, str) or filter_.threshold is None:
+            ways = ", ".join(filter_.choices) or ("a number" if filter_.threshold is not None else "nothing else")
+            raise ValueError(f"the filter {name!r} takes on, off, or {ways}")
+        if name == "novelty" and not 0 <= wanted < 1:
             raise ValueError("novelty's threshold lies from 0 to below 1")
     return value
 
 
 FilterSettings = Annotated[
-    dict[str, bool | float], BeforeValidator(_filter_settings), AfterValidator(_known_filters)
+    dict[str, bool | float | str], BeforeValidator(_filter_settings), AfterValidator(_known_filters)
 ]  # fmt: skip
 JsonSetting = Annotated[dict[str, Any], BeforeValidator(_json_object)]
 
