@@ -146,7 +146,7 @@ def flags_of(model: type[BaseModel], *, command: str, about: str) -> argparse.Ar
     for name, field in model.model_fields.items():
         extra: Any = field.json_schema_extra
         default = (
-            f" [{field.default}]" if field.default not in (None, {}, Path()) and field.annotation is not bool else ""
+            f" [{field.default}]" if field.default not in (None, {}, (), Path()) and field.annotation is not bool else ""
         )
         options: dict[str, Any] = {
             "default": argparse.SUPPRESS,
@@ -156,6 +156,11 @@ def flags_of(model: type[BaseModel], *, command: str, about: str) -> argparse.Ar
             options["action"] = argparse.BooleanOptionalAction
         else:
             options["metavar"] = extra["metavar"] or _metavar(field.annotation)
+        if get_origin(field.annotation) is tuple:
+            options["nargs"] = "+"
+        if name == "inputs":  # the one thing that is given without a flag
+            parser.add_argument(name, **options | {"nargs": "*"})
+            continue
         parser.add_argument(f"--{name.replace('_', '-')}", **options)
     parser.add_argument("--config", metavar="FILE", type=Path, help="a TOML file with the same keys; flags win")
     return parser
