@@ -17,27 +17,29 @@ turned away is in rejected.jsonl with its reason. Nothing is asked of any model 
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
-import math
+import re
 import sys
 import time
-from array import array
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict
 
+from pipeline import near_duplicates, semantic
 from pipeline.cli import run_deriving
+from pipeline.curation import Curation, Embedded
 from pipeline.decontaminate import CJK_CHARACTERS, SIMILARITY, WORDS, Benchmark, Item, load_items
+from pipeline.embeddings import EmbeddingCache, EmbeddingModel
 from pipeline.errors import DONE, SHORT, UsageError
-from pipeline.near_duplicates import THRESHOLD, band_keys, find_near_duplicates, fingerprint, text_of
 from pipeline.parents import Parent, open_parent, read_parent
-from pipeline.records import Neighbour, Record, Rejection
 from pipeline.rows import file_hash
 from pipeline.run_folder import DerivedFiles, locked, read_config, write_json
+from pipeline.selection import KINDS, Quota, groups_of
 from pipeline.settings import nearest, setting
 from pipeline.spool import Spool
 
@@ -61,6 +63,26 @@ def _scores(value: object) -> object:
     return {name.strip(): number for name, _, number in pairs}
 
 
+_QUOTA = re.compile(r"(?P<kind>\w+)(?::(?P<value>.+))?=(?P<limit>\d+(?:\.\d+)?)(?P<share>%?)")
+
+
+def _quotas(value: object) -> object:
+    """ "source=20,task:classification=30%" as two quotas."""
+    parts = value.split(",") if isinstance(value, str) else value
+    if not isinstance(parts, list | tuple):
+        raise ValueError("not KIND=LIMIT or KIND:VALUE=LIMIT")
+    quotas = []
+    for part in parts:
+        found = _QUOTA.fullmatch(part.strip()) if isinstance(part, str) else None
+        if found is None or found["kind"] not in KINDS:
+            raise ValueError(f"{part!r} is not KIND=LIMIT or KIND:VALUE=LIMIT, with a kind of {', '.join(KINDS)}")
+        limit = float(found["limit"])
+        quotas.append(
+            Quota(found["kind"], found["value"], limit / 100 if found["share"] else limit, bool(found["share"]))
+        )
+    return tuple(quotas)
+
+
 def _given(value: tuple[Path, ...]) -> tuple[Path, ...]:
     if not value:
         raise ValueError("name at least one run folder or file")
@@ -69,6 +91,7 @@ def _given(value: tuple[Path, ...]) -> tuple[Path, ...]:
 
 Similarity = Annotated[float | None, BeforeValidator(_off)]
 Scores = Annotated[dict[str, float], BeforeValidator(_scores)]
+Quotas = Annotated[tuple[Quota, ...], BeforeValidator(_quotas)]
 Parents = Annotated[tuple[Path, ...], AfterValidator(_given)]
 
 
@@ -81,125 +104,31 @@ class CurateSettings(BaseModel):
     out: Path = setting(Path("outputs/curated"), "running", "the folder to make", metavar="DIR")
     min_score: Scores = setting({}, "deriving", "least scores: judge=4,fit=0.5", metavar="NAME=X")
     rank_by: str = setting("judge", "deriving", "the score by which one record is better than another", metavar="NAME")
-    against: tuple[Path, ...] = setting((), "deriving", "benchmark files: jsonl, json, parquet, csv, txt", metavar="FILE")
+    against: tuple[Path, ...] = setting(
+        (), "deriving", "benchmark files: jsonl, json, parquet, csv, txt", metavar="FILE"
+    )
     ngram_words: int = setting(WORDS, "deriving", "words in a row that give a benchmark item away", gt=1)
     ngram_cjk: int = setting(CJK_CHARACTERS, "deriving", "the same in CJK characters", gt=1)
     near_benchmark: float = setting(SIMILARITY, "deriving", "ROUGE-L with a benchmark question", gt=0, le=1)
     near_duplicates: Similarity = setting(
-        THRESHOLD, "deriving", "Jaccard of 3-word runs, or off", metavar="X|off", gt=0, le=1
+        near_duplicates.THRESHOLD, "deriving", "Jaccard of 3-word runs, or off", metavar="X|off", gt=0, le=1
     )
-
-
-# ---------------------------------------------------------------- the steps
-
-
-@dataclass(frozen=True, slots=True)
-class Loss:
-    """Why the record at a place was turned away; its neighbour is a place, or an item of a benchmark."""
-
-    filter: str
-    reason: str
-    value: float | str | None = None
-    threshold: float | None = None
-    neighbour: int | Neighbour | None = None
-
-
-class Curation:
-    """One curation: who is still in, who is out and why, and the funnel so far."""
-
-    def __init__(self, settings: CurateSettings, spool: Spool, say: Callable[[str], None]) -> None:
-        self.settings, self.spool, self._say = settings, spool, say
-        self.lost: dict[int, Loss] = {}
-        self.funnel: list[tuple[str, int]] = []  # step -> records left
-        self.ranks = _by_rank(spool, settings.rank_by)
-
-    def left(self) -> list[int]:
-        """The places still in, in their order."""
-        return [place for place in range(len(self.spool)) if place not in self.lost]
-
-    def ranked(self) -> list[int]:
-        """The places still in, the best first."""
-        return [place for place in self.ranks if place not in self.lost]
-
-    def step(self, name: str, lost: Mapping[int, Loss]) -> None:
-        """Take a step's losses in, and say what is left."""
-        self.lost.update(lost)
-        left = len(self.spool) - len(self.lost)
-        self.funnel.append((name, left))
-        self._say(f"  {left:8} left; {len(lost)} {name}")
-
-    def below_score(self, places: Sequence[int]) -> dict[int, Loss]:
-        """Records without one of the --min-score scores, or below it."""
-        lost = {}
-        for place, record in zip(places, self.spool.records(places), strict=True):
-            for name, least in self.settings.min_score.items():
-                score = record.scores.get(name)
-                if score is None or not score >= least:
-                    said = f"no score {name!r}" if score is None else f"{name} {score:g}, below {least:g}"
-                    lost[place] = Loss("below_score", said, score, least)
-                    break
-        return lost
-
-    def contaminated(self, places: Sequence[int], items: Sequence[Item]) -> dict[int, Loss]:
-        """Records that hold an item of a benchmark."""
-        settings, lost = self.settings, {}
-        benchmark = Benchmark(
-            items, words=settings.ngram_words, cjk=settings.ngram_cjk, similarity=settings.near_benchmark
-        )
-        hits = benchmark.hits(self.spool.records(places))
-        for place, (_, hit) in zip(places, hits, strict=True):
-            if hit is None:
-                continue
-            neighbour = Neighbour(id=hit.item.id, text=hit.item.question)
-            if hit.similarity is None:
-                lost[place] = Loss("contaminated", f"shares {hit.shared!r} with {hit.item.id}", hit.shared, None, neighbour)
-            else:
-                said = f"ROUGE-L {hit.similarity:.3f} with the question of {hit.item.id}"
-                value = round(hit.similarity, 4)
-                lost[place] = Loss("contaminated", said, value, settings.near_benchmark, neighbour)
-        return lost
-
-    def near_duplicates(self, threshold: float) -> dict[int, Loss]:
-        """Records in nearly the words of a better one."""
-        keys = band_keys(map(text_of, self.spool.records()))
-        found = find_near_duplicates(keys, self.ranked(), lambda place: fingerprint(self.spool[place]), threshold)
-        return {
-            place: Loss(
-                "near_duplicate",
-                f"{match.similarity:.3f} of its 3-word runs as in {self.spool[match.place].id}",
-                round(match.similarity, 4),
-                threshold,
-                match.place,
-            )
-            for place, match in found.items()
-        }
-
-    def rejection(self, place: int, record: Record) -> Rejection:
-        """A record that was turned away, as the line of rejected.jsonl."""
-        loss = self.lost[place]
-        neighbour = loss.neighbour
-        if isinstance(neighbour, int):
-            other = self.spool[neighbour]
-            neighbour = Neighbour(id=other.id, text=f"{other.instruction}\n{other.input}".strip())
-        return Rejection(
-            stage="record",
-            filter=loss.filter,
-            reason=loss.reason,
-            value=loss.value,
-            threshold=loss.threshold,
-            neighbour=neighbour,
-            **record.model_dump(),
-        )
-
-
-def _by_rank(spool: Spool, name: str) -> list[int]:
-    """All places, by score from the highest, then in order; those without the score last."""
-    scores = array("d", (_finite(record.scores.get(name)) for record in spool.records()))
-    return sorted(range(len(spool)), key=lambda place: -scores[place])
-
-
-def _finite(score: float | None) -> float:
-    return score if score is not None and math.isfinite(score) else -math.inf
+    semantic_duplicates: Similarity = setting(
+        semantic.THRESHOLD, "deriving", "cosine of embeddings, or off", metavar="X|off", gt=0, le=1
+    )
+    embedding_model: str | None = setting(
+        None,
+        "deriving",
+        "a sentence-transformers model, by folder or name (none: the packaged one)",
+        metavar="NAME|DIR",
+    )
+    embedding_languages: tuple[str, ...] = setting(
+        (), "deriving", "what it knows, if its card does not say", metavar="en"
+    )
+    select: int | None = setting(None, "deriving", "choose N: score first, diverse always", gt=0)
+    quota: Quotas = setting(
+        (), "deriving", "at most, of --select: source=20,task:classification=30%%", metavar="KIND[:VALUE]=N|N%%"
+    )
 
 
 # ---------------------------------------------------------------- the command
@@ -208,72 +137,115 @@ def _finite(score: float | None) -> float:
 def curate(settings: CurateSettings, say: Callable[[str], None]) -> tuple[dict[str, Any], int]:
     """Make the folder; returns its summary and the exit code. Raises UsageError before anything is written."""
     started = time.monotonic()
-    _check_out(settings)
+    _check(settings)
     parents = [open_parent(path) for path in settings.inputs]
     items = load_items(settings.against)
-    with Spool(_existing(settings.out)) as spool:
-        counts = _read_all(parents, spool)
-        _check_scores(settings, counts)
-        with locked(settings.out):
-            say(f"  {counts.read:8} read, {counts.read - len(spool)} merged as exact duplicates")
-            curation = Curation(settings, spool, say)
-            _run_steps(curation, items)
+    model = None
+    if settings.semantic_duplicates is not None:
+        model = EmbeddingModel(settings.embedding_model, settings.embedding_languages)
+    scratch = _existing(settings.out)
+    with Spool(scratch) as spool:
+        counts = _read_all(parents, spool, settings)
+        _check_against_data(settings, counts)
+        with locked(settings.out), contextlib.ExitStack() as stack:
+            say(f"  {len(spool):8} records: {counts.read} read, {counts.read - len(spool)} merged as exact duplicates")
+            curation = Curation(spool, settings.rank_by, say)
+            cache = stack.enter_context(EmbeddingCache(settings.out / "cache.sqlite")) if model is not None else None
+            _run_steps(settings, curation, items, model, cache, scratch)
             summary = _summary(curation, counts, started)
-            _write(curation, parents, summary)
-    kept = summary["kept"]
-    say(f"Kept {kept} of {counts.read}. Records: {settings.out / 'records.jsonl'}; rejections, each with its reason: "
-        f"{settings.out / 'rejected.jsonl'}.")  # fmt: skip
-    if not kept:
-        say(f"Nothing was kept; {settings.out / 'rejected.jsonl'} says why.")
-        return summary, SHORT
-    say(f"Next: read some of {settings.out / 'rejected.jsonl'}, then train: python -m finetune.run {settings.out}")
-    return summary, DONE
+            _write(settings, curation, parents, summary)
+    return summary, _report(settings, summary, say)
 
 
-def _run_steps(curation: Curation, items: Sequence[Item]) -> None:
-    settings = curation.settings
+def _run_steps(
+    settings: CurateSettings,
+    curation: Curation,
+    items: Sequence[Item],
+    model: EmbeddingModel | None,
+    cache: EmbeddingCache | None,
+    scratch: Path,
+) -> None:
     if settings.min_score:
-        curation.step("below_score", curation.below_score(curation.left()))
+        curation.step("below_score", curation.below_score(settings.min_score))
     if settings.against:
-        curation.step("contaminated", curation.contaminated(curation.left(), items))
+        benchmark = Benchmark(
+            items, words=settings.ngram_words, cjk=settings.ngram_cjk, similarity=settings.near_benchmark
+        )
+        curation.step("contaminated", curation.contaminated(benchmark))
     if settings.near_duplicates is not None:
         curation.step("near_duplicate", curation.near_duplicates(settings.near_duplicates))
+    embedded = None
+    if model is not None and cache is not None and settings.semantic_duplicates is not None:
+        embedded = Embedded(curation, model, cache, scratch)
+        curation.step("semantic_duplicate", curation.semantic_duplicates(embedded, settings.semantic_duplicates))
+    if settings.select is not None:
+        curation.step("not_selected", curation.not_selected(settings.select, settings.quota, embedded))
+
+
+def _report(settings: CurateSettings, summary: dict[str, Any], say: Callable[[str], None]) -> int:
+    """The last lines; returns the exit code."""
+    out, kept = settings.out, summary["kept"]
+    say(f"Kept {kept} of {summary['read']}. Records: {out / 'records.jsonl'}; rejections: {out / 'rejected.jsonl'}.")
+    if not kept:
+        say(f"Nothing was kept; {out / 'rejected.jsonl'} says why. Loosen what took most, and run it again.")
+        return SHORT
+    if settings.select is not None and kept < settings.select:
+        say(f"Short of --select {settings.select}: that is all there is, or all that the quotas allow.")
+        say(f"Next: read {out / 'rejected.jsonl'}; loosen --min-score or --quota, or give more inputs.")
+        return SHORT
+    say(f"Next: read some of {out / 'rejected.jsonl'}, then train: python -m finetune.run {out}")
+    return DONE
 
 
 @dataclass
 class _Counts:
+    """What was seen while reading."""
+
     read: int = 0
-    scored: Counter[str] = None  # type: ignore[assignment]
+    scores: Counter[str] = field(default_factory=Counter)
+    groups: set[tuple[str, str]] = field(default_factory=set)  # those that a quota names
 
 
-def _read_all(parents: Sequence[Parent], spool: Spool) -> _Counts:
-    counts = _Counts(scored=Counter())
+def _read_all(parents: Sequence[Parent], spool: Spool, settings: CurateSettings) -> _Counts:
+    counts = _Counts()
+    named = {(quota.kind, quota.value) for quota in settings.quota}
     for parent in parents:
         for record in read_parent(parent):
             counts.read += 1
-            counts.scored.update(record.scores.keys())
+            counts.scores.update(record.scores.keys())
+            if named:
+                counts.groups |= named & groups_of(record)
             spool.add(record)
     if not len(spool):
         raise UsageError("The inputs hold no record.")
     return counts
 
 
-def _check_scores(settings: CurateSettings, counts: _Counts) -> None:
-    for name in settings.min_score:
-        if not counts.scored[name]:
-            hint = nearest(name, counts.scored) if counts.scored else "they have no scores at all"
-            raise UsageError(f"--min-score: no record has a score {name!r}; {hint}.")
-
-
-def _check_out(settings: CurateSettings) -> None:
-    """The folder must be new, or one that this command made."""
+def _check(settings: CurateSettings) -> None:
+    """The folder must be new, or one that this command made; quotas are of a selection."""
     out = settings.out
-    if any(out.resolve() == path.resolve() for path in settings.inputs):
-        raise UsageError(f"--out: {out} is one of the inputs; choose another folder.")
+    for path in settings.inputs:
+        if out.resolve() in (path.resolve(), path.resolve().parent):
+            raise UsageError(f"--out: {out} holds one of the inputs; choose another folder.")
     config = read_config(out)
     maker = config.get("generator") if config is not None else None
     if maker != GENERATOR and (config is not None or (out / "records.jsonl").exists()):
         raise UsageError(f"--out: {out} is a run folder made by {maker or 'something else'}; choose another.")
+    if settings.quota and settings.select is None:
+        raise UsageError("--quota: a quota limits what --select chooses; give --select N too.")
+
+
+def _check_against_data(settings: CurateSettings, counts: _Counts) -> None:
+    """Names that nothing in the data has are mistakes."""
+    for name in settings.min_score:
+        if not counts.scores[name]:
+            hint = nearest(name, counts.scores) if counts.scores else "they have no scores at all"
+            raise UsageError(f"--min-score: no record has a score {name!r}; {hint}.")
+    if settings.rank_by not in counts.scores and "rank_by" in settings.model_fields_set:
+        raise UsageError(f"--rank-by: no record has a score {settings.rank_by!r}.")
+    for quota in settings.quota:
+        if quota.value is not None and (quota.kind, quota.value) not in counts.groups:
+            raise UsageError(f"--quota: no record has the {quota.kind} {quota.value!r}.")
 
 
 def _existing(folder: Path) -> Path:
@@ -293,8 +265,7 @@ def _summary(curation: Curation, counts: _Counts, started: float) -> dict[str, A
     }
 
 
-def _write(curation: Curation, parents: Sequence[Parent], summary: dict[str, Any]) -> None:
-    settings = curation.settings
+def _write(settings: CurateSettings, curation: Curation, parents: Sequence[Parent], summary: dict[str, Any]) -> None:
     config = {
         "generator": GENERATOR,
         "parents": [parent.as_json() for parent in parents],

@@ -109,6 +109,7 @@ class Benchmark:
         self._fields: list[_Field] = []
         self._grams, self._fields_of = self._index()
         # The index keeps what is above its threshold, and a hit is at or above ours.
+        self.similarity = similarity
         self._questions = NoveltyIndex(max(similarity - 1e-9, 0.0))
         self._short: dict[tuple[str, ...], int] = {}
         for place, item in enumerate(items):
@@ -141,7 +142,9 @@ class Benchmark:
             self._fields += [_Field(place, False, text) for text in item.others]
         for places in batches(range(len(self._fields)), _BATCH):
             windows = self._windows([tokens(self._fields[place].text) for place in places])
-            for place, begin, end in zip(places, windows.starts[:-1].tolist(), windows.starts[1:].tolist(), strict=True):
+            for place, begin, end in zip(
+                places, windows.starts[:-1].tolist(), windows.starts[1:].tolist(), strict=True
+            ):
                 grams = np.unique(windows.hashes[begin:end])
                 self._fields[place].grams = len(grams)
                 all_grams.append(grams)

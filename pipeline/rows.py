@@ -34,7 +34,9 @@ def format_of(path: Path) -> str:
     """The suffix that tells the format, .gz aside. Raises UsageError for one that is not known."""
     suffix = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
     if suffix.lower() not in FORMATS or (suffix.lower() == ".parquet" and path.suffix == ".gz"):
-        raise UsageError(f"{path}: {path.name!r} is none of {', '.join(FORMATS)}, nor one of these (.parquet aside) as .gz.")
+        raise UsageError(
+            f"{path}: {path.name!r} is none of {', '.join(FORMATS)}, nor one of these (.parquet aside) as .gz."
+        )
     return suffix.lower()
 
 

@@ -146,7 +146,9 @@ def flags_of(model: type[BaseModel], *, command: str, about: str) -> argparse.Ar
     for name, field in model.model_fields.items():
         extra: Any = field.json_schema_extra
         default = (
-            f" [{field.default}]" if field.default not in (None, {}, (), Path()) and field.annotation is not bool else ""
+            f" [{field.default}]"
+            if field.default not in (None, {}, (), Path()) and field.annotation is not bool
+            else ""
         )
         options: dict[str, Any] = {
             "default": argparse.SUPPRESS,

@@ -103,7 +103,9 @@ def test_the_item_that_most_runs_point_to_is_named() -> None:
 def test_settings_act() -> None:
     seven = record("Go on:", "the two lighthouses on the northern cape were")
     twelve = record("继续：", ASKED_ZH[3:15])
-    changed = record("Which of the two beacons on the northern cape was made before the harbour got moved further inland?")
+    changed = record(
+        "Which of the two beacons on the northern cape was made before the harbour got moved further inland?"
+    )
     items = list(BENCHMARK.items)
     assert hit(Benchmark(items, words=7), seven) is not None
     assert hit(Benchmark(items, cjk=12), twelve) is not None
