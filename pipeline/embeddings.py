@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import logging
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -40,15 +41,16 @@ class EmbeddingModel:
         self.languages = frozenset(languages) or _card_languages(folder)
         if not self.languages:
             raise UsageError(f"--embedding-model: the card of {folder} names no language; give --embedding-languages.")
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells everyone that a kernel of its is missing
         try:
             import torch
             from sentence_transformers import SentenceTransformer
-            from transformers.utils import logging
+            from transformers.utils import logging as transformers_logging
         except ImportError as error:
             raise UsageError(
                 f"Semantic duplicates take more packages: {_INSTALL}. Or --semantic-duplicates off."
             ) from error
-        logging.disable_progress_bar()
+        transformers_logging.disable_progress_bar()
         try:
             # bf16 is three times as fast as fp32 here, and moves a similarity by 0.008 at most (docs/decisions.md).
             options = {"dtype": torch.bfloat16}

@@ -72,7 +72,7 @@ def read_rows(path: Path, *, text_lines: bool = False) -> Iterator[Row]:
 
 
 def _opened(path: Path) -> IO[str]:
-    binary = gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
+    binary = gzip.GzipFile(path) if path.suffix == ".gz" else path.open("rb")
     return io.TextIOWrapper(binary, encoding="utf-8-sig", newline="")  # type: ignore[arg-type]
 
 

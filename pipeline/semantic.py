@@ -4,8 +4,8 @@
 
 Two records are as alike as the cosine of their questions (instruction and input). An embedding is blind to what makes
 two questions differ: "Age: 23" and "Age: 32" are 0.99 alike, and one passage makes every task about it look the same.
-So `QuestionJudge` lets a pair through only where the numbers and the negations are the same and each input stands in the
-other question word for word; and where there are inputs, the instructions alone must be as alike as the questions.
+So `QuestionJudge` lets a pair through only where numbers and negations are the same and each input stands in the other
+question word for word; and where there are inputs, the instructions alone must be as alike as the questions.
 
 Up to 100,000 records every pair is compared, so nothing is missed; beyond that faiss looks into the nearest cells of an
 inverted file only, and how many duplicates that finds is measured in each run, on a sample that is searched in full.
@@ -73,12 +73,14 @@ class QuestionJudge:
 
 
 _NEGATIONS = {"not", "no", "never", "without", "cannot", "don", "doesn", "isn", "aren", "won", "shouldn"}
+_NUMBER = re.compile(r"[-−]?\d+(?:[.,]\d+)*")
 _LABEL = re.compile(r"\s*[^\W\d_]+(?: [^\W\d_]+)?\s*[:：]")  # "Sentence:", "Date of:" before what is meant
 
 
 def _telling(record: Record) -> list[str]:
-    """The numbers and negations of a question, in any order."""
-    return sorted(word for word in tokens(question_of(record)) if word in _NEGATIONS or word.isdecimal())
+    """The numbers, with their signs, and the negations of a question, in any order."""
+    question = question_of(record)
+    return sorted(_NUMBER.findall(question) + [word for word in tokens(question) if word in _NEGATIONS])
 
 
 def _stands_in(left: Record, right: Record) -> bool:
