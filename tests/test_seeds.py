@@ -14,7 +14,8 @@ from pipeline.seed_tasks import SeedTask, load_seed_tasks
 from pipeline.text import language_of
 from tests.fake_server import ROOT
 
-SEEDS = {language: load_seed_tasks(ROOT / "seeds" / name) for language, name in (("en", "175.jsonl"), ("zh", "175_zh.jsonl"))}  # fmt: skip
+FILES = {"en": "175.jsonl", "zh": "175_zh.jsonl"}
+SEEDS = {language: load_seed_tasks(ROOT / "seeds" / name) for language, name in FILES.items()}
 TASKS = [pytest.param(task, id=task.id) for tasks in SEEDS.values() for task in tasks]
 both = pytest.mark.parametrize("language", SEEDS)
 
