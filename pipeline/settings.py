@@ -15,6 +15,7 @@ import json
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
+from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 from urllib.parse import urlsplit
@@ -69,6 +70,8 @@ def _known_filters(value: dict[str, float | bool]) -> dict[str, float | bool]:
             raise ValueError(f"there is no filter {name!r}; {nearest(name, filters.THRESHOLDS)}")
         if not isinstance(wanted, bool) and filters.THRESHOLDS[name] is None:
             raise ValueError(f"the filter {name!r} has no threshold; it takes on or off")
+        if not isfinite(wanted):
+            raise ValueError(f"the filter {name!r}: {wanted} is no threshold")
         if name == "novelty" and not isinstance(wanted, bool) and not 0 <= wanted < 1:
             raise ValueError("novelty's threshold lies from 0 to below 1")
     return value
