@@ -41,8 +41,9 @@ class Judge:
         Raises Unreadable where the reply is no verdict.
         """
         reply = await self._ask(judge_request(record, source, self._prompts[record.language], self._extra))
-        verdict = read_object(reply)
-        scores = {name: verdict.get(name) for name in CRITERIA if name != "grounding" or source}
+        names = [name for name in CRITERIA if name != "grounding" or source]
+        verdict = read_object(reply, *names)
+        scores = {name: verdict[name] for name in names}
         whole = {name: value for name, value in scores.items() if isinstance(value, int) and LOWEST <= value <= HIGHEST}
         if len(whole) < len(scores):
             raise Unreadable("wrong_shape", f"a score is missing or out of range: {scores}")

@@ -15,6 +15,7 @@ import json
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
+from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 from urllib.parse import urlsplit
@@ -52,7 +53,7 @@ def _filter_settings(value: object) -> object:
     for part in filter(None, (part.strip() for part in value.split(","))):
         name, equals, wanted = part.partition("=")
         if not equals:
-            raise ValueError(f"{part!r} is not NAME=on, NAME=off or NAME=THRESHOLD")
+            raise ValueError(f"{part!r} is not NAME=on, NAME=off or NAME=SETTING")
         try:
             result[name] = wanted == "on" if wanted in ("on", "off") else float(wanted)
         except ValueError:
@@ -68,8 +69,12 @@ def _known_filters(value: dict[str, float | str | bool]) -> dict[str, float | st
         if isinstance(wanted, bool) or wanted in filter_.choices:
             continue
         if filter_.choices or isinstance(wanted, str) or filter_.threshold is None:
-            ways = ", ".join(filter_.choices) or ("a number" if filter_.threshold is not None else "nothing else")
-            raise ValueError(f"the filter {name!r} takes on, off, or {ways}")
+            ways = ["on", "off", *filter_.choices] + ["a number"] * (
+                not filter_.choices and filter_.threshold is not None
+            )
+            raise ValueError(f"the filter {name!r} takes {', '.join(ways[:-1])} or {ways[-1]}")
+        if not isfinite(wanted):
+            raise ValueError(f"the filter {name!r}: {wanted} is no threshold")
         if name == "novelty" and not 0 <= wanted < 1:
             raise ValueError("novelty's threshold lies from 0 to below 1")
     return value
