@@ -37,11 +37,20 @@ class Endpoint:
     reader = "openai"
     is_local = False
 
-    def __init__(self, model: str, *, base_url: str | None, api_key: str, deadline_s: float = 300.0) -> None:
+    def __init__(
+        self,
+        model: str,
+        *,
+        base_url: str | None,
+        api_key: str,
+        deadline_s: float = 300.0,
+        largest_body: int | None = None,
+    ) -> None:
         self._model = model
         self._base_url = base_url
         self._api_key = api_key
         self._deadline_s = deadline_s
+        self._largest_body = largest_body  # in bytes; None: what `capped` allows
         self._refused: set[str] = set()
         self._client: AsyncOpenAI | None = None
         self.address = without_secrets(base_url or "https://api.openai.com/v1")
@@ -72,22 +81,22 @@ class Endpoint:
             response = await self._client.post("/chat/completions", body=body, cast_to=httpx2.Response)
         except openai.APIStatusError as error:
             raise self._failure(error, sent) from None
-        except openai.APIConnectionError as error:
-            broken = error.__cause__
-            if not isinstance(broken, TransferFailed):
-                raise
-            detail = f"{self.address}: {broken}"
-            raise RequestFailed(broken.outcome, detail, status=broken.status, raw=broken.part or None) from None
+        except TransferFailed as error:  # the SDK lets through what its own transports would not raise
+            detail = f"{self.address}: {error}"
+            raise RequestFailed(error.outcome, detail, status=error.status, raw=error.part or None) from None
         return parse_reply(response.content)
 
     def _open(self) -> AsyncOpenAI:
         import httpx2
         import openai
 
-        from pipeline.capped import CappedTransport
+        from pipeline.capped import LARGEST_BODY, CappedTransport
 
-        secrets = (self._api_key, urlsplit(self._base_url or "").password or "")
-        transport = CappedTransport(deadline_s=self._deadline_s, secrets=secrets)
+        transport = CappedTransport(
+            deadline_s=self._deadline_s,
+            secrets=(self._api_key, urlsplit(self._base_url or "").password or ""),
+            largest_body=self._largest_body or LARGEST_BODY,
+        )
         return openai.AsyncOpenAI(
             api_key=self._api_key,
             base_url=self._base_url,
