@@ -113,24 +113,31 @@ class InstanceWriter:
             ask.counts.unreadable += 1
             return [self._rejection(trail, "reply", "parse", unreadable.detail, value=unreadable.reason)]
 
-    async def _identify(self, trail: Trail) -> bool:
-        values = {"instruction": trail.task.instruction}
-        messages = self._chat(trail, "self_instruct_identify", values, self._examples.identify)
+    def identify_request(self, instruction: str) -> Request:
+        """Is it a classification task?"""
+        messages = self._prompts.chat("self_instruct_identify", {"instruction": instruction}, self._examples.identify)
         schema = object_schema({"classification": {"type": "boolean"}})
-        request = Request(messages, max_tokens=64, temperature=0.0, schema=schema, extra=self._extra)
-        value = read_value(await trail.asked(request), "classification")
+        return Request(messages, max_tokens=64, temperature=0.0, schema=schema, extra=self._extra)
+
+    def instances_request(self, instruction: str, is_classification: bool) -> Request:
+        """Its instances: the label first, or the input first."""
+        examples = self._examples.output_first if is_classification else self._examples.input_first
+        values = {"instruction": instruction, "count": self._per_task}
+        fields = object_schema({name: {"type": "string"} for name in _names(is_classification)})
+        messages = self._prompts.chat(_template(is_classification), values, examples)
+        return self._request(messages, list_schema("instances", fields, self._per_task))
+
+    async def _identify(self, trail: Trail) -> bool:
+        trail.prompts |= self._prompts.hashes("self_instruct_identify")
+        value = read_value(await trail.asked(self.identify_request(trail.task.instruction)), "classification")
         if not isinstance(value, bool):
             raise Unreadable("wrong_shape", f"'classification' is no truth value: {value!r}")
         return value
 
     async def _instances(self, trail: Trail, is_classification: bool) -> Made:
-        first, second = ("label", "input") if is_classification else ("input", "output")
-        template = "self_instruct_output_first" if is_classification else "self_instruct_input_first"
-        examples = self._examples.output_first if is_classification else self._examples.input_first
-        values = {"instruction": trail.task.instruction, "count": self._per_task}
-        fields = object_schema({first: {"type": "string"}, second: {"type": "string"}})
-        messages = self._chat(trail, template, values, examples)
-        request = self._request(messages, list_schema("instances", fields, self._per_task))
+        first, second = _names(is_classification)
+        trail.prompts |= self._prompts.hashes(_template(is_classification))
+        request = self.instances_request(trail.task.instruction, is_classification)
         items = read_items(await trail.asked(request), "instances")
         if not items.values:
             raise Unreadable("no_instances", "the list of instances is empty")
@@ -257,6 +264,14 @@ def object_schema(properties: JsonObject) -> dict[str, Any]:
 def list_schema(name: str, items: JsonObject, at_most: int) -> dict[str, Any]:
     """A JSON schema of an object that holds one list."""
     return object_schema({name: {"type": "array", "items": items, "minItems": 1, "maxItems": at_most}})
+
+
+def _names(is_classification: bool) -> tuple[str, str]:
+    return ("label", "input") if is_classification else ("input", "output")
+
+
+def _template(is_classification: bool) -> str:
+    return "self_instruct_output_first" if is_classification else "self_instruct_input_first"
 
 
 def _texts(value: object, names: tuple[str, str], *, partial: bool) -> tuple[str, str] | None:

@@ -18,11 +18,11 @@ from collections.abc import Mapping, Sequence
 from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
-from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from pipeline import filters
+from pipeline.endpoint import without_secrets
 from pipeline.errors import UsageError
 
 Kind = Literal["shaping", "deriving", "running"]
@@ -117,6 +117,13 @@ class GeneratorSettings(BaseModel):
     concurrency: int = setting(32, "running", "requests in flight at most", gt=0, le=1000)
     deadline: float = setting(300.0, "running", "for one call, in seconds", gt=0)
     max_requests: int | None = setting(None, "running", "sent at most, counting all this folder ever sent", gt=0)
+    max_total_tokens: int | None = setting(None, "running", "read and written at most, counted likewise", gt=0)
+    max_cost: float | None = setting(
+        None, "running", "spent at most, counted likewise, what is in flight at its worst", metavar="USD", gt=0
+    )
+    prices: Path = setting(Path("prices.toml"), "running", "what models cost", metavar="FILE")
+    rpm: float | None = setting(None, "running", "requests a minute at most, where the limit is known", gt=0)
+    tpm: float | None = setting(None, "running", "tokens a minute at most, where the limit is known", gt=0)
 
 
 Settings = TypeVar("Settings", bound=GeneratorSettings)
@@ -154,6 +161,7 @@ def parse(
     )
     switches.add_argument("--offline", action="store_true", help="send nothing: derive the records from what is stored")
     switches.add_argument("--retry-failed", action="store_true", help="ask again what failed for good")
+    switches.add_argument("--plan", action="store_true", help="send nothing: say what would be sent, and its price")
     switches.add_argument("--json", action="store_true", help="print the summary as JSON on stdout")
     arguments = parser.parse_args(argv)
     flags = {name: value for name, value in vars(arguments).items() if name in model.model_fields}
@@ -195,8 +203,8 @@ def shaping(settings: GeneratorSettings) -> dict[str, Any]:
 def resolved(settings: GeneratorSettings) -> dict[str, Any]:
     """All settings, JSON-ready, for config.json. It holds no key: only the name of the variable that holds it."""
     dumped = settings.model_dump(mode="json")
-    if settings.base_url and urlsplit(settings.base_url).username is not None:
-        dumped["base_url"] = "(an address with a password in it, not written down)"
+    if settings.base_url:
+        dumped["base_url"] = without_secrets(settings.base_url)
     return dumped
 
 
