@@ -20,6 +20,8 @@ from typing import Any, Protocol, TypeVar
 from pipeline.ask import Ask
 from pipeline.errors import StopRun
 from pipeline.filters import Candidate, Filter, Found, judge
+from pipeline.llm import Request
+from pipeline.money import Plan
 from pipeline.records import Record, Rejection
 from pipeline.run_folder import DerivedFiles
 
@@ -62,6 +64,9 @@ class Generator(Protocol[Item]):
 
     async def make(self, item: Item, ask: Ask) -> Made:
         """One item's candidates. It may depend on nothing but the item and the settings."""
+
+    def plan(self, target: int | None, stored: Callable[[Request], bool]) -> Plan:
+        """What a run would still send, for --plan; `money.plan_of` adds requests up. `stored` says what is free."""
 
 
 @dataclass
