@@ -92,7 +92,9 @@ class CurateSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    inputs: tuple[Path, ...] = setting((), "deriving", "run folders, or files: jsonl, json, csv (.gz), parquet", metavar="INPUT")
+    inputs: tuple[Path, ...] = setting(
+        (), "deriving", "run folders, or files: jsonl, json, csv (.gz), parquet", metavar="INPUT"
+    )
     out: Path = setting(Path("outputs/curated"), "running", "the folder to make", metavar="DIR")
     min_score: Scores = setting({}, "deriving", "least scores: judge=4,fit=0.5", metavar="NAME=X")
     rank_by: str = setting("judge", "deriving", "the score by which one record is better than another", metavar="NAME")
@@ -200,7 +202,7 @@ class _Counts:
 
 def _read_all(parents: Sequence[Parent], spool: Spool, settings: CurateSettings) -> _Counts:
     counts = _Counts()
-    named = {(quota.kind, quota.value) for quota in settings.quota}
+    named = {(quota.kind, quota.value) for quota in settings.quota if quota.value is not None}
     for parent in parents:
         for record in read_parent(parent):
             counts.read += 1

@@ -176,7 +176,10 @@ def test_of_near_duplicates_the_better_score_stays_then_the_earlier(tmp_path: Pa
     )
     run(a, b, "--out", tmp_path / "c")
     records = list(read_records(tmp_path / "c"))
-    assert [(one.instruction, one.scores.get("judge")) for one in records] == [("Sing.", 2.0), ("Write about the sea.", 5.0)]
+    assert [(one.instruction, one.scores.get("judge")) for one in records] == [
+        ("Sing.", 2.0),
+        ("Write about the sea.", 5.0),
+    ]
     lines = [json.loads(line) for line in (tmp_path / "c" / "rejected.jsonl").read_text().splitlines()]
     for loser in lines:
         winner = next(one for one in records if one.instruction == loser["instruction"])
@@ -236,7 +239,8 @@ def test_contaminated_records_name_the_item(tmp_path: Path) -> None:
 def test_a_contaminated_or_low_record_takes_no_clean_one_along(tmp_path: Path) -> None:
     """Duplicates are looked for among what is left, so that the better one of a pair cannot take both out."""
     a = run_folder(
-        tmp_path / "a", [record("Sing.", POEM, judge=1.0, fit=1.0), record("Sing.", POEM + " Amen.", judge=9.0, fit=0.0)]
+        tmp_path / "a",
+        [record("Sing.", POEM, judge=1.0, fit=1.0), record("Sing.", POEM + " Amen.", judge=9.0, fit=0.0)],
     )
     run(a, "--out", tmp_path / "c", "--min-score", "fit=0.5")
     assert [one.scores["judge"] for one in read_records(tmp_path / "c")] == [1.0]
@@ -259,11 +263,11 @@ def test_the_funnel_is_printed_and_kept(tmp_path: Path, capsys: pytest.CaptureFi
 # ---------------------------------------------------------------- selection
 
 
-def subjects(scores: bool = True) -> list[Record]:
+def subjects() -> list[Record]:
     """Records about 25 things, three each that differ in words but little; the first of each is the best."""
     return [
         record(f"Please write {copy} short and clear sentences about {subject} for a child of seven years",
-               f"{subject} {copy}" * 9, **({"judge": 10.0 - copy - number / 100} if scores else {}))
+               f"{subject} {copy}" * 9, judge=10.0 - copy - number / 100)
         for number, subject in enumerate(SUBJECTS)
         for copy in range(3)
     ]  # fmt: skip
@@ -299,7 +303,9 @@ def test_select_more_than_there_is(tmp_path: Path) -> None:
 
 
 def test_without_scores_no_input_comes_first(tmp_path: Path) -> None:
-    one = [record(f"{subject} in the {n}th year of the old calendar", seeds=["a"]) for n, subject in enumerate(SUBJECTS)]
+    one = [
+        record(f"{subject} in the {n}th year of the old calendar", seeds=["a"]) for n, subject in enumerate(SUBJECTS)
+    ]
     two = [record(f"How would {subject} look from number {n}?", seeds=["b"]) for n, subject in enumerate(SUBJECTS)]
     a, b = run_folder(tmp_path / "a", one), run_folder(tmp_path / "b", two)
     run(a, b, "--out", tmp_path / "c", "--select", "20")
@@ -319,9 +325,7 @@ QUOTAS = [
 
 
 @pytest.mark.parametrize(("quota", "generators", "a_source", "expected"), QUOTAS, ids=[row[0] for row in QUOTAS])
-def test_quotas(
-    tmp_path: Path, quota: str, generators: dict[str, int], a_source: int | None, expected: int
-) -> None:
+def test_quotas(tmp_path: Path, quota: str, generators: dict[str, int], a_source: int | None, expected: int) -> None:
     """13 records of self_kg and 12 of self_qa, from 5 seeds: six each, one of the last."""
     records = [
         record(f"{subject} {number * number} {SUBJECTS[number - 7]}", generator="self_qa" if number % 2 else "self_kg",
@@ -397,7 +401,7 @@ BAD = [
     ("x.jsonl", GOOD, ["--select", "1", "--quota", "model=1"], "with a kind of generator, task, source"),
     ("x.jsonl", GOOD, ["--select", "1", "--quota", "task:clasification=1"], "no record has the task 'clasification'"),
     ("x.jsonl", GOOD, ["--near-duplicates", "2"], "--near-duplicates: Input should be less than or equal to 1"),
-    ("x.jsonl", GOOD, ["--semantic-duplicates", "0.9", "--embedding-model", "/nowhere"], "is no folder, and the hub gave none"),
+    ("x.jsonl", GOOD, ["--semantic-duplicates", "1", "--embedding-model", "/nowhere"], "is no folder, and the hub gave"),
 ]  # fmt: skip
 
 
