@@ -401,7 +401,7 @@ BAD = [
     ("x.jsonl", GOOD, ["--select", "1", "--quota", "model=1"], "with a kind of generator, task, source"),
     ("x.jsonl", GOOD, ["--select", "1", "--quota", "task:clasification=1"], "no record has the task 'clasification'"),
     ("x.jsonl", GOOD, ["--near-duplicates", "2"], "--near-duplicates: Input should be less than or equal to 1"),
-    ("x.jsonl", GOOD, ["--semantic-duplicates", "1", "--embedding-model", "/nowhere"], "is no folder, and the hub gave"),
+    ("x.jsonl", GOOD, ["--semantic-duplicates", "1", "--embedding-model", "/nowhere"], "the hub gave none"),
 ]  # fmt: skip
 
 

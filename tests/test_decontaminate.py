@@ -56,7 +56,7 @@ ROWS = [
     ("a few words changed, no eight in a row left",
      record(CHANGED), "b:1"),
     ("the answer", record("Say it again.", output=ANSWER), "b:1"),
-    ("a phrase of the answer", record("Begin.", output="Six years before the harbour moved, in the spring, came war."), None),
+    ("a phrase of the answer", record("Begin.", output="Six years before the harbour moved, the war came."), None),
     ("a short question as it is", record("who lit the first lamp"), "b:3"),
     ("a short question with one word changed", record("Who lit the first fire?"), None),
     ("the copy split into instruction and input", record(ASKED[:52], ASKED[53:]), "b:1"),
