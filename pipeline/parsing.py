@@ -46,11 +46,21 @@ def read_items(reply: Reply, name: str) -> Items:
     return Items(value[name] if isinstance(value, dict) else value, cut)
 
 
-def read_value(reply: Reply, name: str) -> Any:
-    """The value under `name` in the reply's JSON object, which must be complete."""
-    value, cut = _find(reply, lambda value: isinstance(value, dict) and name in value, wanted=repr(name))
+def read_object(reply: Reply, *names: str) -> dict[str, Any]:
+    """The JSON object in the reply that has these names; it must be complete."""
+    value, cut = _find(
+        reply,
+        lambda value: isinstance(value, dict) and all(name in value for name in names),
+        wanted=", ".join(map(repr, names)),
+    )
     if cut:
         raise Unreadable("cut_off", "the reply was cut off by the token limit")
+    return dict(value)
+
+
+def read_value(reply: Reply, name: str) -> Any:
+    """The value under `name` in the reply's JSON object, which must be complete."""
+    value = read_object(reply, name)
     return value[name]
 
 

@@ -27,9 +27,11 @@ def new(text: str) -> NewInstruction:
     return NewInstruction(text, index, POOL)
 
 
-def record(input_: str, output: str, instruction: str = "Do it.", task: Any = "generation") -> Record:
+def record(
+    input_: str, output: str, instruction: str = "Do it.", task: Any = "generation", language: str = "en"
+) -> Record:
     return make_record(
-        instruction=instruction, input=input_, output=output, task=task, generator="g", model="m", language="en",
+        instruction=instruction, input=input_, output=output, task=task, generator="g", model="m", language=language,
         source=PromptSource(prompt=0, seeds=(), pool=()), prompts={}, requests=(),
     )  # fmt: skip
 
@@ -39,6 +41,9 @@ def candidate(input_: str, output: str, *more: tuple[str, str], cut: bool = Fals
     own = record(input_, output, **fields)
     return Candidate(own, [*(record(*pair, **fields) for pair in more), own], cut)
 
+
+ENGLISH = "The weather tomorrow will be cloudy in the morning, and in the afternoon the sun comes out for some hours."
+CHINESE = "明天上午多云，下午天气转晴，气温比今天略高，适合带孩子们去公园散步。"
 
 # filter -> rows of (text, what the reason says; None: kept)
 INSTRUCTIONS: dict[str, list[tuple[str, str | None]]] = {
@@ -130,10 +135,12 @@ RECORDS: dict[str, list[tuple[Candidate, str | None]]] = {
         (candidate("", "好"), None),
     ],
     "echo": [
-        (candidate("Hello there", "hello  there\n"), "the input"),
+        (candidate("Hello there", "Hello  there\n"), "the input"),
         (candidate("", "Do it.", instruction="Do it."), "the instruction"),
         (candidate("你好，世界", "你好，世界"), "the input"),
         (candidate("", "写一首诗", instruction="写一首诗"), "the instruction"),
+        (candidate("", "do IT.", instruction="Do it."), "the instruction"),
+        (candidate("Hello there", "HELLO THERE"), None),  # case may be the task
         (candidate("Hello there", "Hello there, you"), None),
         (candidate("", "Done.", instruction="Do it."), None),
         (candidate("你好", "你好吗"), None),
@@ -144,6 +151,81 @@ RECORDS: dict[str, list[tuple[Candidate, str | None]]] = {
         (candidate("", "步骤如下："), "the output ends"),
         (candidate("Time: 10:30", "A note: late"), None),
         (candidate("时间：十点", "好：晚了"), None),
+    ],
+    "overlong": [
+        (candidate("word " * 2001, "word " * 2001), "4004 words"),
+        (candidate("字" * 3001, "字" * 3001), "words, more than 4000"),
+        (candidate("word " * 1990, "word " * 1990), None),
+        (candidate("字" * 2900, "字" * 2900), None),
+    ],
+    "language": [
+        (candidate("", ENGLISH, language="zh"), "the output is written in 'en'"),
+        (candidate("", CHINESE), "the output is written in 'zh'"),
+        (candidate("", "Yes, of course.", instruction=CHINESE), "the instruction is written in 'zh'"),
+        (candidate("", "Le chat dort paisiblement sur le vieux canapé du salon pendant que la pluie tombe."), "'fr'"),
+        (candidate("", ENGLISH), None),
+        (candidate("", CHINESE, language="zh"), None),
+        (candidate("", CHINESE, instruction="Translate the weather report into Chinese."), None),
+        (candidate("", "Oui, merci."), None),  # too short to tell
+        (candidate("", "def total(values):\n    return sum(value for value in values if value)"), None),
+    ],
+    "looping": [
+        (candidate("", "I am happy. " * 20), "of the output's"),
+        (candidate("ha ha " * 20, "Laughter."), "of the input's"),
+        (candidate("", "我很开心。" * 20), "of the output's"),
+        (candidate("", "I am happy. " * 5), None),  # under 24 tokens
+        (candidate("", "<tr><td>1</td><td>2</td></tr>\n" * 9), None),  # markup repeats by nature
+        (candidate("", " ".join(f"word{n}" for n in range(40))), None),
+        (candidate("", "春眠不觉晓，处处闻啼鸟。夜来风雨声，花落知多少。白日依山尽，黄河入海流。"), None),
+    ],
+    "refusal": [
+        (candidate("", "As an AI language model, I do not eat."), "declines"),
+        (candidate("", "I'm sorry, but I cannot help with that request."), "declines"),
+        (candidate("", "I am unable to access the link you sent."), "declines"),
+        (candidate("", "作为一个人工智能，我没有感情。"), "declines"),
+        (candidate("", "抱歉，我无法回答这个问题。"), "declines"),
+        (candidate("", "I can't live without my family."), None),
+        (candidate("", "I'm sorry to hear that your dog is ill."), None),
+        (candidate("", "作为一名医生，他每天早起。"), None),
+    ],
+    "leaked_prompt": [
+        (candidate("", 'Answer with JSON: {"x": 1}'), "a piece of a prompt"),
+        (candidate("<noinput>", "Blue."), "the input holds '<noinput>'"),
+        (candidate("", "### Response:\nBlue."), "a piece of a prompt"),
+        (candidate("", "请用 JSON 回答：蓝色。"), "a piece of a prompt"),
+        (candidate("", "JSON is a text format; answer the phone with care."), None),
+        (candidate("", "用 JSON 表示这条记录很方便。"), None),
+    ],
+    "control_tokens": [
+        (candidate("", "Fine.<|im_end|>"), "control token '<|im_end|>'"),
+        (candidate("<start_of_turn>user", "Fine."), "the input holds"),
+        (candidate("", "[INST] go on [/INST]"), "control token"),
+        (candidate("", "好的，我知道了。<|eot_id|>"), "control token"),
+        (candidate("", "if a <| b then c |> d; x[INSTANCE]; <strong>"), None),
+        (candidate("", "请看列表[一]和<标题>。"), None),
+    ],
+    "secrets": [
+        (candidate("", "Use AKIAIOSFODNN7EXAMPLE to log in."), "AWS key"),
+        (candidate("-----BEGIN RSA PRIVATE KEY-----", "Keep it."), "private key"),
+        (candidate("", "数据库的连接串请填写这个：postgres://admin:hunter22@db/main"), "password in a URL"),
+        (candidate("", "The risk-averse ask-me-anything desk-sk is http://localhost:8000/x."), None),
+        (candidate("", "密钥请放进环境变量，不要写进代码。"), None),
+    ],
+    "personal_data": [
+        (candidate("", "Write to jane.doe@gmail.com today."), "mended: Write to [e-mail address] today."),
+        (candidate("", "Pay with 4111 1111 1111 1111 now."), "mended: Pay with [card number] now."),
+        (candidate("", "Call +1 415-555-2671."), "mended: Call [phone number]."),
+        (candidate("", "请拨打13800138000联系我。"), "mended: 请拨打[phone number]联系我。"),
+        (candidate("", "身份证号11010519491231002X已登记。"), "mended: 身份证号[identity number]已登记。"),
+        (candidate("", "Write to someone@example.com, order 1234 5678 9012 3456."), None),
+        (candidate("", "身份证号110105194912310021不对，订单号20230801。"), None),
+    ],
+    "links": [
+        (candidate("", "See https://www.nytimes.com/2020/05/24/economy.html."), "nobody gave"),
+        (candidate("", "想了解更多内容，请打开这个网页：http://zhihu.com/q"), "nobody gave"),
+        (candidate("https://a.org/x", "The page is https://a.org/x."), None),
+        (candidate("", "Open https://www.example.com first."), None),
+        (candidate("", "想了解更多内容，请打开这个网页：http://example.org"), None),
     ],
     "contradiction": [
         (candidate("2+2", "5", ("2+2", "4")), "in two ways: '2+2'"),
@@ -161,20 +243,14 @@ RECORDS: dict[str, list[tuple[Candidate, str | None]]] = {
         (candidate("甲", "一", ("乙", "二")), None),
         (Candidate(first := record("a", "same"), [first, record("b", "same")]), None),  # the first one stays
     ],
-    "looping": [
-        (candidate("", "I am happy. " * 20), "of the output's"),
-        (candidate("ha ha " * 20, "Laughter."), "of the input's"),
-        (candidate("", "我很开心。" * 20), "of the output's"),
-        (candidate("", "I am happy. " * 5), None),  # under 24 tokens
-        (candidate("", " ".join(f"word{n}" for n in range(40))), None),
-        (candidate("", "春眠不觉晓，处处闻啼鸟。夜来风雨声，花落知多少。白日依山尽，黄河入海流。"), None),
-    ],
 }  # fmt: skip
 
 # filter -> something to judge, a threshold that keeps it, one that turns it away
 THRESHOLDS: dict[str, tuple[Any, float, float]] = {
     "too_short": (new("Write a short poem."), 3, 4),
     "too_long": (new("Write a short poem."), 4, 3),
+    "overlong": (candidate("", "word " * 100), 103, 101),
+    "language": (candidate("", CHINESE), 1.0, 0.5),
     "looping": (candidate("", "I am happy. " * 20), 0.97, 0.9),
 }
 
@@ -188,8 +264,14 @@ ROWS: list[tuple[str, Any, str | None]] = [
 
 
 def reason(filter_: Filter[Any], seen: Any) -> str | None:
-    objection = filters.first_objection([filter_], seen)
-    return None if objection is None else objection[1].reason
+    """Why it is turned away; "mended: OUTPUT" where it goes on changed; None where it is kept as it is."""
+    if isinstance(seen, NewInstruction):
+        objection = filters.first_objection([filter_], seen)
+        return None if objection is None else objection[1].reason
+    judged = filters.judge([filter_], seen)
+    if isinstance(judged, Record):
+        return None if judged is seen.record else f"mended: {judged.output}"
+    return judged[2].reason
 
 
 @pytest.mark.parametrize(("name", "seen", "said"), ROWS, ids=[f"{name}-{n}" for n, (name, *_) in enumerate(ROWS)])
@@ -206,7 +288,7 @@ def test_every_filter_has_rows() -> None:
     assert list(INSTRUCTIONS) == [f.name for f in filters.INSTRUCTION]
     assert list(RECORDS) == [f.name for f in filters.RECORD]
     assert len(REGISTERED) == len(ALL), "two filters share a name"
-    assert {name: f.threshold for name, f in REGISTERED.items()} == filters.THRESHOLDS
+    assert list(filters.ALL) == [*INSTRUCTIONS, *RECORDS]
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])
@@ -232,7 +314,7 @@ def test_a_filter_can_be_switched_off_and_on(name: str) -> None:
     assert objecting({name: False}) == objecting({}) - {name}
 
 
-@pytest.mark.parametrize("name", [name for name, threshold in filters.THRESHOLDS.items() if threshold is not None])
+@pytest.mark.parametrize("name", [f.name for f in ALL if f.threshold is not None and not f.choices])
 def test_thresholds_act(name: str) -> None:
     if name == "novelty":  # its threshold is the index's, which the pool sets
         return check_novelty_threshold()
@@ -241,6 +323,33 @@ def test_thresholds_act(name: str) -> None:
     assert found[0] is None
     assert found[1] is not None
     return None
+
+
+@pytest.mark.parametrize(
+    ("name", "choice", "said"),
+    [
+        ("control_tokens", "reject", "the output holds the control token '<|im_end|>'"),
+        ("control_tokens", "neutralise", "mended: Mail a@b.de.< |im_end|>"),
+        ("personal_data", "reject", "holds personal data"),
+        ("personal_data", "redact", "mended: Mail [e-mail address].<|im_end|>"),
+    ],
+)
+def test_choices_act(name: str, choice: str, said: str) -> None:
+    chosen = filters.chosen([REGISTERED[name]], {name: choice})[0]
+    assert reason(chosen, candidate("", "Mail a@b.de.<|im_end|>")) == said
+
+
+def test_every_choice_is_tried() -> None:
+    tried = {tuple(args[:2]) for mark in test_choices_act.pytestmark for args in mark.args[1]}  # type: ignore[attr-defined]
+    assert tried == {(f.name, choice) for f in ALL for choice in f.choices}
+
+
+def test_a_mended_record_has_the_id_of_its_texts_and_is_seen_by_what_follows() -> None:
+    seen = candidate("", "Write to jane.doe@gmail.com <|im_end|>")
+    chosen = filters.chosen(filters.RECORD, {"control_tokens": "neutralise"})
+    judged = filters.judge(chosen, seen)
+    assert isinstance(judged, Record)
+    assert judged == record("", "Write to [e-mail address] < |im_end|>")
 
 
 def check_novelty_threshold() -> None:
