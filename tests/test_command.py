@@ -66,6 +66,9 @@ BAD_INPUT: dict[str, tuple[dict[str, str | bytes], list[str], str]] = {
     ),
     "config missing": ({}, ["--config", "c.toml"], "c.toml: cannot be read (No such file or directory)."),
     "config a folder": ({"c/x": ""}, ["--config", "c"], "c: cannot be read (Is a directory)."),
+    "prices that are none": (
+        {"p.toml": "[m]\ninput = 1"}, ["--prices", "p.toml"], 'p.toml: ["m"] must hold `input` and `output`',
+    ),
     "prompts missing": ({}, ["--prompts", "mine"], "--prompts mine: not a folder."),
     "prompts with an unknown $name": (
         {"mine/self_instruct_next_turn.md": "$conversation $topic"}, ["--prompts", "mine"],
