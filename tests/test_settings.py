@@ -164,7 +164,7 @@ ROWS: dict[str, Row] = {
         "0.02",
         "0.02",
         lambda base, new: new.ran.returncode == 4 and base.summary["cost"] > 0.02 >= new.summary["cost"] > 0,
-        same=("--target", "40", "--prices", "TMP/prices.toml"),
+        same=("--target", "80", "--prices", "TMP/prices.toml"),
     ),
     "rpm": Row("300", "300", lambda base, new: base.pace() < 0.15 <= new.pace()),
     "tpm": Row("120000", "120000", lambda base, new: base.pace() < 0.1 <= new.pace()),
