@@ -79,6 +79,17 @@ BAD_INPUT: dict[str, tuple[dict[str, str | bytes], list[str], str]] = {
     "model a file": ({"weights.txt": "x"}, ["--model", "./weights.txt"], "weights.txt"),
     "address without a model": ({}, ["--base-url", "http://127.0.0.1:9/v1"], "--base-url needs --model NAME"),
     "address that is none": ({}, ["--model", "m", "--base-url", "localhost:9"], "not an http:// or https:// address"),
+    "address with a broken host": (
+        {}, ["--model", "m", "--base-url", "http://[::1/v1"], "--base-url: not an address (",
+    ),
+    "address with a broken port": (
+        {}, ["--model", "m", "--base-url", "http://127.0.0.1:99999/v1"], "--base-url: not an address (",
+    ),
+    "address without a host": ({}, ["--model", "m", "--base-url", "http:///v1"], "not an http:// or https:// address"),
+    "a file in the place of the run folder": (
+        {"file": "x"}, ["--model", "m", "--base-url", "http://127.0.0.1:9/v1", "--out", "file"],
+        "file: a file stands there",
+    ),
     "no key": ({}, ["--model", "m"], "which needs a key: set OPENAI_API_KEY"),
 }  # fmt: skip
 
