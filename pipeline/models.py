@@ -40,6 +40,18 @@ def open_model(settings: GeneratorSettings, environment: Mapping[str, str] = os.
     return Endpoint(settings.model, base_url=base_url, api_key=key, deadline_s=settings.deadline)
 
 
+def open_judge(settings: GeneratorSettings, generator: Model) -> Model:
+    """The model that judges: the one named for it, else the generator's own."""
+    if settings.judge_model is None:
+        return generator
+    judge = {
+        "model": settings.judge_model,
+        "base_url": settings.judge_base_url or settings.base_url,
+        "api_key_env": settings.judge_api_key_env,
+    }
+    return open_model(settings.model_copy(update=judge))
+
+
 def _host(base_url: str) -> str:
     """The host of an endpoint's address; raises UsageError where it is none."""
     try:

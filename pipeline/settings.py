@@ -118,6 +118,10 @@ class GeneratorSettings(BaseModel):
     filters: FilterSettings = setting(
         {}, "running", "filters off, or thresholds: keywords=off,too_short=2", metavar="NAME=…"
     )
+    judge: bool = setting(False, "running", "have a model score each record that the filters keep")
+    judge_model: str | None = setting(None, "running", "the judge, named as --model is (none: the same model)")
+    judge_base_url: str | None = setting(None, "running", "the judge's endpoint (none: --base-url)", metavar="URL")
+    judge_api_key_env: str = setting("OPENAI_API_KEY", "running", "the variable that holds its key", metavar="NAME")
     concurrency: int = setting(32, "running", "requests in flight at most", gt=0, le=1000)
     deadline: float = setting(300.0, "running", "for one call, in seconds", gt=0)
     max_requests: int | None = setting(None, "running", "sent at most, counting all this folder ever sent", gt=0)

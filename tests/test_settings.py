@@ -136,6 +136,30 @@ ROWS: dict[str, Row] = {
         server={"dirty": 0.3},
         same=("--target", "20"),
     ),
+    "judge": Row(
+        None,
+        "true",
+        lambda base, new: not any(r["scores"] for r in base.records) and all(r["scores"] for r in new.records),
+    ),
+    "judge_model": Row(
+        "other",
+        '"other"',
+        lambda base, new: (base.values("model"), new.values("model")) == ({"fake"}, {"fake", "other"}),
+        same=("--target", "6", "--judge"),
+    ),
+    "judge_base_url": Row(
+        "OTHER",
+        '"OTHER"',
+        lambda base, new: (base.values("model"), new.values("model")) == ({"fake", "j"}, {"fake"}),
+        same=("--target", "6", "--judge", "--judge-model", "j"),
+    ),
+    "judge_api_key_env": Row(
+        "MY_KEY",
+        '"MY_KEY"',
+        lambda base, new: (base.ran.returncode, new.ran.returncode) == (5, 0),
+        same=("--target", "6", "--judge", "--judge-model", "j", "--api-key-env", "MY_KEY"),
+        server={"key": "secret"},
+    ),
     "concurrency": Row(
         "6",
         "6",
