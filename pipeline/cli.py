@@ -29,7 +29,7 @@ from pipeline.models import open_model
 from pipeline.money import FREE, Budget, Limits, read_prices
 from pipeline.run import GIVE_UP_AFTER, Generator, Line, Tally
 from pipeline.run_folder import DerivedFiles, locked, read_config, write_json
-from pipeline.settings import GeneratorSettings, parse, resolved, shaping
+from pipeline.settings import Checked, GeneratorSettings, checked, flags_of, parse, resolved, shaping
 
 Settings = TypeVar("Settings", bound=GeneratorSettings)
 
@@ -55,6 +55,35 @@ def run_command(
         return stop.exit_code
     except KeyboardInterrupt:  # before the run could take the signal itself
         return Interrupted.exit_code
+
+
+def run_deriving(
+    settings_model: type[Checked],
+    argv: Sequence[str] | None,
+    *,
+    command: str,
+    about: str,
+    work: Callable[[Checked, Callable[[str], None]], tuple[dict[str, Any], int]],
+) -> int:
+    """Parse, work, report, for commands that ask no model; returns the exit code.
+
+    `work` is given the settings and what says a line; it returns the summary and the exit code.
+    """
+    try:
+        parser = flags_of(settings_model, command=command, about=about)
+        parser.add_argument("--json", action="store_true", help="print the summary as JSON on stdout")
+        arguments = parser.parse_args(argv)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        summary, code = work(checked(settings_model, arguments), _say)
+    except StopRun as stop:
+        _say(str(stop))
+        return stop.exit_code
+    except KeyboardInterrupt:
+        _say("Interrupted; what was there before is as it was.")
+        return Interrupted.exit_code
+    if arguments.json:
+        print(json.dumps(summary, ensure_ascii=False))
+    return code
 
 
 class _Run:

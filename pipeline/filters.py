@@ -108,13 +108,17 @@ def too_long(new: NewInstruction, more_than: float) -> Found | None:
     return Found(f"{words:.3g} words, more than {more_than:g} is too long", words) if words > more_than else None
 
 
-# Self-Instruct's list and Alpaca's five more; the Chinese ones are ours, chosen so as not to hit 计划 or 动画.
+# Self-Instruct's list and Alpaca's five more; the Chinese ones are ours, made so as not to hit 计划 or 动画一集.
 KEYWORDS_EN = (
     "image images graph graphs picture pictures file files map maps draw plot video audio music flowchart diagram"
 ).split()
 KEYWORDS_EN.append("go to")
-KEYWORDS_ZH = "图片 图像 照片 图表 流程图 示意图 地图 文件 视频 音频 画图 画出 画一 绘制".split()
-_KEYWORDS = re.compile(rf"\b(?:{'|'.join(KEYWORDS_EN)})\b|{'|'.join(KEYWORDS_ZH)}", re.IGNORECASE)
+KEYWORDS_ZH = (
+    "图片 图像 照片 图表 流程图 示意图 地图 文件 视频 音频 绘制 (?<![动漫绘油国版壁字年描刻])画[图出一]".split()
+)
+_KEYWORDS = re.compile(  # \b would see no border between 开 and file
+    rf"(?<![a-z0-9_])(?:{'|'.join(KEYWORDS_EN)})(?![a-z0-9_])|{'|'.join(KEYWORDS_ZH)}", re.IGNORECASE
+)
 
 
 @_filter(INSTRUCTION, "Self-Instruct and Alpaca: keyword list")
@@ -124,7 +128,7 @@ def keywords(new: NewInstruction, _: float) -> Found | None:
     return Found(f"names {hit.group()!r}, which text cannot give", hit.group()) if hit else None
 
 
-_PROGRAM = re.compile(r"\s*(?:write a program|(?:编写|写)一?个?程序)", re.IGNORECASE)
+_PROGRAM = re.compile(r"\s*(?:write a program|(?:编写|写)一?个?程序(?!员))", re.IGNORECASE)
 
 
 @_filter(INSTRUCTION, 'Self-Instruct: starts with "Write a program"')
@@ -143,7 +147,7 @@ def first_character(new: NewInstruction, _: float) -> Found | None:
     The original also drops every non-ASCII start, and with it all of Chinese (docs/decisions.md).
     """
     first = new.text[:1]
-    fine = first in _OPENING or unicodedata.category(first or " ")[0] in "LN"
+    fine = first != "" and (first in _OPENING or unicodedata.category(first)[0] in "LN")
     return None if fine else Found(f"starts with {first!r}", first)
 
 

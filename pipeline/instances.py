@@ -17,7 +17,7 @@ from typing import Any
 
 from pipeline.ask import Ask
 from pipeline.filters import Candidate
-from pipeline.llm import JsonObject, Request
+from pipeline.llm import JsonObject, Reply, Request
 from pipeline.parsing import Unreadable, read_items, read_value
 from pipeline.prompts import Prompts
 from pipeline.records import PromptSource, Record, Rejection, Stage, Task, Turn, make_record
@@ -157,7 +157,8 @@ class InstanceWriter:
         """One instance as a candidate; with `turns` above 1, as the conversation that goes on from it."""
         texts = _texts(value, names, partial=cut)
         if texts is None:
-            return self._rejection(trail, "record", "parse", f"no {names[0]} and {names[1]}: {str(value)[:80]}")
+            said = replace_surrogates(str(value)[:80])
+            return self._rejection(trail, "record", "parse", f"no {names[0]} and {names[1]}: {said}")
         kind: Task = "classification" if names[0] == "label" else "generation"
         output, input_ = texts if kind == "classification" else texts[::-1]
         instruction = trail.task.instruction
@@ -171,11 +172,10 @@ class InstanceWriter:
             schema = object_schema({"user": {"type": "string"}, "assistant": {"type": "string"}})
             reply = await branch.asked(self._request(messages, schema))
             try:
-                turns.append((read_value(reply, "user").strip(), read_value(reply, "assistant").strip()))
-            except (Unreadable, AttributeError) as error:
+                turns.append(_turn(reply))
+            except Unreadable as error:
                 branch.ask.counts.unreadable += 1
-                reason = error.reason if isinstance(error, Unreadable) else "wrong_shape"
-                return self._rejection(branch, "reply", "parse", f"turn {len(turns) + 1}: {error}", value=reason)
+                return self._rejection(branch, "reply", "parse", f"turn {len(turns) + 1}: {error}", value=error.reason)
         user, assistant = turns.pop()
         return Candidate(self._record(branch, kind, user, "", assistant, turns))
 
@@ -282,6 +282,17 @@ def _texts(value: object, names: tuple[str, str], *, partial: bool) -> tuple[str
     if not isinstance(first, str) or not isinstance(second, str):
         return None
     return replace_surrogates(first).strip(), replace_surrogates(second).strip()
+
+
+def _turn(reply: Reply) -> Turn:
+    """What the user says next, and the assistant's answer; neither may be missing or blank."""
+    turn = []
+    for name in ("user", "assistant"):
+        value = read_value(reply, name)
+        if not isinstance(value, str) or not value.strip():
+            raise Unreadable("wrong_shape", f"{name!r} is no text: {str(value)[:80]!r}")
+        turn.append(replace_surrogates(value).strip())
+    return turn[0], turn[1]
 
 
 def _short_ones(tasks: list[SeedTask], random_: random.Random) -> list[SeedTask]:

@@ -175,6 +175,8 @@ class SelfInstruct:
         }
         try:
             items = read_items(reply, "instructions")
+            if not items.values:
+                raise Unreadable("no_instructions", "the list of instructions is empty")
         except Unreadable as unreadable:
             ask.counts.unreadable += 1
             rejection = self._reject_instruction(ask.model.identity, "parse", unreadable.detail, **known)

@@ -15,6 +15,7 @@ import json
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
+from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
@@ -52,7 +53,7 @@ def _filter_settings(value: object) -> object:
     for part in filter(None, (part.strip() for part in value.split(","))):
         name, equals, wanted = part.partition("=")
         if not equals:
-            raise ValueError(f"{part!r} is not NAME=on, NAME=off or NAME=THRESHOLD")
+            raise ValueError(f"{part!r} is not NAME=on, NAME=off or NAME=SETTING")
         try:
             result[name] = wanted == "on" if wanted in ("on", "off") else float(wanted)
         except ValueError:
@@ -68,8 +69,12 @@ def _known_filters(value: dict[str, float | str | bool]) -> dict[str, float | st
         if isinstance(wanted, bool) or wanted in filter_.choices:
             continue
         if filter_.choices or isinstance(wanted, str) or filter_.threshold is None:
-            ways = ", ".join(filter_.choices) or ("a number" if filter_.threshold is not None else "nothing else")
-            raise ValueError(f"the filter {name!r} takes on, off, or {ways}")
+            ways = ["on", "off", *filter_.choices] + ["a number"] * (
+                not filter_.choices and filter_.threshold is not None
+            )
+            raise ValueError(f"the filter {name!r} takes {', '.join(ways[:-1])} or {ways[-1]}")
+        if not isfinite(wanted):
+            raise ValueError(f"the filter {name!r}: {wanted} is no threshold")
         if name == "novelty" and not 0 <= wanted < 1:
             raise ValueError("novelty's threshold lies from 0 to below 1")
     return value
@@ -122,6 +127,7 @@ class GeneratorSettings(BaseModel):
 
 
 Settings = TypeVar("Settings", bound=GeneratorSettings)
+Checked = TypeVar("Checked", bound=BaseModel)
 
 
 def parse(
@@ -132,13 +138,30 @@ def parse(
     Raises UsageError for an unknown key (naming the nearest), a wrong value, or a file that cannot be read.
     argparse itself exits 2 for a flag it does not know.
     """
+    parser = flags_of(model, command=command, about=about)
+    switches = parser.add_argument_group("switches")
+    switches.add_argument(
+        "--accept-changes", action="store_true", help="go on in a folder made with other shaping settings"
+    )
+    switches.add_argument("--offline", action="store_true", help="send nothing: derive the records from what is stored")
+    switches.add_argument("--retry-failed", action="store_true", help="ask again what failed for good")
+    switches.add_argument("--plan", action="store_true", help="send nothing: say what would be sent, and its price")
+    switches.add_argument("--json", action="store_true", help="print the summary as JSON on stdout")
+    arguments = parser.parse_args(argv)
+    return checked(model, arguments), arguments
+
+
+def flags_of(model: type[BaseModel], *, command: str, about: str) -> argparse.ArgumentParser:
+    """A parser with a flag for each setting of the model, and --config; only what is given appears in its result."""
     parser = argparse.ArgumentParser(
         prog=f"python -m {command}", description=about, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     for name, field in model.model_fields.items():
         extra: Any = field.json_schema_extra
         default = (
-            f" [{field.default}]" if field.default not in (None, {}, Path()) and field.annotation is not bool else ""
+            f" [{field.default}]"
+            if field.default not in (None, {}, (), Path()) and field.annotation is not bool
+            else ""
         )
         options: dict[str, Any] = {
             "default": argparse.SUPPRESS,
@@ -148,21 +171,22 @@ def parse(
             options["action"] = argparse.BooleanOptionalAction
         else:
             options["metavar"] = extra["metavar"] or _metavar(field.annotation)
+        if get_origin(field.annotation) is tuple:
+            options["nargs"] = "+"
+        if name == "inputs":  # the one thing that is given without a flag
+            parser.add_argument(name, **options | {"nargs": "*"})
+            continue
         parser.add_argument(f"--{name.replace('_', '-')}", **options)
-    switches = parser.add_argument_group("switches")
-    switches.add_argument("--config", metavar="FILE", type=Path, help="a TOML file with the same keys; flags win")
-    switches.add_argument(
-        "--accept-changes", action="store_true", help="go on in a folder made with other shaping settings"
-    )
-    switches.add_argument("--offline", action="store_true", help="send nothing: derive the records from what is stored")
-    switches.add_argument("--retry-failed", action="store_true", help="ask again what failed for good")
-    switches.add_argument("--plan", action="store_true", help="send nothing: say what would be sent, and its price")
-    switches.add_argument("--json", action="store_true", help="print the summary as JSON on stdout")
-    arguments = parser.parse_args(argv)
+    parser.add_argument("--config", metavar="FILE", type=Path, help="a TOML file with the same keys; flags win")
+    return parser
+
+
+def checked(model: type[Checked], arguments: argparse.Namespace) -> Checked:
+    """The settings, from --config and the flags, which win. Raises UsageError for what is unknown or wrong."""
     flags = {name: value for name, value in vars(arguments).items() if name in model.model_fields}
     values = read_toml(arguments.config, model) | flags
     try:
-        return model.model_validate(values), arguments
+        return model.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
         name = str(first["loc"][0]) if first["loc"] else ""
@@ -171,7 +195,7 @@ def parse(
         raise UsageError(f"{where}: {said} (given: {first['input']!r}).") from error
 
 
-def read_toml(path: Path | None, model: type[GeneratorSettings]) -> dict[str, Any]:
+def read_toml(path: Path | None, model: type[BaseModel]) -> dict[str, Any]:
     """The keys of a config file, hyphens made underscores."""
     if path is None:
         return {}
