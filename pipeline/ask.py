@@ -197,7 +197,7 @@ class Ask:
             self._slow_down(sent_at, failure)
             if not failure.worth_retrying or failures >= ATTEMPTS or failure.outcome == "rate_limit":
                 return await self._give_up(key, attempt, number, failure)
-            if self._looks_like_an_outage():
+            if self._looks_like_an_outage(failure):
                 await self._probe_once(failure)
             pause_s = min(self._pause_s * 2 ** (failures - 1), LONGEST_BACKOFF_S) * random.uniform(0.5, 1.0)
             with contextlib.suppress(TimeoutError):
@@ -305,14 +305,21 @@ class Ask:
         await self._journal.end_attempt(attempt, ended, settles=(key, "failed"))
         return Reply(text="", finish_reason="failed", prompt_tokens=None, completion_tokens=None, raw=b"")
 
-    def _looks_like_an_outage(self) -> bool:
+    def _looks_like_an_outage(self, failure: RequestFailed) -> bool:
+        if failure.outcome == "unreachable" and not self._answered_number:  # a wrong address: say so at once
+            return self._failures_in_a_row >= 2
         silent_s = time.monotonic() - self._answered_at
         return self._failures_in_a_row >= OUTAGE_AFTER and silent_s >= OUTAGE_AFTER_S
 
     async def _probe_once(self, failure: RequestFailed, *, unless_answered: int | None = None) -> None:
         """Probe, one caller at a time; who had to wait for another's probe is often answered by it."""
         async with self._probing:
-            if self._looks_like_an_outage() if unless_answered is None else self._answered_number < unless_answered:
+            self._require_permission()
+            if unless_answered is None:
+                doubtful = self._looks_like_an_outage(failure)
+            else:
+                doubtful = self._answered_number < unless_answered
+            if doubtful:
                 await self._probe(failure)
 
     async def _probe(self, failure: RequestFailed) -> None:

@@ -22,7 +22,8 @@ from typing import Any, TypeVar
 
 from pipeline import filters
 from pipeline.ask import Ask
-from pipeline.errors import DONE, SHORT, Interrupted, Offline, StopRun, UsageError
+from pipeline.endpoint import without_secrets
+from pipeline.errors import DONE, SHORT, Interrupted, Offline, StopRun, StorageError, UsageError
 from pipeline.journal import Journal, Totals
 from pipeline.judge import Judge
 from pipeline.llm import Model, Request
@@ -53,7 +54,7 @@ def run_command(
         run = _Run(settings, switches, generator, model, again)
         return asyncio.run(run.plan() if switches.plan else run.run())
     except StopRun as stop:
-        _say(str(stop))
+        _say(f"{stop} Go on with: {again}" if isinstance(stop, StorageError) else str(stop))
         return stop.exit_code
     except KeyboardInterrupt:  # before the run could take the signal itself
         return Interrupted.exit_code
@@ -319,8 +320,8 @@ def _usd(amount: float | None) -> str:
 
 
 def _without_secrets(command: list[str]) -> str:
-    """The command to go on with, a password in an address taken out: it must not end up in a log."""
-    return shlex.join(re.sub(r"(?<=://)[^/@\s]*@", "", part) for part in command)
+    """The command to go on with; passwords and queries in addresses are taken out, for it may end up in a log."""
+    return shlex.join(re.sub(r"\w+://\S+", lambda url: without_secrets(url.group()), part) for part in command)
 
 
 def _changes(folder: Path, names: list[str], before: dict[str, Any], now: dict[str, Any], totals: Totals) -> str:
