@@ -235,7 +235,10 @@ def parse_retry_after(headers: Mapping[str, str], now: Callable[[], float] = tim
 
 def without_secrets(url: str) -> str:
     """The address without user name, password, query and fragment."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # no address, so nothing of it is safe to show
+        return "(no address)"
     host = parts.netloc.rpartition("@")[2]
     return urlunsplit((parts.scheme, host, parts.path, "", ""))
 
