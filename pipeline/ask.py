@@ -74,6 +74,7 @@ class Ask:
         self.budget = budget or Budget(model.identity, {})
         self.pace = Pace(concurrency, rpm=rpm, tpm=tpm, slow_start=not model.is_local)
         self.stopped: StopRun | None = None
+        self._crew: list[Ask] = [self]  # all that send in this run: they stop together
         self._journal = journal
         self._retry_failed = retry_failed
         self._pause_s = pause_s
@@ -93,26 +94,46 @@ class Ask:
         self.budget.start(await self._journal.totals())
         self.model.refuse(await self._journal.refused_parameters(self.model.address, self.model.identity))
 
+    def beside(self, model: Model, *, concurrency: int) -> Ask:
+        """Another model asked in the same run: one journal, one budget, one stop."""
+        other = Ask(
+            model,
+            self._journal,
+            concurrency=concurrency,
+            budget=self.budget.beside(model.identity),
+            retry_failed=self._retry_failed,
+            pause_s=self._pause_s,
+        )
+        self._crew.append(other)
+        other._crew = self._crew
+        return other
+
     def stop(self, why: StopRun) -> None:
         """Send nothing more; the first reason given stays.
 
         What is in flight is finished and stored; a local model breaks it off, since nothing was paid for it.
         """
-        self.stopped = self.stopped or why
-        self._halted.set()
-        self.pace.open()
-        self._tell()
-        if self.model.is_local:
-            self.abort()
+        for ask in self._crew:
+            ask.stopped = ask.stopped or why
+            ask._halted.set()
+            ask.pace.open()
+            ask._tell()
+            if ask.model.is_local:
+                ask._break_off()
 
     def abort(self) -> None:
         """Break off what is in flight, too; the journal then says that it was possibly paid."""
+        for ask in self._crew:
+            ask._break_off()
+
+    def _break_off(self) -> None:
         for task in self._under_way.values():
             task.cancel()
 
     async def drain(self) -> None:
         """Wait for what is in flight."""
-        await asyncio.gather(*self._under_way.values(), return_exceptions=True)
+        under_way = [task for ask in self._crew for task in ask._under_way.values()]
+        await asyncio.gather(*under_way, return_exceptions=True)
 
     def key(self, request: Request) -> str:
         """The journal key of a request to this model."""
@@ -176,7 +197,7 @@ class Ask:
             self._slow_down(sent_at, failure)
             if not failure.worth_retrying or failures >= ATTEMPTS or failure.outcome == "rate_limit":
                 return await self._give_up(key, attempt, number, failure)
-            if self._looks_like_an_outage():
+            if self._looks_like_an_outage(failure):
                 await self._probe_once(failure)
             pause_s = min(self._pause_s * 2 ** (failures - 1), LONGEST_BACKOFF_S) * random.uniform(0.5, 1.0)
             with contextlib.suppress(TimeoutError):
@@ -284,14 +305,21 @@ class Ask:
         await self._journal.end_attempt(attempt, ended, settles=(key, "failed"))
         return Reply(text="", finish_reason="failed", prompt_tokens=None, completion_tokens=None, raw=b"")
 
-    def _looks_like_an_outage(self) -> bool:
+    def _looks_like_an_outage(self, failure: RequestFailed) -> bool:
+        if failure.outcome == "unreachable" and not self._answered_number:  # a wrong address: say so at once
+            return self._failures_in_a_row >= 2
         silent_s = time.monotonic() - self._answered_at
         return self._failures_in_a_row >= OUTAGE_AFTER and silent_s >= OUTAGE_AFTER_S
 
     async def _probe_once(self, failure: RequestFailed, *, unless_answered: int | None = None) -> None:
         """Probe, one caller at a time; who had to wait for another's probe is often answered by it."""
         async with self._probing:
-            if self._looks_like_an_outage() if unless_answered is None else self._answered_number < unless_answered:
+            self._require_permission()
+            if unless_answered is None:
+                doubtful = self._looks_like_an_outage(failure)
+            else:
+                doubtful = self._answered_number < unless_answered
+            if doubtful:
                 await self._probe(failure)
 
     async def _probe(self, failure: RequestFailed) -> None:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from pipeline import crash
-from pipeline.errors import FolderBusy, StorageError
+from pipeline.errors import FolderBusy, StorageError, UsageError
 from pipeline.records import Record, Rejection, Source
 
 
@@ -30,6 +30,8 @@ def locked(folder: Path) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / ".lock").open("a+", encoding="utf-8")
+    except (FileExistsError, NotADirectoryError) as error:
+        raise UsageError(f"{folder}: a file stands there, or above it; a run needs a folder.") from error
     except OSError as error:
         raise StorageError(f"{folder}: cannot be written ({error.strerror}).") from error
     with lock:
@@ -54,6 +56,8 @@ def read_config(folder: Path) -> dict[str, Any] | None:
         return None
     except (OSError, ValueError) as error:
         raise StorageError(f"{folder / 'config.json'}: cannot be read ({error}).") from error
+    if not isinstance(config, dict) or not isinstance(config.get("shaping"), dict):
+        raise UsageError(f"{folder / 'config.json'}: is not of a run of instructloop; use another --out.")
     return config
 
 
@@ -74,6 +78,7 @@ class DerivedFiles:
         self._folder = folder
         self._merged: dict[str, list[Source]] = {}
         self._parts: dict[str, IO[str]] = {}
+        self._broken: StorageError | None = None  # a line is missing: nothing is published any more
 
     def __enter__(self) -> DerivedFiles:
         for name in ("records", "rejected"):
@@ -99,6 +104,8 @@ class DerivedFiles:
 
     def publish(self, summary: dict[str, Any]) -> None:
         """Bring records.jsonl, rejected.jsonl and summary.json up to date."""
+        if self._broken is not None:
+            raise self._broken
         for name, part in self._parts.items():
             with _storage_errors(self._folder):
                 part.flush()
@@ -107,8 +114,12 @@ class DerivedFiles:
         write_json(self._folder / "summary.json", summary)
 
     def _write(self, name: str, line: str) -> None:
-        with _storage_errors(self._folder):
-            self._parts[name].write(line + "\n")
+        try:
+            with _storage_errors(self._folder):
+                self._parts[name].write(line + "\n")
+        except StorageError as error:
+            self._broken = error
+            raise
 
     def _with_sources(self, line: str) -> str:
         if not self._merged:
