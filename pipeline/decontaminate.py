@@ -183,8 +183,10 @@ class Benchmark:
     def _run(self, words: Sequence[str]) -> str:
         """The n-gram that `words` begin with."""
         length = next(n for n in range(1, len(words) + 1) if self._weight(words[:n]) >= self._mass)
-        run = words[:length]
-        return ("" if all(map(is_cjk, run)) else " ").join(run)
+        shown = words[0]
+        for before, word in zip(words[: length - 1], words[1:length], strict=True):
+            shown += word if is_cjk(before) or is_cjk(word) else f" {word}"
+        return shown
 
     def _weight(self, words: Sequence[str]) -> int:
         return sum(self._cjk_weight if is_cjk(word) else self._word_weight for word in words)

@@ -17,6 +17,7 @@ import pytest
 from pipeline.decontaminate import MOST_ITEMS, Benchmark, Hit, Item, load_items
 from pipeline.errors import UsageError
 from pipeline.records import FileSource, Record, make_record
+from pipeline.rows import LONGEST_LINE
 
 ROOT = Path(__file__).parents[1]
 DATA = Path(os.environ.get("INSTRUCTLOOP_DATA", ROOT.parent / "shared" / "data"))
@@ -154,6 +155,7 @@ BAD = [
     ("b.jsonl.gz", b"no gzip", "not a whole gzip file"),
     ("b.jsonl.gz", gzip.compress(b'{"a": "x y"}' * 99)[:-9], "not a whole gzip file"),
     ("b.docx", b"", "is none of"),
+    ("b.jsonl.gz", gzip.compress(b'{"a": "x"}\n"' + b" " * (LONGEST_LINE + 1)), "line 2: longer than"),
 ]
 
 

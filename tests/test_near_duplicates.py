@@ -178,9 +178,7 @@ def test_the_same_keys_in_any_batch_and_process() -> None:
 WORDS = st.lists(st.sampled_from(["a", "b", "cat", "海", "潮", "7"]), max_size=30)
 
 
-@given(
-    texts=st.lists(WORDS, max_size=6), mass=st.integers(1, 120), weights=st.sampled_from([(13, 8), (1, 1), (7, 7)])
-)
+@given(texts=st.lists(WORDS, max_size=6), mass=st.integers(1, 120), weights=st.sampled_from([(13, 8), (1, 1), (7, 7)]))
 @settings(max_examples=200, deadline=None)
 def test_windows_are_the_shortest_runs_that_weigh_enough(
     texts: list[list[str]], mass: int, weights: tuple[int, int]
