@@ -88,7 +88,9 @@ class Curation:
         for place, (_, hit) in zip(places, benchmark.hits(self.spool.records(places)), strict=True):
             if hit is None:
                 continue
-            said, value, threshold = f"shares {hit.shared!r} with {hit.item.id}", hit.shared, None
+            said = f"shares {hit.shared!r} with {hit.item.id}"
+            value: float | str = hit.shared
+            threshold = None
             if hit.similarity is not None:
                 said = f"ROUGE-L {hit.similarity:.3f} with the question of {hit.item.id}"
                 value, threshold = round(hit.similarity, 4), benchmark.similarity
@@ -173,9 +175,9 @@ class Embedded:
         import numpy as np
 
         self._model, self._cache = model, cache
-        self._file = tempfile.TemporaryFile(dir=scratch)  # noqa: SIM115 - open as long as the map
         shape = (len(curation.spool), model.dimension)
-        self.vectors: NDArray[numpy.float16] = np.memmap(self._file, np.float16, "w+", shape=shape)  # type: ignore[call-overload]
+        with tempfile.TemporaryFile(dir=scratch) as file:  # the map outlives it
+            self.vectors: NDArray[numpy.float16] = np.memmap(file, np.float16, "w+", shape=shape)
         self.places: set[int] = set()
         foreign: Counter[str] = Counter()
         too_long = 0

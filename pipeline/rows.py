@@ -73,7 +73,7 @@ def read_rows(path: Path, *, text_lines: bool = False) -> Iterator[Row]:
 
 def _opened(path: Path) -> IO[str]:
     binary = gzip.GzipFile(path) if path.suffix == ".gz" else path.open("rb")
-    return io.TextIOWrapper(binary, encoding="utf-8-sig", newline="")  # type: ignore[arg-type]
+    return io.TextIOWrapper(binary, encoding="utf-8-sig", newline="")
 
 
 def _jsonl_rows(path: Path, file: IO[str]) -> Iterator[Row]:

@@ -53,19 +53,19 @@ POEM = "The tide comes in at evening and carries every footprint of the afternoo
 
 # ---------------------------------------------------------------- what is alike
 
+SEA = record("Write about the sea.", POEM)
+POEM_ZH = "海潮在黄昏涨起，带走沙滩上午后的每一个脚印，回到深蓝的远"
 ALIKE = [
     ("the same but for case and marks", record("Name a river.", POEM), record("name a RIVER", POEM), True),
-    ("one word of a long answer", record("Write about the sea.", POEM), record("Write about the sea.", POEM + " Amen."), True),
-    ("the input moved into the instruction", record("Explain this line.", POEM, "x = 1 if y else 2"),
-     record("Explain this line. x = 1 if y else 2", POEM), False),  # too short an instruction to be the same
-    ("one instruction, other inputs", record(LONG, "yes", "A joy from start to end."), record(LONG, "yes", "Dull and far too long."), False),
-    ("one passage, another question", record("Who is it about?", "the sea", POEM * 3), record("When is it set?", "evening", POEM * 3), False),
-    ("one question, other answers at length", record("Write about the sea.", POEM), record("Write about the sea.", LONG), False),
+    ("one word of a long answer", SEA, record("Write about the sea.", POEM + " Amen."), True),
+    ("too little is the same of a short instruction", SEA, record("Write about a sea.", POEM), False),
+    ("one instruction, other inputs", record(LONG, "yes", "A joy to see."), record(LONG, "yes", "Far too long."), False),
+    ("one passage, another question", record("Who is it?", "she", POEM * 3), record("When is it?", "now", POEM * 3), False),
+    ("one question, other answers at length", SEA, record("Write about the sea.", LONG), False),
     ("one question, yes and no", record(LONG, "yes", POEM), record(LONG, "no", POEM), True),
     ("nearly one question, yes and no", record(LONG, "yes", POEM), record(LONG, "no", POEM + " Amen."), False),
     ("other turns before", record("Go on.", POEM, history=[(LONG, POEM[::-1])]), record("Go on.", POEM), False),
-    ("Chinese, one character changed", record("写一首关于大海的短诗，语气要平静", "海潮在黄昏涨起，带走沙滩上午后的每一个脚印，回到深蓝的远方"),
-     record("写一首关于大海的短诗，语气要平静", "海潮在黄昏涨起，带走沙滩上午后的每一个脚印，回到深蓝的远处"), True),
+    ("Chinese, one character changed", record("写一首短诗", POEM_ZH + "方"), record("写一首短诗", POEM_ZH + "处"), True),
 ]  # fmt: skip
 
 
