@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -184,7 +185,7 @@ class Benchmark:
         """The n-gram that `words` begin with."""
         length = next(n for n in range(1, len(words) + 1) if self._weight(words[:n]) >= self._mass)
         shown = words[0]
-        for before, word in zip(words[: length - 1], words[1:length], strict=True):
+        for before, word in pairwise(words[:length]):
             shown += word if is_cjk(before) or is_cjk(word) else f" {word}"
         return shown
 

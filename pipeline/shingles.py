@@ -14,12 +14,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import chain, islice
 from typing import TYPE_CHECKING, TypeVar
 
 from pipeline.novelty import tokens
 
 if TYPE_CHECKING:  # numpy takes a tenth of a second, which --help should not wait for
+    import numpy
     from numpy.typing import NDArray
 
 Item = TypeVar("Item")
@@ -60,35 +62,31 @@ class _WordHashes(dict[str | bytes, int]):
 _WORD_HASHES = _WordHashes()
 
 
+@dataclass(frozen=True, slots=True)
 class Windows:
-    """The windows of a batch: `hashes`, text after text; text i has those from `starts[i]` to before `starts[i + 1]`.
+    """The windows of a batch: text i has the `hashes` from `starts[i]` to before `starts[i + 1]`.
 
     `first` is the place of each window's first word, counted through the whole batch, and `offsets` where each text's
     words begin in that count.
     """
 
-    def __init__(
-        self, hashes: NDArray[_U64], starts: NDArray[_U64], first: NDArray[_U64], offsets: NDArray[_U64]
-    ) -> None:
-        self.hashes, self.starts, self.first, self.offsets = hashes, starts, first, offsets
-
-
-if TYPE_CHECKING:
-    import numpy
-
-    _U64 = numpy.uint64
+    hashes: NDArray[numpy.uint64]
+    starts: NDArray[numpy.uint64]
+    first: NDArray[numpy.uint64]
+    offsets: NDArray[numpy.uint64]
 
 
 def window_hashes(
     texts: Sequence[Words], *, mass: int, word_weight: int = 1, cjk_weight: int = 1, short_ones: bool = False
 ) -> Windows:
-    """All windows of tokenised texts. A text too light for one has none, or with `short_ones` one: itself."""
+    """All windows of texts that were cut into words. A text too light for one has none, or with `short_ones` one: itself."""
     import numpy as np
 
     lengths = np.fromiter(map(len, texts), np.int64, len(texts))
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     total = int(offsets[-1])
-    words = np.fromiter(map(_WORD_HASHES.__getitem__, chain.from_iterable(texts)), np.uint64, total)
+    every: Iterator[str | bytes] = chain.from_iterable(texts)
+    words = np.fromiter(map(_WORD_HASHES.__getitem__, every), np.uint64, total)
 
     if word_weight == cjk_weight:
         ends = np.arange(total) - (-mass // word_weight)

@@ -178,7 +178,7 @@ def measure_semantic_semhash() -> Measured:
 
     rows = vectors()
     started = time.perf_counter()
-    index = SemHash.from_embeddings(rows, [str(n) for n in range(VECTORS)], Unused())  # type: ignore[arg-type]
+    index = SemHash.from_embeddings(rows, [str(n) for n in range(VECTORS)], Unused())
     found = index.self_deduplicate(threshold=0.9)
     return {"seconds": time.perf_counter() - started, "records": VECTORS, "found": len(found.filtered)}
 
