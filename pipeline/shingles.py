@@ -79,7 +79,7 @@ class Windows:
 def window_hashes(
     texts: Sequence[Words], *, mass: int, word_weight: int = 1, cjk_weight: int = 1, short_ones: bool = False
 ) -> Windows:
-    """All windows of texts that were cut into words. A text too light for one has none, or with `short_ones` one: itself."""
+    """All windows of texts cut into words. A text too light for one has none, or with `short_ones` one: itself."""
     import numpy as np
 
     lengths = np.fromiter(map(len, texts), np.int64, len(texts))
