@@ -29,7 +29,7 @@ Item = TypeVar("Item")
 _BASE = 0x9E3779B97F4A7C15  # odd, so that it has an inverse modulo 2**64
 _INVERSE = pow(_BASE, -1, 2**64)
 _MIX = 0xFF51AFD7ED558CCD
-_MOST_WORDS = 1_000_000  # remembered, some 150 MB
+_MOST_WORDS = 1_000_000  # remembered, some 120 MB
 _FIRST_CJK = "\u3005"  # novelty.tokens makes a word of each single character from here on
 
 
