@@ -90,7 +90,7 @@ def band_keys(texts: Iterable[str]) -> NDArray[numpy.uint32]:
     """One row a text: the hash of each band of its signature. 4,096 texts are in memory at a time."""
     import numpy as np
 
-    rows = [_keys(batch) for batch in batches(texts, _BATCH)]
+    rows = [_keys(batch) for batch in batches(texts, _BATCH, len)]
     return np.concatenate(rows) if rows else np.zeros((0, BANDS), np.uint32)
 
 
