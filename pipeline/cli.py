@@ -23,7 +23,7 @@ from pipeline.errors import DONE, SHORT, Interrupted, Offline, StopRun, UsageErr
 from pipeline.journal import Journal, Totals
 from pipeline.llm import Model
 from pipeline.models import open_model
-from pipeline.run import GIVE_UP_AFTER, Generator, Line, Tally
+from pipeline.run import GIVE_UP_AFTER, Generator, Line, Summarizing, Tally
 from pipeline.run_folder import DerivedFiles, locked, read_config, write_json
 from pipeline.settings import GeneratorSettings, parse, resolved, shaping
 
@@ -148,6 +148,7 @@ class _Run:
 
     async def _summarize(self, tally: Tally) -> dict[str, Any]:
         counts, totals = self.ask.counts, await self.journal.totals()
+        own = self.generator.summary(tally) if isinstance(self.generator, Summarizing) else {}
         return {
             "target": self.settings.target,
             "kept": tally.kept,
@@ -166,6 +167,7 @@ class _Run:
             "prompt_tokens": totals.prompt_tokens,
             "completion_tokens": totals.completion_tokens,
             "seconds": round(time.monotonic() - self.started, 1),
+            **own,
         }
 
     async def _report(self, tally: Tally, stopped: StopRun | None) -> int:

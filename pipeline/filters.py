@@ -17,8 +17,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, Literal, TypeVar
 
+from pipeline.grounding import unsupported
+from pipeline.hygiene import CONTROL_TOKEN, hidden_instruction
 from pipeline.novelty import NoveltyIndex
-from pipeline.records import Neighbour, Record
+from pipeline.records import DocumentSource, Neighbour, Record
 from pipeline.text import count_words, one_line
 
 Stage = Literal["instruction", "record"]
@@ -49,6 +51,7 @@ class Candidate:
     record: Record
     siblings: Sequence[Record] = ()
     cut: bool = False  # the reply ended inside this record
+    evidence: str | None = None  # Self-QA: the passage that the answer must rest on
 
 
 Seen = TypeVar("Seen", NewInstruction, Candidate)
@@ -222,6 +225,88 @@ def looping(candidate: Candidate, above: float) -> Found | None:
         if share > above:
             return Found(f"{share:.0%} of the {name}'s 4-grams are repeats, above {above:.0%}", round(share, 4))
     return None
+
+
+# ---------------------------------------------------------------- records of Self-QA: pruning and grounding
+
+# What a question that stands alone does not hold: it points at a text, or at something only the text would show.
+_POINTING = re.compile(
+    r"\b(?:this|these)\b"
+    r"|\b(?:in|from|by|of|to|does|do|is|what|how|as) (?:the|that) (?:given |above |following |provided )?"
+    r"(?:text|passage|article|document|paragraph|excerpt|author|section|chapter|page)\b"
+    r"|\b(?:the|that) (?:above|aforementioned|following|given|provided)\b|\bmentioned (?:above|earlier|here|in)\b"
+    r"|本文|本章|本节|本段|该文|(?<![论論])文中|文章中?|上文|下文|上述|前述|如上|材料中|段落中|作者"
+    r"|这(?!样|么说|就)|(?<!应)(?<!活)该(?!不该|死)|此(?:文|处|外|类|项|法|时|种)?(?=[，。？的中])",
+    re.IGNORECASE,
+)
+_LEAKING = re.compile(
+    r"\b(?:based on|according to|as (?:stated|mentioned|described|noted|shown|discussed|explained|outlined) (?:in|by)"
+    r"|per|from|in) (?:the|this|that) (?:given |above |following |provided )?"
+    r"(?:text|passage|article|document|paragraph|excerpt|context|author|quotes?)\b"
+    r"|\bthe (?:text|passage|article|excerpt|author|paragraph)s?"
+    r" (?:says?|states?|mentions?|describes?|explains?|notes?|does|do|is|provides?|discusses|suggests?|indicates?)\b"
+    r"|(?:根据|依据|基于|按照)(?:本|该|此|这篇|上述|以上|所给|给定|提供的|原)?(?:文本?|文章|材料|段落|资料|内容)"
+    r"|(?:从|如)(?:本|该|此|这篇|上述|以上|原)(?:文|文章|材料|段落|资料)"
+    r"|本文|(?<![论論])文中|该文|这篇文章|(?:文章|作者|材料|原文)(?:中)?(?:提到|指出|说|认为|写道|描述|介绍)",
+    re.IGNORECASE,
+)
+_DECLINING = re.compile(
+    r"\b(?:does|do|did|is|are|was) not (?:\w+ )?(?:say|state|mention|specify|provide|answer|contain|mentioned|specified"
+    r"|stated|provided|given)\b|\b(?:cannot|can't|can not) be (?:answered|determined)\b"
+    r"|\bno information\b|\bi (?:do not|don't) know\b"
+    r"|(?:没有|未|并未)(?:明确)?(?:提到|提及|说明|提供|给出|回答)|无法(?:回答|得知|确定)|不得而知",
+    re.IGNORECASE,
+)
+
+
+@_filter(RECORD, "ours, after RELIABILITY S1: instructions hidden in a document")
+def injection(candidate: Candidate, _: float) -> Found | None:
+    """A passage that speaks to the model: whatever came of it waits for a person's review."""
+    phrase = hidden_instruction(candidate.evidence or "")
+    return Found(f"for review: its passage holds an instruction to the model, {phrase!r}", phrase) if phrase else None
+
+
+@_filter(RECORD, "ours, after RELIABILITY S3: control tokens in training text")
+def control_token(candidate: Candidate, _: float) -> Found | None:
+    """A text of the record with a chat template's control token in it, which a model may have made up itself."""
+    record = candidate.record
+    found = CONTROL_TOKEN.search("\n".join((record.instruction, record.input, record.output)))
+    return Found(f"holds the control token {found.group()!r}", found.group()) if found else None
+
+
+@_filter(RECORD, "Self-QA: no demonstratives, for there is no article to refer to")
+def points_at_text(candidate: Candidate, _: float) -> Found | None:
+    """A question that does not stand alone: "this method", "in the passage", 本文, 上述."""
+    found = _POINTING.search(candidate.record.instruction) if candidate.record.task == "qa" else None
+    return (
+        Found(f"the question points at what its reader cannot see: {found.group()!r}", found.group()) if found else None
+    )
+
+
+@_filter(RECORD, 'Self-QA: no "based on the above article"')
+def leaks_text(candidate: Candidate, _: float) -> Found | None:
+    """An answer that speaks of the passage: "according to the text", 根据上文."""
+    found = _LEAKING.search(candidate.record.output) if candidate.record.task == "qa" else None
+    return Found(f"the answer speaks of its source: {found.group()!r}", found.group()) if found else None
+
+
+@_filter(RECORD, "ours: an answer that declines where a passage was read")
+def unanswered(candidate: Candidate, _: float) -> Found | None:
+    """An answer that says the passage lacks it."""
+    found = _DECLINING.search(candidate.record.output) if candidate.evidence is not None else None
+    return Found(f"the answer declines: {found.group()!r}", found.group()) if found else None
+
+
+@_filter(RECORD, "ours: grounded by construction")
+def ungrounded(candidate: Candidate, _: float) -> Found | None:
+    """An answer without a quote that its passage holds, or with numbers, names or units that the passage lacks."""
+    if candidate.evidence is None:
+        return None
+    source = candidate.record.source[0]
+    if not isinstance(source, DocumentSource) or not source.quotes:
+        return Found("no quote of the answer stands in its passage")
+    lacking = unsupported(candidate.record.output, candidate.evidence)
+    return Found(f"its passage lacks {', '.join(map(repr, lacking[:5]))}", lacking[0]) if lacking else None
 
 
 # ---------------------------------------------------------------- choosing and asking

@@ -13,14 +13,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from pipeline.ask import Ask
 from pipeline.errors import StopRun
 from pipeline.filters import Candidate, Filter, Found, first_objection
-from pipeline.records import Record, Rejection
+from pipeline.records import DocumentSource, Record, Rejection, Source
 from pipeline.run_folder import DerivedFiles
 
 Item = TypeVar("Item")
@@ -28,7 +28,7 @@ Made = list[Candidate | Rejection]
 
 PUBLISH_EVERY_S = 60.0
 PUBLISHING_SHARE = 0.02  # of the run's time, at most
-GIVE_UP_AFTER = 200  # items in a row that brought no kept record
+GIVE_UP_AFTER = 200  # items in a row that brought no kept record, on the way to a target
 ITEMS_A_SLOT = 2  # items being made for each request in flight, so that there is always one to send
 WAITING_A_SLOT = 32  # items made or being made behind a slow first one, before it holds up the others
 
@@ -64,6 +64,14 @@ class Generator(Protocol[Item]):
         """One item's candidates. It may depend on nothing but the item and the settings."""
 
 
+@runtime_checkable
+class Summarizing(Protocol):
+    """A generator that has something of its own to say in summary.json."""
+
+    def summary(self, tally: Tally) -> dict[str, Any]:
+        """Further keys, JSON-ready."""
+
+
 @dataclass
 class Tally:
     """What the fold has counted so far."""
@@ -73,6 +81,14 @@ class Tally:
     reasons: Counter[str] = field(default_factory=Counter)  # "filter: reason" of replies that could not be read
     merged: int = 0  # exact duplicates of an earlier candidate
     kept_by_task: Counter[str] = field(default_factory=Counter)
+    judged_from: dict[tuple[str, str], list[int]] = field(default_factory=dict)  # (document, chunk): [kept, judged]
+
+    def note_source(self, sources: Sequence[Source], kept: bool) -> None:
+        """Count towards the chunk that the first source names."""
+        if sources and isinstance(sources[0], DocumentSource):
+            counts = self.judged_from.setdefault((sources[0].document, sources[0].chunk), [0, 0])
+            counts[0] += kept
+            counts[1] += 1
 
 
 class Line:
@@ -183,7 +199,7 @@ class Line:
             else:
                 self._fold(head.result())
             pending.popleft()
-            if self.tally.kept == self._target or self._barren >= GIVE_UP_AFTER:
+            if self._target is not None and (self.tally.kept >= self._target or self._barren >= GIVE_UP_AFTER):
                 return True
         return False
 
@@ -197,6 +213,7 @@ class Line:
                 self._reject(candidate)
             elif candidate.record.id in self._seen:
                 self.tally.merged += 1
+                self.tally.note_source(candidate.record.source, kept=False)
                 self._files.merge(candidate.record.id, candidate.record.source[0])
             else:
                 self._judge(candidate)
@@ -212,12 +229,14 @@ class Line:
             self._files.keep(record)
             self.tally.kept += 1
             self.tally.kept_by_task[record.task] += 1
+            self.tally.note_source(record.source, kept=True)
         else:
             self._reject(rejection_of(record, *objection))
 
     def _reject(self, rejection: Rejection) -> None:
         self._files.reject(rejection)
         self.tally.rejected[rejection.filter] += 1
+        self.tally.note_source(rejection.source, kept=False)
         if rejection.stage == "reply":
             self.tally.reasons[str(rejection.value)] += 1
 

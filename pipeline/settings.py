@@ -27,9 +27,13 @@ from pipeline.errors import UsageError
 Kind = Literal["shaping", "deriving", "running"]
 
 
-def setting(default: Any, kind: Kind, help: str, *, metavar: str = "", **bounds: Any) -> Any:
-    """A field of a settings model; `help` is its line in --help, `bounds` are pydantic's (gt, ge, le …)."""
-    return Field(default, description=help, json_schema_extra={"kind": kind, "metavar": metavar}, **bounds)
+def setting(default: Any, kind: Kind, help: str, *, metavar: str = "", positional: bool = False, **bounds: Any) -> Any:
+    """A field of a settings model; `help` is its line in --help, `bounds` are pydantic's (gt, ge, le …).
+
+    A positional one takes what stands on the command line without a flag, any number of it; in TOML it is a list.
+    """
+    extra: Any = {"kind": kind, "metavar": metavar, "positional": positional}
+    return Field(default, description=help, json_schema_extra=extra, **bounds)
 
 
 # ---------------------------------------------------------------- values with a form of their own
@@ -129,9 +133,8 @@ def parse(
     )
     for name, field in model.model_fields.items():
         extra: Any = field.json_schema_extra
-        default = (
-            f" [{field.default}]" if field.default not in (None, {}, Path()) and field.annotation is not bool else ""
-        )
+        shown = field.default not in (None, {}, (), Path()) and field.annotation is not bool
+        default = f" [{field.default}]" if shown else ""
         options: dict[str, Any] = {
             "default": argparse.SUPPRESS,
             "help": f"{field.description}{default}".replace("%", "%%"),
@@ -140,7 +143,10 @@ def parse(
             options["action"] = argparse.BooleanOptionalAction
         else:
             options["metavar"] = extra["metavar"] or _metavar(field.annotation)
-        parser.add_argument(f"--{name.replace('_', '-')}", **options)
+        if extra["positional"]:
+            parser.add_argument(name, nargs="*", **options)
+        else:
+            parser.add_argument(_flag(name), **options)
     switches = parser.add_argument_group("switches")
     switches.add_argument("--config", metavar="FILE", type=Path, help="a TOML file with the same keys; flags win")
     switches.add_argument(
@@ -157,9 +163,13 @@ def parse(
     except ValidationError as error:
         first = error.errors()[0]
         name = str(first["loc"][0]) if first["loc"] else ""
-        where = f"--{name.replace('_', '-')}" if name in flags else f"{arguments.config}, {name}"
+        where = _flag(name) if name in flags else f"{arguments.config}, {name}"
         said = re.sub(r"^Value error, ", "", first["msg"])
         raise UsageError(f"{where}: {said} (given: {first['input']!r}).") from error
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def read_toml(path: Path | None, model: type[GeneratorSettings]) -> dict[str, Any]:

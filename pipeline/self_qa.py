@@ -1,0 +1,296 @@
+"""Self-QA: from documents to question/answer records that quote their source (Zhang and Yang 2023).
+
+    python -m pipeline.self_qa docs/
+    python -m pipeline.self_qa manual.pdf "notes/*.md" --model gpt-4o-mini --per-chunk 8
+    python -m pipeline.self_qa docs/ --mode open --distractors 3
+
+A document becomes chunks. A chunk is asked once for questions that stand alone, then once for each question: the
+sentences that hold the answer, and the answer. A quote is kept where the chunk holds it, with its place; an answer
+without one, or with numbers, names or units of the model's own, is turned away. docs/self-qa.md is the guide.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline.ask import Ask
+from pipeline.blocks import Document
+from pipeline.chunks import Chunk, chunk_document, count_tokens
+from pipeline.cli import run_command
+from pipeline.documents import read_documents
+from pipeline.errors import UsageError
+from pipeline.filters import Candidate
+from pipeline.grounding import quotes_in
+from pipeline.instances import list_schema, object_schema
+from pipeline.llm import JsonObject, Reply, Request
+from pipeline.parsing import Unreadable, read_items, read_value
+from pipeline.prompts import Prompts
+from pipeline.records import DocumentSource, Quote, Rejection, Stage, content_id, make_record
+from pipeline.run import Made, Outlook, Tally
+from pipeline.settings import GeneratorSettings, setting
+from pipeline.text import one_line, replace_surrogates
+
+SHAPING_VERSION = 1  # of the code that extracts, chunks and builds prompts
+MAX_TOKENS, MAX_TOKENS_BUNDLED = 1024, 320  # of a reply
+ASKING_TEMPERATURE, ANSWERING_TEMPERATURE = 0.7, 0.0  # diverse questions, faithful answers
+TOKENS_A_QUESTION = 40  # a chunk is asked for one question for each so many tokens it holds, at most --per-chunk
+LANGUAGES = ("en", "zh")
+TEMPLATES = ("self_qa_questions", "self_qa_answer")
+
+
+class SelfQASettings(GeneratorSettings):
+    """The shared settings, and Self-QA's own."""
+
+    paths: tuple[Path, ...] = setting((), "running", "folders, files or globs to read", metavar="PATH", positional=True)
+    out: Path = setting(Path("outputs/self_qa"), "running", "the run folder", metavar="DIR")
+    per_chunk: int = setting(5, "shaping", "questions asked of a chunk, at most", gt=0, le=30)
+    chunk_tokens: int = setting(400, "shaping", "tokens of a chunk, at most", ge=40, le=20_000)
+    overlap: int = setting(40, "shaping", "tokens taken along from the chunk before, at most", ge=0, le=2_000)
+    style: Path | None = setting(None, "running", "how to write the answers: tone, length, wording", metavar="FILE")
+    strict: bool = setting(False, "running", "stop at the first file that cannot be read")
+    max_tokens: int | None = setting(None, "shaping", "of a reply (none: 1024; the bundled model 320)", gt=15)
+
+
+class SelfQA:
+    """A `run.Generator` whose items are the chunks of the documents."""
+
+    name = "self_qa"
+
+    def __init__(self, settings: SelfQASettings) -> None:
+        self._settings = settings
+        self._max_tokens = settings.max_tokens or (MAX_TOKENS_BUNDLED if settings.model is None else MAX_TOKENS)
+        languages = LANGUAGES if settings.language == "auto" else (settings.language,)
+        self._prompts = {language: Prompts(language, settings.prompts) for language in languages}
+        self._styles = {language: read_style(settings.style, self._prompts[language]) for language in languages}
+        self.shaping: dict[str, Any] = {
+            "max_tokens": self._max_tokens,
+            "templates": {language: prompts.hashes(*TEMPLATES) for language, prompts in self._prompts.items()},
+            "style": self._styles,
+            "code": SHAPING_VERSION,
+        }
+        self._rejected: list[Rejection] = []
+        self._documents: list[Document] = []
+        for entry in read_documents(settings.paths, generator=self.name):
+            if isinstance(entry, Document):
+                self._documents.append(entry)
+                continue
+            if settings.strict:
+                raise UsageError(f"--strict: {entry.reason}")
+            self._rejected.append(entry)
+        self._chunks = [
+            chunk
+            for document in self._documents
+            for chunk in chunk_document(document, tokens=settings.chunk_tokens, overlap=settings.overlap)
+        ]
+
+    # ---------------------------------------------------------------- items
+
+    async def items(self, ask: Ask, outlook: Outlook) -> AsyncIterator[Chunk | Rejection]:
+        """The files that could not be read, then the chunks in an order that spreads a small target over them all."""
+        for rejection in self._rejected:
+            yield rejection.model_copy(update={"model": ask.model.identity})
+        seed = str(self._settings.seed)
+        for chunk in sorted(self._chunks, key=lambda c: (content_id(seed, c.id), c.document, c.start)):
+            yield chunk
+
+    async def make(self, item: Chunk, ask: Ask) -> Made:
+        """The chunk's candidates: questions first, then each one's answer from the same text."""
+        trail = Trail(item, self._language(item), ask)
+        try:
+            questions = await self._questions(trail)
+        except Unreadable as unreadable:
+            return [self._unreadable(trail, unreadable)]
+        # Gathered with their exceptions, so that none is left running behind a stop.
+        made = await asyncio.gather(*(self._answer(trail, q) for q in questions), return_exceptions=True)
+        for entry in made:
+            if isinstance(entry, BaseException):
+                raise entry
+        entries = [entry for entry in made if not isinstance(entry, BaseException)]
+        return entries or [self._rejection(trail, "reply", "no_questions", "the reply holds no question")]
+
+    def _language(self, chunk: Chunk) -> str:
+        return chunk.language if self._settings.language == "auto" else self._settings.language
+
+    # ---------------------------------------------------------------- questions, then answers
+
+    async def _questions(self, trail: Trail) -> list[str]:
+        count = questions_wanted(trail.chunk, self._settings.per_chunk)
+        schema = list_schema("questions", {"type": "string"}, count)
+        reply = await self._asked(trail, "self_qa_questions", {"count": count}, schema, ASKING_TEMPERATURE)
+        items = read_items(reply, "questions")
+        complete = items.values[:-1] if items.cut else items.values
+        texts = [one_line(replace_surrogates(text)) for text in complete if isinstance(text, str)]
+        return list(dict.fromkeys(filter(None, texts)))[:count]
+
+    async def _answer(self, trail: Trail, question: str) -> Candidate | Rejection:
+        trail = trail.branch()
+        schema = object_schema({"quotes": {"type": "array", "items": {"type": "string"}}, "answer": {"type": "string"}})
+        values = {"question": question, "style": self._styles[trail.language]}
+        reply = await self._asked(trail, "self_qa_answer", values, schema, ANSWERING_TEMPERATURE)
+        try:
+            answer, said = read_value(reply, "answer"), read_value(reply, "quotes")
+            if not isinstance(answer, str):
+                raise Unreadable("wrong_shape", f"the answer is no text: {str(answer)[:80]}")
+        except Unreadable as unreadable:
+            return self._unreadable(trail, unreadable, question)
+        quotes = find_quotes(said, trail.chunk)
+        record = make_record(
+            instruction=question,
+            output=answer.strip(),
+            task="qa",
+            generator=self.name,
+            model=trail.ask.model.identity,
+            language=trail.language,
+            source=source_of(trail.chunk, quotes),
+            prompts=trail.prompts,
+            requests=trail.requests,
+        )
+        return Candidate(record, evidence=evidence_of(trail.chunk))
+
+    async def _asked(
+        self, trail: Trail, template: str, values: JsonObject, schema: JsonObject, temperature: float
+    ) -> Reply:
+        """The reply to a template filled with the chunk; both are noted on the trail."""
+        settings = self._settings
+        passage = evidence_of(trail.chunk)
+        prompts = self._prompts[trail.language]
+        request = Request(
+            prompts.chat(template, {"passage": passage, "mark": mark_for(passage), **values}),
+            max_tokens=self._max_tokens,
+            temperature=temperature if settings.temperature is None else settings.temperature,
+            top_p=1.0 if settings.top_p is None else settings.top_p,
+            schema=schema,
+            extra=settings.extra_body,
+        )
+        trail.prompts |= prompts.hashes(template)
+        trail.requests.append(trail.ask.key(request))
+        return await trail.ask(request)
+
+    # ---------------------------------------------------------------- what did not work, and what was covered
+
+    def _unreadable(self, trail: Trail, unreadable: Unreadable, question: str = "") -> Rejection:
+        trail.ask.counts.unreadable += 1
+        value = unreadable.reason
+        return self._rejection(trail, "reply", "parse", unreadable.detail, value=value, instruction=question)
+
+    def _rejection(
+        self, trail: Trail, stage: Stage, filter_: str, reason: str, *, value: str | None = None, instruction: str = ""
+    ) -> Rejection:
+        return Rejection(
+            stage=stage, filter=filter_, reason=reason, value=value, instruction=instruction, task="qa",
+            generator=self.name, model=trail.ask.model.identity, language=trail.language,
+            source=(source_of(trail.chunk),), prompts=trail.prompts, requests=tuple(trail.requests),
+        )  # fmt: skip
+
+    def summary(self, tally: Tally) -> dict[str, Any]:
+        """How much of each document was asked, and how much of it brought a record."""
+        return {"documents": coverage(self._documents, self._chunks, tally)}
+
+
+@dataclass
+class Trail:
+    """What has led to a record so far: the chunk, the templates, the requests."""
+
+    chunk: Chunk
+    language: str
+    ask: Ask
+    prompts: dict[str, str] = field(default_factory=dict)
+    requests: list[str] = field(default_factory=list)
+
+    def branch(self) -> Trail:
+        """A trail that goes on from here without touching this one."""
+        return Trail(self.chunk, self.language, self.ask, dict(self.prompts), list(self.requests))
+
+
+# ---------------------------------------------------------------- small parts
+
+
+def questions_wanted(chunk: Chunk, per_chunk: int) -> int:
+    """How many questions a chunk is asked for: its text decides, at least one, at most `per_chunk`."""
+    return max(1, min(per_chunk, count_tokens(chunk.text) // TOKENS_A_QUESTION))
+
+
+def evidence_of(chunk: Chunk) -> str:
+    """What the model reads of a chunk, and what its answers may state: the headings above it, and its text."""
+    return f"{' > '.join(chunk.headings)}\n\n{chunk.text}" if chunk.headings else chunk.text
+
+
+def mark_for(passage: str) -> str:
+    """The word that marks a passage off: a hash of it, which its writer cannot have put in."""
+    mark = hashlib.sha256(passage.encode()).hexdigest()[:16]
+    while mark in passage:
+        mark = hashlib.sha256(mark.encode()).hexdigest()[:16]
+    return mark
+
+
+def find_quotes(said: object, chunk: Chunk) -> list[Quote]:
+    """What the model gave as quotes, as the chunk has them, with offsets into the document; others are left out."""
+    places: dict[tuple[int, int], None] = {}
+    for text in said if isinstance(said, list) else [said]:
+        if isinstance(text, str):
+            places |= dict.fromkeys(quotes_in(replace_surrogates(text), chunk.text))
+    return [
+        Quote(text=chunk.text[start:end], start=chunk.start + start, end=chunk.start + end)
+        for start, end in sorted(places)
+    ]
+
+
+def source_of(chunk: Chunk, quotes: Sequence[Quote] = ()) -> DocumentSource:
+    """The chunk as a record names it."""
+    return DocumentSource(
+        document=chunk.document,
+        chunk=chunk.id,
+        headings=chunk.headings,
+        start=chunk.start,
+        end=chunk.end,
+        quotes=tuple(quotes),
+    )
+
+
+def read_style(path: Path | None, prompts: Prompts) -> str:
+    """The text of --style, or the shipped one."""
+    if path is None:
+        return prompts.text("self_qa_style")
+    try:
+        text = path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--style {path}: cannot be read ({error}).") from error
+    if not text:
+        raise UsageError(f"--style {path}: the file is empty.")
+    return text
+
+
+def coverage(documents: Sequence[Document], chunks: Sequence[Chunk], tally: Tally) -> dict[str, Any]:
+    """Per document: its chunks, how many were asked, how many brought a record, the records, what was left out."""
+    rows: dict[str, Any] = {}
+    by_document: dict[str, list[Chunk]] = {}
+    for chunk in chunks:
+        by_document.setdefault(chunk.document, []).append(chunk)
+    for document in documents:
+        own = {chunk.id for chunk in by_document.get(document.name, ())}
+        judged = [counts for id_ in own if (counts := tally.judged_from.get((document.name, id_)))]
+        rows[document.name] = {
+            "characters": len(document.text),
+            "chunks": len(own),
+            "asked": len(judged),
+            "with_records": sum(kept > 0 for kept, _ in judged),
+            "records": sum(kept for kept, _ in judged),
+            "left_out": dict(Counter(document.dropped)),
+        }
+    return rows
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    return run_command(SelfQASettings, argv, command="pipeline.self_qa", about=__doc__ or "", prepare=SelfQA)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
