@@ -136,7 +136,10 @@ def read_file(file: Found, extractor: extraction.Extractor) -> tuple[Document, l
         for _, _, (_, counts) in cleaned:
             dropped.update(counts)
     else:
-        text, dropped = clean(decode(data))
+        try:
+            text, dropped = clean(extraction.decode(data))
+        except extraction.ExtractionFailed as failed:
+            raise BadFile(failed.kind, failed.detail) from failed
         text, blocks, more = read_markdown(text) if suffix in MARKDOWN else read_plain(text)
         dropped.update(more)
     if not any(block.kind != "heading" for block in blocks):
@@ -164,19 +167,3 @@ def _bytes_of(file: Found) -> bytes:
     if not data:
         raise BadFile("no_text", "the file is empty.")
     return data
-
-
-def decode(data: bytes) -> str:
-    """The text of bytes in UTF-8, or in the encoding that they look like."""
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        pass
-    if b"\0" in data[:4096] and data[:2] not in (b"\xff\xfe", b"\xfe\xff"):
-        raise BadFile("binary", "binary data under the name of a text file.")
-    from charset_normalizer import from_bytes
-
-    best = from_bytes(data, preemptive_behaviour=True).best()
-    if best is None:
-        raise BadFile("unknown_encoding", "its encoding is unknown; save it as UTF-8.")
-    return str(best)

@@ -173,6 +173,22 @@ def _death(code: int) -> str:
     return {-24: "out of processor time", -9: "killed", -11: "a crash", -6: "a crash"}.get(code, f"exit code {code}")
 
 
+def decode(data: bytes) -> str:
+    """The text of bytes in UTF-8, or in the encoding that they look like."""
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        pass
+    if b"\0" in data[:4096] and data[:2] not in (b"\xff\xfe", b"\xfe\xff"):
+        raise ExtractionFailed("binary", "binary data under the name of a text file.")
+    from charset_normalizer import from_bytes
+
+    best = from_bytes(data).best()
+    if best is None:
+        raise ExtractionFailed("unknown_encoding", "its encoding is unknown; save it as UTF-8.")
+    return str(best)
+
+
 # ---------------------------------------------------------------- the child
 
 
