@@ -6,8 +6,7 @@
 One child reads file after file, since starting one takes longer than most files. It has a limit on memory and on
 processor time and gets bytes, no path; the parent has a limit on the clock and on how much comes back. A child that
 dies takes one file with it, and the next file gets a new child.
-
-    python -m pipeline.extraction MEMORY CPU_SECONDS     the child: frames of (suffix, bytes) in, JSON out
+The child (`main`) takes frames of suffix and bytes on stdin and answers each with JSON.
 """
 
 from __future__ import annotations
@@ -92,6 +91,8 @@ class Extractor:
             raise ExtractionFailed("missing_package", f"{suffix} needs {', '.join(missing)}: {INSTALL}")
         answer = self._exchange(suffix, data)
         if "kind" in answer:
+            if answer["kind"] == "too_large":
+                self._end()  # what it took would be missing for the next file
             raise ExtractionFailed(answer["kind"], answer["detail"])
         return Extracted(
             [(kind, level, text) for kind, level, text in answer["parts"]],
@@ -101,7 +102,10 @@ class Extractor:
 
     def _exchange(self, suffix: str, data: bytes) -> dict[str, Any]:
         if self._child is None:
-            command = [sys.executable, "-m", "pipeline.extraction", str(self._memory), str(self._cpu_s)]
+            run = (
+                "from pipeline.extraction import main; main()"  # by its name, so that its classes are one with readers'
+            )
+            command = [sys.executable, "-c", run, str(self._memory), str(self._cpu_s)]
             root = str(Path(__file__).resolve().parent.parent)
             self._child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=root)
         until = time.monotonic() + self._clock_s
@@ -222,7 +226,3 @@ def _answer(suffix: str, data: bytes) -> dict[str, Any]:
         detail = " ".join(str(error).split())[:200]
         return {"kind": "damaged", "detail": f"{type(error).__name__}: {detail}"}
     return {"parts": extracted.parts, "remarks": extracted.remarks, "dropped": extracted.dropped}
-
-
-if __name__ == "__main__":
-    main()

@@ -11,7 +11,7 @@ import re
 import unicodedata
 from collections.abc import Iterator
 
-from pipeline.quantities import Quantity, agree, quantities
+from pipeline.quantities import NUMBER_WORDS, Quantity, agree, quantities
 
 SHORTEST_QUOTE = 6  # letters and digits; a Han character counts as two: less than that is found anywhere
 _SAME = str.maketrans("‘’‚‛“”„‟‐‑‒–—−", "''''\"\"\"\"------")
@@ -155,9 +155,11 @@ def _is_name(word: str, before: str, after: str, flat_source: str) -> bool:
     if not word[0].isupper() or len(word) < 2:
         return False
     base = re.sub(r"['’](?:s|re|ll|ve|d|t|m)$", "", word.lower()).removesuffix("n't")
+    if base in _OPENERS or base in NUMBER_WORDS:
+        return False
     if not _SENTENCE_START.search(before):
-        return base not in _OPENERS
-    return not (base in _OPENERS or _ORDINARY_END.search(base) or _reads_as_a_noun(base, after))
+        return True
+    return not (_ORDINARY_END.search(base) or _reads_as_a_noun(base, after))
 
 
 # CamelCase, QZNet, HTTP, GPT4, a_b, httpx.get, C++

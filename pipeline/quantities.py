@@ -116,7 +116,7 @@ _number_word = "|".join(sorted((*_WORDS, *_SCALES), key=len, reverse=True))
 _unit_names = "|".join(re.escape(name) for name in sorted(_UNITS, key=len, reverse=True) if name not in "$€£¥￥")
 _DIGITS = re.compile(
     r"(?P<money>[$€£¥￥]\s?)?"
-    r"(?<![A-Za-z0-9_.])(?P<sign>[-−](?=\d))?(?P<digits>\d{1,3}(?:[,，]\d{3})+(?:\.\d+)?(?!\d)|\d+(?:\.\d+)?|\.\d+)"
+    r"(?<![A-Za-z0-9_.])(?<![A-Za-z][/-])(?P<sign>[-−](?=\d))?(?P<digits>\d{1,3}(?:[,，]\d{3})+(?:\.\d+)?(?!\d)|\d+(?:\.\d+)?|\.\d+)"
     r"(?:\s?(?P<scale>百万|十亿|万|亿|千)|(?P<short>bn|[kKMB])(?![A-Za-z])|\s(?P<long>hundred|thousand|million|billion|trillion)\b)?"
     rf"(?:[\s-]?(?P<unit>{_unit_names})(?![A-Za-z]))?"
 )
@@ -125,19 +125,21 @@ _SPELLED = re.compile(
     re.IGNORECASE,
 )
 _HAN_NUMBER = re.compile(
-    rf"(?P<han>[零〇一二两三四五六七八九十百千][零〇一二两三四五六七八九十百千万亿]*)(?P<unit>{_unit_names})?"
+    rf"(?P<han>[零〇一二两三四五六七八九十][零〇一二两三四五六七八九十百千万亿]*)(?P<unit>{_unit_names})?"
 )
 _HAN_SHARE = re.compile(r"百分之(?P<share>\d+(?:\.\d+)?|[零一二三四五六七八九十百]+)")
 # 一 and its kin in words that are no numbers.
 _NO_NUMBER = re.compile(
     r"一(?:些|般|样|定|起|直|旦|致|切|种|个|下|边|方面|时|同|律|次性|系列|步|并|部分|点|度|体|味|再|向|共|流|生|家|门|线)"
-    r"|(?:唯|统|第|万|之|同|单|逐|进)一|十分|千万|万一|三番|四处|两者|两端|百度|千问|[一两]者"
+    r"|(?:唯|统|第|万|之|同|单|逐|进)一|(?<![一二三四五六七八九两几])(?:十分(?!钟)|百度)|千万|万一|三番|四处|两者|两端|[一两]者"
 )
-_CITED = re.compile(r"\d+(?:st|nd|rd|th)\b")
+_NUMBERING = re.compile(r"^\s*(?:\d{1,2}[.)、]|[（(]\d{1,2}[）)])\s*(?!\d)", re.MULTILINE)
+NUMBER_WORDS = frozenset((*_WORDS, *_SCALES))
 
 
 def quantities(text: str) -> Iterator[Quantity]:
     """Every number of a text with its unit; those inside words (utf8, Llama2) are names' business."""
+    text = _NUMBERING.sub("", text)  # a list's own
     for found in _HAN_SHARE.finditer(text):
         share = found["share"]
         value = float(share) if share[0].isdigit() else _han_value(share)
@@ -145,6 +147,7 @@ def quantities(text: str) -> Iterator[Quantity]:
     text = _HAN_SHARE.sub(" ", text)
     for found in _DIGITS.finditer(text):
         yield _from_digits(found)
+    text = _DIGITS.sub(" ", text)  # so that 1.5千克 is not read again as 千克
     for found in _SPELLED.finditer(text):
         value = _spelled_value(found["words"])
         unit = _unit(found["unit"])
