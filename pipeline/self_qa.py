@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
@@ -34,13 +35,16 @@ from pipeline.parsing import Unreadable, read_items, read_value
 from pipeline.prompts import Prompts
 from pipeline.records import DocumentSource, Quote, Rejection, Stage, content_id, make_record
 from pipeline.run import Made, Outlook, Tally
+from pipeline.self_qa_examples import EXAMPLES
 from pipeline.settings import GeneratorSettings, setting
-from pipeline.text import one_line, replace_surrogates
+from pipeline.text import count_words, one_line, replace_surrogates
 
 SHAPING_VERSION = 1  # of the code that extracts, chunks and builds prompts
 MAX_TOKENS, MAX_TOKENS_BUNDLED = 1024, 320  # of a reply
 ASKING_TEMPERATURE, ANSWERING_TEMPERATURE = 0.7, 0.0  # diverse questions, faithful answers
 TOKENS_A_QUESTION = 40  # a chunk is asked for one question for each so many tokens it holds, at most --per-chunk
+SHORTEST_QUESTION = 3  # words; what is no longer is not asked for an answer
+MOST_QUOTES = 4  # of an answer
 LANGUAGES = ("en", "zh")
 TEMPLATES = ("self_qa_questions", "self_qa_answer")
 
@@ -123,17 +127,25 @@ class SelfQA:
     async def _questions(self, trail: Trail) -> list[str]:
         count = questions_wanted(trail.chunk, self._settings.per_chunk)
         schema = list_schema("questions", {"type": "string"}, count)
-        reply = await self._asked(trail, "self_qa_questions", {"count": count}, schema, ASKING_TEMPERATURE)
+        example = EXAMPLES[trail.language]
+        shown = {"count": len(example.questions)}, to_json({"questions": example.questions})
+        reply = await self._asked(trail, "self_qa_questions", {"count": count}, shown, schema, ASKING_TEMPERATURE)
         items = read_items(reply, "questions")
         complete = items.values[:-1] if items.cut else items.values
         texts = [one_line(replace_surrogates(text)) for text in complete if isinstance(text, str)]
         return list(dict.fromkeys(filter(None, texts)))[:count]
 
     async def _answer(self, trail: Trail, question: str) -> Candidate | Rejection:
+        if count_words(question) <= SHORTEST_QUESTION:
+            reason = f"{question[:60]!r} is no question: {SHORTEST_QUESTION} words or fewer"
+            return self._rejection(trail, "instruction", "no_question", reason, instruction=question)
         trail = trail.branch()
-        schema = object_schema({"quotes": {"type": "array", "items": {"type": "string"}}, "answer": {"type": "string"}})
-        values = {"question": question, "style": self._styles[trail.language]}
-        reply = await self._asked(trail, "self_qa_answer", values, schema, ANSWERING_TEMPERATURE)
+        quotes_schema = {"type": "array", "items": {"type": "string"}, "maxItems": MOST_QUOTES}
+        schema = object_schema({"quotes": quotes_schema, "answer": {"type": "string"}})
+        style, example = {"style": self._styles[trail.language]}, EXAMPLES[trail.language]
+        shown = {"question": example.questions[0]}, to_json({"quotes": example.quotes, "answer": example.answer})
+        values = {"question": question, **style}
+        reply = await self._asked(trail, "self_qa_answer", values, shown, schema, ANSWERING_TEMPERATURE)
         try:
             answer, said = read_value(reply, "answer"), read_value(reply, "quotes")
             if not isinstance(answer, str):
@@ -155,14 +167,20 @@ class SelfQA:
         return Candidate(record, evidence=evidence_of(trail.chunk))
 
     async def _asked(
-        self, trail: Trail, template: str, values: JsonObject, schema: JsonObject, temperature: float
+        self,
+        trail: Trail,
+        template: str,
+        values: JsonObject,
+        shown: tuple[JsonObject, str],
+        schema: JsonObject,
+        temperature: float,
     ) -> Reply:
-        """The reply to a template filled with the chunk; both are noted on the trail."""
+        """The reply to a template filled with the chunk, after the example; both are noted on the trail."""
         settings = self._settings
-        passage = evidence_of(trail.chunk)
         prompts = self._prompts[trail.language]
+        example = {**marked_off(EXAMPLES[trail.language].passage), **shown[0]}
         request = Request(
-            prompts.chat(template, {"passage": passage, "mark": mark_for(passage), **values}),
+            prompts.chat(template, {**marked_off(evidence_of(trail.chunk)), **values}, [(example, shown[1])]),
             max_tokens=self._max_tokens,
             temperature=temperature if settings.temperature is None else settings.temperature,
             top_p=1.0 if settings.top_p is None else settings.top_p,
@@ -220,6 +238,16 @@ def questions_wanted(chunk: Chunk, per_chunk: int) -> int:
 def evidence_of(chunk: Chunk) -> str:
     """What the model reads of a chunk, and what its answers may state: the headings above it, and its text."""
     return f"{' > '.join(chunk.headings)}\n\n{chunk.text}" if chunk.headings else chunk.text
+
+
+def marked_off(passage: str) -> dict[str, str]:
+    """A passage and its mark, as templates name them."""
+    return {"passage": passage, "mark": mark_for(passage)}
+
+
+def to_json(value: object) -> str:
+    """An answer as the model should write it."""
+    return json.dumps(value, ensure_ascii=False)
 
 
 def mark_for(passage: str) -> str:
