@@ -52,6 +52,7 @@ class Candidate:
     siblings: Sequence[Record] = ()
     cut: bool = False  # the reply ended inside this record
     evidence: str | None = None  # Self-QA: the passage that the answer must rest on
+    nearest: tuple[float, Neighbour] | None = None  # Self-QA, refusals: the passage that comes nearest to an answer
 
 
 Seen = TypeVar("Seen", NewInstruction, Candidate)
@@ -177,7 +178,7 @@ def echo(candidate: Candidate, _: float) -> Found | None:
 @_filter(RECORD, "Self-Instruct: input or output ending in a colon")
 def ends_with_colon(candidate: Candidate, _: float) -> Found | None:
     """An input or output that ends where something should follow."""
-    for name in ("input", "output"):
+    for name in ("output",) if candidate.record.task == "qa" else ("input", "output"):  # a qa input is a document
         if getattr(candidate.record, name).rstrip().endswith((":", "：")):
             return Found(f"the {name} ends with a colon")
     return None
@@ -307,6 +308,17 @@ def ungrounded(candidate: Candidate, _: float) -> Found | None:
         return Found("no quote of the answer stands in its passage")
     lacking = unsupported(candidate.record.output, candidate.evidence)
     return Found(f"its passage lacks {', '.join(map(repr, lacking[:5]))}", lacking[0]) if lacking else None
+
+
+@_filter(RECORD, "ours: a question to be declined must not be answered by the corpus", threshold=0.5)
+def answerable(candidate: Candidate, at_least: float) -> Found | None:
+    """A question to be declined of whose terms one passage of the corpus holds `at_least` that share, by weight."""
+    if candidate.nearest is None or candidate.nearest[0] < at_least:
+        return None
+    score, neighbour = candidate.nearest
+    return Found(
+        f"a passage holds {score:.0%} of what it asks about, at least {at_least:.0%}", round(score, 4), neighbour
+    )
 
 
 # ---------------------------------------------------------------- choosing and asking

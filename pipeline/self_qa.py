@@ -14,17 +14,19 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import random
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pipeline.ask import Ask
 from pipeline.blocks import Document
-from pipeline.chunks import Chunk, chunk_document, count_tokens
+from pipeline.chunks import Chunk, chunk_document, count_tokens, sentences
 from pipeline.cli import run_command
+from pipeline.corpus import Corpus
 from pipeline.documents import read_documents
 from pipeline.errors import UsageError
 from pipeline.filters import Candidate
@@ -33,7 +35,7 @@ from pipeline.instances import list_schema, object_schema
 from pipeline.llm import JsonObject, Reply, Request
 from pipeline.parsing import Unreadable, read_items, read_value
 from pipeline.prompts import Prompts
-from pipeline.records import DocumentSource, Quote, Rejection, Stage, content_id, make_record
+from pipeline.records import DocumentSource, Neighbour, Quote, Record, Rejection, Stage, content_id, make_record
 from pipeline.run import Made, Outlook, Tally
 from pipeline.self_qa_examples import EXAMPLES
 from pipeline.settings import GeneratorSettings, setting
@@ -46,7 +48,7 @@ TOKENS_A_QUESTION = 40  # a chunk is asked for one question for each so many tok
 SHORTEST_QUESTION = 3  # words; what is no longer is not asked for an answer
 MOST_QUOTES = 4  # of an answer
 LANGUAGES = ("en", "zh")
-TEMPLATES = ("self_qa_questions", "self_qa_answer")
+ASKING = {"closed": "self_qa_questions", "open": "self_qa_questions", "refuse": "self_qa_refusals"}  # by mode
 
 
 class SelfQASettings(GeneratorSettings):
@@ -58,6 +60,11 @@ class SelfQASettings(GeneratorSettings):
     chunk_tokens: int = setting(400, "shaping", "tokens of a chunk, at most", ge=40, le=20_000)
     overlap: int = setting(40, "shaping", "tokens taken along from the chunk before, at most", ge=0, le=2_000)
     style: Path | None = setting(None, "running", "how to write the answers: tone, length, wording", metavar="FILE")
+    mode: Literal["closed", "open", "refuse"] = setting(
+        "closed", "deriving", "records without their passage; with it in `input`; or declining what no passage answers"
+    )
+    distractors: int = setting(0, "deriving", "mode open: other passages put around the right one", ge=0, le=20)
+    without_passage: float = setting(0.2, "deriving", "mode open: share that gets distractors alone", ge=0, le=1)
     strict: bool = setting(False, "running", "stop at the first file that cannot be read")
     max_tokens: int | None = setting(None, "shaping", "of a reply (none: 1024; the bundled model 320)", gt=15)
 
@@ -75,8 +82,8 @@ class SelfQA:
         self._styles = {language: read_style(settings.style, self._prompts[language]) for language in languages}
         self.shaping: dict[str, Any] = {
             "max_tokens": self._max_tokens,
-            "templates": {language: prompts.hashes(*TEMPLATES) for language, prompts in self._prompts.items()},
-            "style": self._styles,
+            "templates": {language: prompts.hashes(*self._templates()) for language, prompts in self._prompts.items()},
+            "style": self._styles if settings.mode != "refuse" else {},
             "code": SHAPING_VERSION,
         }
         self._rejected: list[Rejection] = []
@@ -93,6 +100,12 @@ class SelfQA:
             for document in self._documents
             for chunk in chunk_document(document, tokens=settings.chunk_tokens, overlap=settings.overlap)
         ]
+
+        self._corpus = Corpus(self._chunks) if settings.mode != "closed" else None
+
+    def _templates(self) -> list[str]:
+        asking = ASKING[self._settings.mode]
+        return [asking] if self._settings.mode == "refuse" else [asking, "self_qa_answer"]
 
     # ---------------------------------------------------------------- items
 
@@ -112,7 +125,8 @@ class SelfQA:
         except Unreadable as unreadable:
             return [self._unreadable(trail, unreadable)]
         # Gathered with their exceptions, so that none is left running behind a stop.
-        made = await asyncio.gather(*(self._answer(trail, q) for q in questions), return_exceptions=True)
+        answer = self._decline if self._settings.mode == "refuse" else self._answer
+        made = await asyncio.gather(*(answer(trail, question) for question in questions), return_exceptions=True)
         for entry in made:
             if isinstance(entry, BaseException):
                 raise entry
@@ -128,8 +142,11 @@ class SelfQA:
         count = questions_wanted(trail.chunk, self._settings.per_chunk)
         schema = list_schema("questions", {"type": "string"}, count)
         example = EXAMPLES[trail.language]
-        shown = {"count": len(example.questions)}, to_json({"questions": example.questions})
-        reply = await self._asked(trail, "self_qa_questions", {"count": count}, shown, schema, ASKING_TEMPERATURE)
+        refuse = self._settings.mode == "refuse"
+        asked = example.beyond if refuse else example.questions
+        shown = {"count": len(asked)}, to_json({"questions": asked})
+        template = ASKING[self._settings.mode]
+        reply = await self._asked(trail, template, {"count": count}, shown, schema, ASKING_TEMPERATURE)
         items = read_items(reply, "questions")
         complete = items.values[:-1] if items.cut else items.values
         texts = [one_line(replace_surrogates(text)) for text in complete if isinstance(text, str)]
@@ -137,11 +154,9 @@ class SelfQA:
 
     async def _answer(self, trail: Trail, question: str) -> Candidate | Rejection:
         if count_words(question) <= SHORTEST_QUESTION:
-            reason = f"{question[:60]!r} is no question: {SHORTEST_QUESTION} words or fewer"
-            return self._rejection(trail, "instruction", "no_question", reason, instruction=question)
+            return self._no_question(trail, question)
         trail = trail.branch()
-        quotes_schema = {"type": "array", "items": {"type": "string"}, "maxItems": MOST_QUOTES}
-        schema = object_schema({"quotes": quotes_schema, "answer": {"type": "string"}})
+        schema = object_schema({"quotes": self._quotes_schema(trail), "answer": {"type": "string"}})
         style, example = {"style": self._styles[trail.language]}, EXAMPLES[trail.language]
         shown = {"question": example.questions[0]}, to_json({"quotes": example.quotes, "answer": example.answer})
         values = {"question": question, **style}
@@ -153,9 +168,53 @@ class SelfQA:
         except Unreadable as unreadable:
             return self._unreadable(trail, unreadable, question)
         quotes = find_quotes(said, trail.chunk)
-        record = make_record(
+        passages = self._passages(trail.chunk, question, quotes)
+        record = self._record(trail, question, answer.strip(), quotes, passages)
+        return Candidate(record, evidence=evidence_of(trail.chunk))
+
+    def _quotes_schema(self, trail: Trail) -> JsonObject:
+        """A list of texts; for a local model, whose decoding is held to the schema, of the passage's own sentences.
+
+        A small model cannot copy. It can choose, and what it chose is checked like any other answer.
+        """
+        if not trail.ask.model.is_local:
+            return {"type": "array", "items": {"type": "string"}, "maxItems": MOST_QUOTES}
+        text = trail.chunk.text
+        spans = [text[start:end] for start, end in sentences(text, 0, len(text))]
+        long_enough = [span for span in spans if count_words(span) > SHORTEST_QUESTION] or [text]
+        choice = {"type": "string", "enum": list(dict.fromkeys(long_enough))}
+        return {"type": "array", "items": choice, "minItems": 1, "maxItems": 2}
+
+    async def _decline(self, trail: Trail, question: str) -> Candidate | Rejection:
+        """A question that should have no answer here, declined; with the passage that comes nearest to one."""
+        assert self._corpus is not None
+        if count_words(question) <= SHORTEST_QUESTION:
+            return self._no_question(trail, question)
+        ways = self._prompts[trail.language].text("self_qa_decline").splitlines()
+        way = ways[int(content_id("decline", question), 16) % len(ways)]
+        score, chunk = self._corpus.nearest(question)
+        nearest = (score, Neighbour(id=chunk.id, text=one_line(chunk.text)[:300])) if chunk else None
+        return Candidate(self._record(trail, question, way, [], ""), nearest=nearest)
+
+    def _passages(self, chunk: Chunk, question: str, quotes: Sequence[Quote]) -> str:
+        """What `input` holds in mode open: the passage among distractors, in an order and a share drawn by hash."""
+        if self._settings.mode != "open":
+            return ""
+        assert self._corpus is not None
+        settings = self._settings
+        texts = [quote.text for quote in quotes]
+        others = self._corpus.others(chunk, question, texts, settings.distractors, settings.seed)
+        draw = random.Random(f"{settings.seed}:{question}")
+        left_out = bool(others) and draw.random() < settings.without_passage
+        passages = [evidence_of(passage) for passage in (*others, *(() if left_out else (chunk,)))]
+        draw.shuffle(passages)
+        return "\n\n".join(f"[{number}] {passage}" for number, passage in enumerate(passages, 1))
+
+    def _record(self, trail: Trail, question: str, answer: str, quotes: Sequence[Quote], passages: str) -> Record:
+        return make_record(
             instruction=question,
-            output=answer.strip(),
+            input=passages,
+            output=answer,
             task="qa",
             generator=self.name,
             model=trail.ask.model.identity,
@@ -164,7 +223,10 @@ class SelfQA:
             prompts=trail.prompts,
             requests=trail.requests,
         )
-        return Candidate(record, evidence=evidence_of(trail.chunk))
+
+    def _no_question(self, trail: Trail, question: str) -> Rejection:
+        reason = f"{question[:60]!r} is no question: {SHORTEST_QUESTION} words or fewer"
+        return self._rejection(trail, "instruction", "no_question", reason, instruction=question)
 
     async def _asked(
         self,

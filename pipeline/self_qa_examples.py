@@ -10,12 +10,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A passage with questions; the first of them is answered from `quotes`."""
+    """A passage with questions, the first answered from `quotes`; and questions `beyond` it, to be declined."""
 
     passage: str
     questions: tuple[str, ...]
     quotes: tuple[str, ...]
     answer: str
+    beyond: tuple[str, ...]
 
 
 EXAMPLES = {
@@ -36,6 +37,10 @@ EXAMPLES = {
             "A Fresnel lens consists of glass rings rather than a single thick block, which keeps it thin and light"
             " enough for the lamp room of a lighthouse."
         ),
+        beyond=(
+            "What did a large Fresnel lens cost in the nineteenth century?",
+            "Which company makes lighthouse lenses today?",
+        ),
     ),
     "zh": Example(
         passage=(
@@ -50,5 +55,6 @@ EXAMPLES = {
         ),
         quotes=("菲涅耳透镜由一圈圈玻璃环拼成，而不是一整块厚玻璃，因此薄得可以放进灯室。",),
         answer="菲涅耳透镜用玻璃环拼成，比整块厚玻璃薄得多，所以灯室里放得下。",
+        beyond=("十九世纪一台大型菲涅耳透镜要花多少钱？", "如今有哪家公司还在生产灯塔透镜？"),
     ),
 }
