@@ -53,18 +53,22 @@ def read_documents(paths: Sequence[Path], *, generator: str) -> Iterator[Documen
     found = find_files(paths)
     with extraction.Extractor() as extractor:
         for file in found:
-            rejected = Rejection(
-                stage="file", filter="", reason="", generator=generator, model="",
-                source=(DocumentSource(document=file.name, chunk="", start=0, end=0),),
-            )  # fmt: skip
             try:
                 document, remarks = read_file(file, extractor)
             except BadFile as bad:
-                yield rejected.model_copy(update={"filter": bad.kind, "reason": f"{file.name}: {bad.detail}"})
+                yield rejected_file(file.name, bad.kind, bad.detail, generator)
                 continue
             for kind, remark in remarks:
-                yield rejected.model_copy(update={"filter": kind, "reason": f"{file.name}: {remark}"})
+                yield rejected_file(file.name, kind, remark, generator)
             yield document
+
+
+def rejected_file(name: str, kind: str, detail: str, generator: str) -> Rejection:
+    """A file, or a part of one, that could not be read; the model is filled in where one is known."""
+    source = DocumentSource(document=name, chunk="", start=0, end=0)
+    return Rejection(
+        stage="file", filter=kind, reason=f"{name}: {detail}", generator=generator, model="", source=(source,)
+    )
 
 
 # ---------------------------------------------------------------- finding files
@@ -122,7 +126,7 @@ def read_file(file: Found, extractor: extraction.Extractor) -> tuple[Document, l
     suffix = file.path.suffix.lower()
     if suffix not in SUFFIXES:
         raise BadFile("unsupported_format", f"{suffix or 'no suffix'} is none of {' '.join(SUFFIXES)}.")
-    data = _bytes_of(file)
+    data = bytes_of(file)
     remarks: list[tuple[str, str]] = []
     if suffix in extraction.READERS:
         try:
@@ -147,7 +151,7 @@ def read_file(file: Found, extractor: extraction.Extractor) -> tuple[Document, l
     return Document(file.name, text, tuple(blocks), language_of(text), dropped), remarks
 
 
-def _bytes_of(file: Found) -> bytes:
+def bytes_of(file: Found) -> bytes:
     """What the file holds, if it is a regular file inside its folder and not too large."""
     try:
         real = file.path.resolve(strict=True)

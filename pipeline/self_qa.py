@@ -3,6 +3,7 @@
     python -m pipeline.self_qa docs/
     python -m pipeline.self_qa manual.pdf "notes/*.md" --model gpt-4o-mini --per-chunk 8
     python -m pipeline.self_qa docs/ --mode open --distractors 3
+    python -m pipeline.self_qa apis.jsonl --mode api
 
 A document becomes chunks. A chunk is asked once for questions that stand alone, then once for each question: the
 sentences that hold the answer, and the answer. A quote is kept where the chunk holds it, with its place; an answer
@@ -17,11 +18,12 @@ import json
 import random
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from pipeline.api_calls import Description, objection_to, read_descriptions
 from pipeline.ask import Ask
 from pipeline.blocks import Document
 from pipeline.chunks import Chunk, chunk_document, count_tokens, sentences
@@ -37,7 +39,7 @@ from pipeline.parsing import Unreadable, read_items, read_value
 from pipeline.prompts import Prompts
 from pipeline.records import DocumentSource, Neighbour, Quote, Record, Rejection, Stage, content_id, make_record
 from pipeline.run import Made, Outlook, Tally
-from pipeline.self_qa_examples import EXAMPLES
+from pipeline.self_qa_examples import API_EXAMPLES, EXAMPLES, Example
 from pipeline.settings import GeneratorSettings, setting
 from pipeline.text import count_words, one_line, replace_surrogates
 
@@ -48,7 +50,12 @@ TOKENS_A_QUESTION = 40  # a chunk is asked for one question for each so many tok
 SHORTEST_QUESTION = 3  # words; what is no longer is not asked for an answer
 MOST_QUOTES = 4  # of an answer
 LANGUAGES = ("en", "zh")
-ASKING = {"closed": "self_qa_questions", "open": "self_qa_questions", "refuse": "self_qa_refusals"}  # by mode
+ASKING = {
+    "closed": "self_qa_questions",
+    "open": "self_qa_questions",
+    "refuse": "self_qa_refusals",
+    "api": "self_qa_api_tasks",
+}
 
 
 class SelfQASettings(GeneratorSettings):
@@ -60,8 +67,8 @@ class SelfQASettings(GeneratorSettings):
     chunk_tokens: int = setting(400, "shaping", "tokens of a chunk, at most", ge=40, le=20_000)
     overlap: int = setting(40, "shaping", "tokens taken along from the chunk before, at most", ge=0, le=2_000)
     style: Path | None = setting(None, "running", "how to write the answers: tone, length, wording", metavar="FILE")
-    mode: Literal["closed", "open", "refuse"] = setting(
-        "closed", "deriving", "records without their passage; with it in `input`; or declining what no passage answers"
+    mode: Literal["closed", "open", "refuse", "api"] = setting(
+        "closed", "deriving", "answers; answers with their passage in `input`; declining; calls of described APIs"
     )
     distractors: int = setting(0, "deriving", "mode open: other passages put around the right one", ge=0, le=20)
     without_passage: float = setting(0.2, "deriving", "mode open: share that gets distractors alone", ge=0, le=1)
@@ -83,29 +90,36 @@ class SelfQA:
         self.shaping: dict[str, Any] = {
             "max_tokens": self._max_tokens,
             "templates": {language: prompts.hashes(*self._templates()) for language, prompts in self._prompts.items()},
-            "style": self._styles if settings.mode != "refuse" else {},
+            "style": self._styles if settings.mode in ("closed", "open") else {},
             "code": SHAPING_VERSION,
         }
         self._rejected: list[Rejection] = []
         self._documents: list[Document] = []
-        for entry in read_documents(settings.paths, generator=self.name):
+        self._chunks: list[Chunk] = []
+        self._described: dict[str, Mapping[str, Any]] = {}  # mode api: chunk id -> the description's fields
+        self._read()
+        self._corpus = Corpus(self._chunks) if settings.mode in ("open", "refuse") else None
+
+    def _read(self) -> None:
+        """Take in what the paths hold: documents, or the descriptions of APIs."""
+        settings = self._settings
+        read = read_descriptions if settings.mode == "api" else read_documents
+        for entry in read(settings.paths, generator=self.name):
             if isinstance(entry, Document):
                 self._documents.append(entry)
-                continue
-            if settings.strict:
+                self._chunks += chunk_document(entry, tokens=settings.chunk_tokens, overlap=settings.overlap)
+            elif isinstance(entry, Description):
+                self._documents.append(entry.document)
+                self._chunks.append(entry.chunk)
+                self._described[entry.chunk.id] = entry.fields
+            elif settings.strict:
                 raise UsageError(f"--strict: {entry.reason}")
-            self._rejected.append(entry)
-        self._chunks = [
-            chunk
-            for document in self._documents
-            for chunk in chunk_document(document, tokens=settings.chunk_tokens, overlap=settings.overlap)
-        ]
-
-        self._corpus = Corpus(self._chunks) if settings.mode != "closed" else None
+            else:
+                self._rejected.append(entry)
 
     def _templates(self) -> list[str]:
-        asking = ASKING[self._settings.mode]
-        return [asking] if self._settings.mode == "refuse" else [asking, "self_qa_answer"]
+        answering = {"refuse": ["self_qa_decline"], "api": ["self_qa_api_call"]}
+        return [ASKING[self._settings.mode], *answering.get(self._settings.mode, ["self_qa_answer"])]
 
     # ---------------------------------------------------------------- items
 
@@ -125,12 +139,14 @@ class SelfQA:
         except Unreadable as unreadable:
             return [self._unreadable(trail, unreadable)]
         # Gathered with their exceptions, so that none is left running behind a stop.
-        answer = self._decline if self._settings.mode == "refuse" else self._answer
+        ways = {"refuse": self._decline, "api": self._call}
+        answer = ways.get(self._settings.mode, self._answer)
         made = await asyncio.gather(*(answer(trail, question) for question in questions), return_exceptions=True)
-        for entry in made:
-            if isinstance(entry, BaseException):
-                raise entry
-        entries = [entry for entry in made if not isinstance(entry, BaseException)]
+        entries: Made = []
+        for some in made:
+            if isinstance(some, BaseException):
+                raise some
+            entries += some
         return entries or [self._rejection(trail, "reply", "no_questions", "the reply holds no question")]
 
     def _language(self, chunk: Chunk) -> str:
@@ -141,9 +157,8 @@ class SelfQA:
     async def _questions(self, trail: Trail) -> list[str]:
         count = questions_wanted(trail.chunk, self._settings.per_chunk)
         schema = list_schema("questions", {"type": "string"}, count)
-        example = EXAMPLES[trail.language]
-        refuse = self._settings.mode == "refuse"
-        asked = example.beyond if refuse else example.questions
+        example = self._example(trail)
+        asked = example.beyond if self._settings.mode == "refuse" else example.questions
         shown = {"count": len(asked)}, to_json({"questions": asked})
         template = ASKING[self._settings.mode]
         reply = await self._asked(trail, template, {"count": count}, shown, schema, ASKING_TEMPERATURE)
@@ -152,25 +167,28 @@ class SelfQA:
         texts = [one_line(replace_surrogates(text)) for text in complete if isinstance(text, str)]
         return list(dict.fromkeys(filter(None, texts)))[:count]
 
-    async def _answer(self, trail: Trail, question: str) -> Candidate | Rejection:
+    def _example(self, trail: Trail) -> Example:
+        return (API_EXAMPLES if self._settings.mode == "api" else EXAMPLES)[trail.language]
+
+    async def _answer(self, trail: Trail, question: str) -> Made:
         if count_words(question) <= SHORTEST_QUESTION:
-            return self._no_question(trail, question)
+            return [self._no_question(trail, question)]
         trail = trail.branch()
         schema = object_schema({"quotes": self._quotes_schema(trail), "answer": {"type": "string"}})
-        style, example = {"style": self._styles[trail.language]}, EXAMPLES[trail.language]
+        example = self._example(trail)
         shown = {"question": example.questions[0]}, to_json({"quotes": example.quotes, "answer": example.answer})
-        values = {"question": question, **style}
+        values = {"question": question, "style": self._styles[trail.language]}
         reply = await self._asked(trail, "self_qa_answer", values, shown, schema, ANSWERING_TEMPERATURE)
         try:
             answer, said = read_value(reply, "answer"), read_value(reply, "quotes")
             if not isinstance(answer, str):
                 raise Unreadable("wrong_shape", f"the answer is no text: {str(answer)[:80]}")
         except Unreadable as unreadable:
-            return self._unreadable(trail, unreadable, question)
+            return [self._unreadable(trail, unreadable, question)]
         quotes = find_quotes(said, trail.chunk)
         passages = self._passages(trail.chunk, question, quotes)
         record = self._record(trail, question, answer.strip(), quotes, passages)
-        return Candidate(record, evidence=evidence_of(trail.chunk))
+        return [Candidate(record, evidence=evidence_of(trail.chunk))]
 
     def _quotes_schema(self, trail: Trail) -> JsonObject:
         """A list of texts; for a local model, whose decoding is held to the schema, of the passage's own sentences.
@@ -185,16 +203,45 @@ class SelfQA:
         choice = {"type": "string", "enum": list(dict.fromkeys(long_enough))}
         return {"type": "array", "items": choice, "minItems": 1, "maxItems": 2}
 
-    async def _decline(self, trail: Trail, question: str) -> Candidate | Rejection:
+    async def _decline(self, trail: Trail, question: str) -> Made:
         """A question that should have no answer here, declined; with the passage that comes nearest to one."""
         assert self._corpus is not None
         if count_words(question) <= SHORTEST_QUESTION:
-            return self._no_question(trail, question)
+            return [self._no_question(trail, question)]
+        trail = trail.branch()
+        trail.prompts |= self._prompts[trail.language].hashes("self_qa_decline")
         ways = self._prompts[trail.language].text("self_qa_decline").splitlines()
         way = ways[int(content_id("decline", question), 16) % len(ways)]
         score, chunk = self._corpus.nearest(question)
         nearest = (score, Neighbour(id=chunk.id, text=one_line(chunk.text)[:300])) if chunk else None
-        return Candidate(self._record(trail, question, way, [], ""), nearest=nearest)
+        return [Candidate(self._record(trail, question, way, [], ""), nearest=nearest)]
+
+    async def _call(self, trail: Trail, question: str) -> Made:
+        """A request with the call that serves it: once from memory, once with the description at hand."""
+        if count_words(question) <= SHORTEST_QUESTION:
+            return [self._no_question(trail, question)]
+        trail = trail.branch()
+        example = self._example(trail)
+        shown = {"question": example.questions[0]}, to_json({"call": example.answer})
+        schema = object_schema({"call": {"type": "string"}})
+        values = {"question": question}
+        reply = await self._asked(trail, "self_qa_api_call", values, shown, schema, ANSWERING_TEMPERATURE)
+        try:
+            call = read_value(reply, "call")
+            if not isinstance(call, str):
+                raise Unreadable("wrong_shape", f"the call is no text: {str(call)[:80]}")
+        except Unreadable as unreadable:
+            return [self._unreadable(trail, unreadable, question)]
+        fields = self._described[trail.chunk.id]
+        quotes = find_quotes(fields["api_call"], trail.chunk)
+        records = [self._record(trail, question, call.strip(), quotes, input_) for input_ in ("", trail.chunk.text)]
+        objection = objection_to(call, fields)
+        if objection is None:
+            return [Candidate(record) for record in records]
+        return [
+            Rejection(stage="record", filter="wrong_call", reason=objection, **record.model_dump())
+            for record in records
+        ]
 
     def _passages(self, chunk: Chunk, question: str, quotes: Sequence[Quote]) -> str:
         """What `input` holds in mode open: the passage among distractors, in an order and a share drawn by hash."""
@@ -240,7 +287,7 @@ class SelfQA:
         """The reply to a template filled with the chunk, after the example; both are noted on the trail."""
         settings = self._settings
         prompts = self._prompts[trail.language]
-        example = {**marked_off(EXAMPLES[trail.language].passage), **shown[0]}
+        example = {**marked_off(self._example(trail).passage), **shown[0]}
         request = Request(
             prompts.chat(template, {**marked_off(evidence_of(trail.chunk)), **values}, [(example, shown[1])]),
             max_tokens=self._max_tokens,

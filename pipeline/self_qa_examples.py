@@ -16,7 +16,7 @@ class Example:
     questions: tuple[str, ...]
     quotes: tuple[str, ...]
     answer: str
-    beyond: tuple[str, ...]
+    beyond: tuple[str, ...] = ()
 
 
 EXAMPLES = {
@@ -56,5 +56,25 @@ EXAMPLES = {
         quotes=("菲涅耳透镜由一圈圈玻璃环拼成，而不是一整块厚玻璃，因此薄得可以放进灯室。",),
         answer="菲涅耳透镜用玻璃环拼成，比整块厚玻璃薄得多，所以灯室里放得下。",
         beyond=("十九世纪一台大型菲涅耳透镜要花多少钱？", "如今有哪家公司还在生产灯塔透镜？"),
+    ),
+}
+
+_SUNRISE = """api_call: almanac.sun(place='Oslo', event='sunrise', digits=2)
+api_arguments: ["place", "event", "digits"]
+description: """
+_SUNRISE_CALL = "almanac.sun(place='Oslo', event='sunrise')"
+
+API_EXAMPLES = {
+    "en": Example(
+        passage=_SUNRISE + "Gives the time at which the sun rises in Oslo, from tables that need no network.",
+        questions=("I plan a photo walk in Oslo tomorrow and want to know when it gets light, without going online.",),
+        quotes=(),
+        answer=_SUNRISE_CALL,
+    ),
+    "zh": Example(
+        passage=_SUNRISE + "根据内置的表格给出奥斯陆日出的时间，不需要联网。",
+        questions=("我明天要在奥斯陆拍照，想在不联网的情况下知道天什么时候亮。",),
+        quotes=(),
+        answer=_SUNRISE_CALL,
     ),
 }

@@ -64,6 +64,16 @@ class Reader:
             answer = f"{answer}{invention}" if han else f"{answer} {invention}"
         return Reading([self.as_copied(said)], answer, planted)
 
+    def call(self, plant: float) -> tuple[str, str | None]:
+        """The call of an API description, or one that does not keep to it."""
+        found = re.search(r"^api_call: (.*)$", self.passage, re.MULTILINE)
+        call = found.group(1) if found else "nothing()"
+        if not self.chance(plant):
+            return call, None
+        name, _, rest = call.partition("(")
+        wrong = [f"{name}_now({rest}", f"{call.rstrip(')')}, speed='fast')", f"{name}()", f"the call is {call}"]
+        return self.pick(wrong), "call"
+
     def as_copied(self, text: str) -> str:
         """A quote as models copy it: now and then with other white space, quotation marks or without its stop."""
         if self.chance(0.2):

@@ -301,6 +301,9 @@ class Writer:
             reading = Reader(self.source, self.chance, self.pick).read(self.plant)
             self.planted = reading.planted
             return {"quotes": reading.quotes, "answer": "" if self.chance(self.dirty) else reading.answer}
+        if properties.keys() == {"call"}:
+            call, self.planted = Reader(self.source, self.chance, self.pick).call(self.plant)
+            return {"call": call}
         required = schema.get("required", properties)
         made = {
             name: self.value(inner, name, depth + 1)
