@@ -9,6 +9,7 @@ a line's end go, unless the document writes the word with one elsewhere. Heading
 from __future__ import annotations
 
 import ctypes
+import math
 import re
 import statistics
 from collections import Counter
@@ -156,8 +157,9 @@ def in_reading_order(lines: Sequence[Line]) -> list[Line]:
     rest = [line for line in lines if not line.left < gutter < line.right]
     ordered: list[Line] = []
     for spanning in (*crossing, None):
-        band = [line for line in rest if spanning is None or line.bottom >= spanning.top - 1]
-        rest = [line for line in rest if line not in band]
+        floor = -math.inf if spanning is None else spanning.top - 1
+        band = [line for line in rest if line.bottom >= floor]
+        rest = [line for line in rest if line.bottom < floor]
         left = [line for line in band if line.right <= gutter]
         ordered += in_reading_order(left) if left else []
         right = [line for line in band if line.right > gutter]
@@ -257,7 +259,7 @@ def _paragraphs(lines: Sequence[Line], body: float) -> list[list[Line]]:
     for at in range(1, len(lines)):
         before, line = lines[at - 1], lines[at]
         fall = before.bottom - line.bottom
-        ended = bool(_STOP.search(before.text))
+        ended = _ends(before.text)
         other_kind = _is_heading(before, body) != _is_heading(line, body) or (before.cells > 1) != (line.cells > 1)
         heading_of_other_size = _is_heading(line, body) and before.size != line.size
         next_column = fall < 0 and ended
@@ -267,9 +269,14 @@ def _paragraphs(lines: Sequence[Line], body: float) -> list[list[Line]]:
     return [[line for _, line in group] for _, group in groupby(zip(numbers, lines, strict=True), lambda pair: pair[0])]
 
 
+def _ends(text: str) -> bool:
+    """Whether a sentence ends here."""
+    return bool(_STOP.search(text[-4:]))
+
+
 def _goes_on(parts: Sequence[Part], text: str) -> bool:
     """Whether a page's first paragraph is the rest of the last one of the page before."""
-    if not parts or parts[-1][0] != "paragraph" or _STOP.search(parts[-1][2]):
+    if not parts or parts[-1][0] != "paragraph" or _ends(parts[-1][2]):
         return False
     return text[0].islower() or bool(_HAN.match(text))
 
