@@ -16,10 +16,9 @@ from itertools import pairwise
 
 from pipeline.blocks import Block, Document, heading_text
 from pipeline.records import content_id
+from pipeline.text import estimate_tokens
 
-# Letters a token, as they come out for the tokenizers of today's models; see docs/decisions.md.
-_TOKEN = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff]|[^\W\d_]+|\d{1,3}|[^\w\s]|_+")
-LETTERS_A_TOKEN = 7
+LETTERS_A_TOKEN = 4  # by which text.estimate_tokens counts
 
 _SENTENCE_END = re.compile(
     r"[.!?…][\"'”’)\]]*(?=\s)|[。！？；…][”’」』）]*|\n(?=\s*(?:[-*+•]|\d+[.)、]|\|)\s?)|\n\s*\n"
@@ -45,14 +44,9 @@ class Unit:
 
     start: int
     end: int
-    tokens: int
+    tokens: float
     rank: int
     hash: bytes
-
-
-def count_tokens(text: str) -> int:
-    """About how many tokens a model reads: a Han character is one, a word one for each seven letters begun."""
-    return sum(1 + (len(piece) - 1) // LETTERS_A_TOKEN for piece in _TOKEN.findall(text))
 
 
 def chunk_document(document: Document, *, tokens: int, overlap: int) -> list[Chunk]:
@@ -94,7 +88,7 @@ def _chunk_section(
 def _units(text: str, block: Block, number: int, tokens: int) -> list[Unit]:
     """A block whole where it fits, else in lines (code, tables) or sentences, and those in clauses or bare lengths."""
     spans = [(block.start, block.end)]
-    if count_tokens(text[block.start : block.end]) > tokens:
+    if estimate_tokens(text[block.start : block.end]) > tokens:
         by_lines = block.kind in ("code", "table")
         spans = _lines(text, block) if by_lines else sentences(text, block.start, block.end)
         spans = [part for span in spans for part in _no_longer_than(text, *span, tokens)]
@@ -104,7 +98,7 @@ def _units(text: str, block: Block, number: int, tokens: int) -> list[Unit]:
         Unit(
             start,
             end,
-            count_tokens(text[start:end]),
+            estimate_tokens(text[start:end]),
             2 if part else int(leans_on_it and number > 0),
             hashlib.blake2b(text[start:end].encode(), digest_size=8).digest(),
         )
@@ -136,7 +130,7 @@ _CLAUSE_END = re.compile(r"[,;:，、；：\n]\s*|\s+")
 
 def _no_longer_than(text: str, start: int, end: int, tokens: int) -> list[tuple[int, int]]:
     """A span in parts of at most so many tokens, cut after clauses or words, or anywhere where there are none."""
-    if count_tokens(text[start:end]) <= tokens:
+    if estimate_tokens(text[start:end]) <= tokens:
         return [(start, end)]
     middle = (start + end) // 2
     ends = [found.end() for found in _CLAUSE_END.finditer(text, start + 1, end - 1)]
@@ -164,9 +158,10 @@ def _cut(units: Sequence[Unit], tokens: int, window: float) -> list[Sequence[Uni
     Each cut depends on the text within the window alone, so an edit reaches its own chunk and the next ones at most.
     Groups that are still too long are cut again with half the window.
     """
-    positions = [0]
-    for unit in units:
-        positions.append(positions[-1] + unit.tokens)
+    positions = [0.0]
+    for before, unit in pairwise((units[0], *units)):
+        blanks = max(0, unit.start - before.end) / LETTERS_A_TOKEN
+        positions.append(positions[-1] + blanks + unit.tokens)
     total = positions[-1]
     if total <= tokens or len(units) == 1:
         return [units]
@@ -183,7 +178,7 @@ def _cut(units: Sequence[Unit], tokens: int, window: float) -> list[Sequence[Uni
     return [part for group in groups for part in _cut(group, tokens, window / 2)]
 
 
-def _is_best_around(units: Sequence[Unit], positions: Sequence[int], gap: int, window: float) -> bool:
+def _is_best_around(units: Sequence[Unit], positions: Sequence[float], gap: int, window: float) -> bool:
     """Whether no other gap within the window is better; of equal ones the first is."""
     own = _badness(units, gap)
     other = gap - 1
@@ -206,8 +201,10 @@ def _badness(units: Sequence[Unit], gap: int) -> tuple[int, bytes]:
 def _overlapping(text: str, first: int, start: int, overlap: int) -> int:
     """Where a chunk begins that takes along the last sentences before it, up to `overlap` tokens of its section."""
     begin = start
-    for earlier, _ in reversed(sentences(text, max(first, start - LETTERS_A_TOKEN * 2 * overlap), start)):
-        if count_tokens(text[earlier:start]) > overlap:
+    low = max(first, start - 2 * LETTERS_A_TOKEN * overlap)
+    spans = sentences(text, low, start)
+    for earlier, _ in reversed(spans if low == first else spans[1:]):  # the first of them is a piece of a sentence
+        if estimate_tokens(text[earlier:start]) > overlap:
             break
         begin = earlier
     return begin

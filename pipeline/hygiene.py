@@ -15,10 +15,9 @@ from pipeline.text import replace_surrogates
 
 # What the chat templates in use reserve: ChatML, Llama 2 and 3, Gemma, Phi, DeepSeek, Mistral, GPT-2; reasoning marks.
 CONTROL_TOKEN = re.compile(
-    r"<[|｜][^<>\n]{1,40}[|｜]>"
-    r"|\[/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|IMG|PREFIX|SUFFIX|MIDDLE)\]"
-    r"|<</?SYS>>"
-    r"|</?(?:s|think|unk|pad|bos|eos|mask|tool_call|tool_response|start_of_turn|end_of_turn)>"
+    r"<\|[a-zA-Z0-9_]{2,40}\|>|<｜[^<>｜\n]{2,40}｜>"
+    r"|\[/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS)\]|<</?SYS>>"
+    r"|</?(?:start_of_turn|end_of_turn|bos|eos|pad|unk|s|think|tool_call|tool_response)>"
 )
 _HARMLESS = str.maketrans({"<": "‹", ">": "›", "[": "［", "]": "］"})
 _BIDI = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")

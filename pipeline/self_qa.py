@@ -13,12 +13,10 @@ without one, or with numbers, names or units of the model's own, is turned away.
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import json
 import random
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -26,36 +24,27 @@ from typing import Any, Literal
 from pipeline.api_calls import Description, objection_to, read_descriptions
 from pipeline.ask import Ask
 from pipeline.blocks import Document
-from pipeline.chunks import Chunk, chunk_document, count_tokens, sentences
+from pipeline.chunks import Chunk, chunk_document
 from pipeline.cli import run_command
 from pipeline.corpus import Corpus
 from pipeline.documents import read_documents
 from pipeline.errors import UsageError
 from pipeline.filters import Candidate
 from pipeline.grounding import quotes_in
-from pipeline.instances import list_schema, object_schema
-from pipeline.llm import JsonObject, Reply, Request
+from pipeline.llm import Reply, Request
+from pipeline.money import Plan, plan_of
 from pipeline.parsing import Unreadable, read_items, read_value
 from pipeline.prompts import Prompts
 from pipeline.records import DocumentSource, Neighbour, Quote, Record, Rejection, Stage, content_id, make_record
 from pipeline.run import Made, Outlook, Tally
-from pipeline.self_qa_examples import API_EXAMPLES, EXAMPLES, Example
+from pipeline.self_qa_requests import SHORTEST_QUESTION, RequestWriter, evidence_of, questions_wanted
 from pipeline.settings import GeneratorSettings, setting
 from pipeline.text import count_words, one_line, replace_surrogates
 
 SHAPING_VERSION = 1  # of the code that extracts, chunks and builds prompts
 MAX_TOKENS, MAX_TOKENS_BUNDLED = 1024, 320  # of a reply
-ASKING_TEMPERATURE, ANSWERING_TEMPERATURE = 0.7, 0.0  # diverse questions, faithful answers
-TOKENS_A_QUESTION = 40  # a chunk is asked for one question for each so many tokens it holds, at most --per-chunk
-SHORTEST_QUESTION = 3  # words; what is no longer is not asked for an answer
-MOST_QUOTES = 4  # of an answer
+QUESTION_TOKENS, ANSWER_TOKENS, KEPT_OF_ASKED = 20, 120, 0.7  # for --plan: what replies usually take and bring
 LANGUAGES = ("en", "zh")
-ASKING = {
-    "closed": "self_qa_questions",
-    "open": "self_qa_questions",
-    "refuse": "self_qa_refusals",
-    "api": "self_qa_api_tasks",
-}
 
 
 class SelfQASettings(GeneratorSettings):
@@ -87,9 +76,21 @@ class SelfQA:
         languages = LANGUAGES if settings.language == "auto" else (settings.language,)
         self._prompts = {language: Prompts(language, settings.prompts) for language in languages}
         self._styles = {language: read_style(settings.style, self._prompts[language]) for language in languages}
+        self._writer = RequestWriter(
+            self._prompts,
+            self._styles,
+            mode=settings.mode,
+            per_chunk=settings.per_chunk,
+            max_tokens=self._max_tokens,
+            temperature=settings.temperature,
+            top_p=settings.top_p,
+            extra=settings.extra_body,
+        )
         self.shaping: dict[str, Any] = {
             "max_tokens": self._max_tokens,
-            "templates": {language: prompts.hashes(*self._templates()) for language, prompts in self._prompts.items()},
+            "templates": {
+                language: prompts.hashes(*self._writer.templates) for language, prompts in self._prompts.items()
+            },
             "style": self._styles if settings.mode in ("closed", "open") else {},
             "code": SHAPING_VERSION,
         }
@@ -117,19 +118,18 @@ class SelfQA:
             else:
                 self._rejected.append(entry)
 
-    def _templates(self) -> list[str]:
-        answering = {"refuse": ["self_qa_decline"], "api": ["self_qa_api_call"]}
-        return [ASKING[self._settings.mode], *answering.get(self._settings.mode, ["self_qa_answer"])]
-
     # ---------------------------------------------------------------- items
 
     async def items(self, ask: Ask, outlook: Outlook) -> AsyncIterator[Chunk | Rejection]:
         """The files that could not be read, then the chunks in an order that spreads a small target over them all."""
         for rejection in self._rejected:
             yield rejection.model_copy(update={"model": ask.model.identity})
-        seed = str(self._settings.seed)
-        for chunk in sorted(self._chunks, key=lambda c: (content_id(seed, c.id), c.document, c.start)):
+        for chunk in self._in_order():
             yield chunk
+
+    def _in_order(self) -> list[Chunk]:
+        seed = str(self._settings.seed)
+        return sorted(self._chunks, key=lambda c: (content_id(seed, c.id), c.document, c.start))
 
     async def make(self, item: Chunk, ask: Ask) -> Made:
         """The chunk's candidates: questions first, then each one's answer from the same text."""
@@ -139,9 +139,7 @@ class SelfQA:
         except Unreadable as unreadable:
             return [self._unreadable(trail, unreadable)]
         # Gathered with their exceptions, so that none is left running behind a stop.
-        ways = {"refuse": self._decline, "api": self._call}
-        answer = ways.get(self._settings.mode, self._answer)
-        made = await asyncio.gather(*(answer(trail, question) for question in questions), return_exceptions=True)
+        made = await asyncio.gather(*(self._serve(trail, q) for q in questions), return_exceptions=True)
         entries: Made = []
         for some in made:
             if isinstance(some, BaseException):
@@ -149,36 +147,56 @@ class SelfQA:
             entries += some
         return entries or [self._rejection(trail, "reply", "no_questions", "the reply holds no question")]
 
+    async def _serve(self, trail: Trail, question: str) -> Made:
+        if count_words(question) <= SHORTEST_QUESTION:
+            return [self._no_question(trail, question)]
+        ways = {"refuse": self._decline, "api": self._call}
+        return await ways.get(self._settings.mode, self._answer)(trail, question)
+
+    def plan(self, target: int | None, stored: Callable[[Request], bool]) -> Plan:
+        """What the chunks take that are not stored yet, in their order as far as the target reaches."""
+        answers = self._settings.mode != "refuse"
+        expected: list[tuple[Request, float]] = []
+        wanted = 0
+        for chunk in self._in_order():
+            if target is not None and wanted >= target / KEPT_OF_ASKED:
+                break
+            language, count = self._language(chunk), questions_wanted(chunk, self._settings.per_chunk)
+            wanted += count
+            request = self._writer.questions(chunk, language)
+            if stored(request):
+                continue
+            expected.append((request, count * QUESTION_TOKENS))
+            if answers:  # the questions are not known yet; one of the usual length stands for each
+                write = self._writer.call if self._settings.mode == "api" else self._writer_answer
+                expected += [(write(chunk, language, "x" * 4 * QUESTION_TOKENS), ANSWER_TOKENS)] * count
+        return plan_of(
+            expected,
+            f"every chunk brings the questions it is asked for, of {QUESTION_TOKENS} tokens, with answers and quotes of"
+            f" {ANSWER_TOKENS}; to a target, {KEPT_OF_ASKED:.0%} of them are kept. A chunk whose questions are stored"
+            " counts as done.",
+        )
+
+    def _writer_answer(self, chunk: Chunk, language: str, question: str) -> Request:
+        return self._writer.answer(chunk, language, question, choose=self._settings.model is None)
+
     def _language(self, chunk: Chunk) -> str:
         return chunk.language if self._settings.language == "auto" else self._settings.language
 
     # ---------------------------------------------------------------- questions, then answers
 
     async def _questions(self, trail: Trail) -> list[str]:
-        count = questions_wanted(trail.chunk, self._settings.per_chunk)
-        schema = list_schema("questions", {"type": "string"}, count)
-        example = self._example(trail)
-        asked = example.beyond if self._settings.mode == "refuse" else example.questions
-        shown = {"count": len(asked)}, to_json({"questions": asked})
-        template = ASKING[self._settings.mode]
-        reply = await self._asked(trail, template, {"count": count}, shown, schema, ASKING_TEMPERATURE)
-        items = read_items(reply, "questions")
+        request = self._writer.questions(trail.chunk, trail.language)
+        items = read_items(await self._asked(trail, self._writer.templates[0], request), "questions")
         complete = items.values[:-1] if items.cut else items.values
         texts = [one_line(replace_surrogates(text)) for text in complete if isinstance(text, str)]
-        return list(dict.fromkeys(filter(None, texts)))[:count]
-
-    def _example(self, trail: Trail) -> Example:
-        return (API_EXAMPLES if self._settings.mode == "api" else EXAMPLES)[trail.language]
+        return list(dict.fromkeys(filter(None, texts)))[: questions_wanted(trail.chunk, self._settings.per_chunk)]
 
     async def _answer(self, trail: Trail, question: str) -> Made:
-        if count_words(question) <= SHORTEST_QUESTION:
-            return [self._no_question(trail, question)]
+        """The question's answer from the same text, with the sentences it rests on."""
         trail = trail.branch()
-        schema = object_schema({"quotes": self._quotes_schema(trail), "answer": {"type": "string"}})
-        example = self._example(trail)
-        shown = {"question": example.questions[0]}, to_json({"quotes": example.quotes, "answer": example.answer})
-        values = {"question": question, "style": self._styles[trail.language]}
-        reply = await self._asked(trail, "self_qa_answer", values, shown, schema, ANSWERING_TEMPERATURE)
+        request = self._writer.answer(trail.chunk, trail.language, question, choose=trail.ask.model.is_local)
+        reply = await self._asked(trail, "self_qa_answer", request)
         try:
             answer, said = read_value(reply, "answer"), read_value(reply, "quotes")
             if not isinstance(answer, str):
@@ -190,24 +208,9 @@ class SelfQA:
         record = self._record(trail, question, answer.strip(), quotes, passages)
         return [Candidate(record, evidence=evidence_of(trail.chunk))]
 
-    def _quotes_schema(self, trail: Trail) -> JsonObject:
-        """A list of texts; for a local model, whose decoding is held to the schema, of the passage's own sentences.
-
-        A small model cannot copy. It can choose, and what it chose is checked like any other answer.
-        """
-        if not trail.ask.model.is_local:
-            return {"type": "array", "items": {"type": "string"}, "maxItems": MOST_QUOTES}
-        text = trail.chunk.text
-        spans = [text[start:end] for start, end in sentences(text, 0, len(text))]
-        long_enough = [span for span in spans if count_words(span) > SHORTEST_QUESTION] or [text]
-        choice = {"type": "string", "enum": list(dict.fromkeys(long_enough))}
-        return {"type": "array", "items": choice, "minItems": 1, "maxItems": 2}
-
     async def _decline(self, trail: Trail, question: str) -> Made:
         """A question that should have no answer here, declined; with the passage that comes nearest to one."""
         assert self._corpus is not None
-        if count_words(question) <= SHORTEST_QUESTION:
-            return [self._no_question(trail, question)]
         trail = trail.branch()
         trail.prompts |= self._prompts[trail.language].hashes("self_qa_decline")
         ways = self._prompts[trail.language].text("self_qa_decline").splitlines()
@@ -218,14 +221,9 @@ class SelfQA:
 
     async def _call(self, trail: Trail, question: str) -> Made:
         """A request with the call that serves it: once from memory, once with the description at hand."""
-        if count_words(question) <= SHORTEST_QUESTION:
-            return [self._no_question(trail, question)]
         trail = trail.branch()
-        example = self._example(trail)
-        shown = {"question": example.questions[0]}, to_json({"call": example.answer})
-        schema = object_schema({"call": {"type": "string"}})
-        values = {"question": question}
-        reply = await self._asked(trail, "self_qa_api_call", values, shown, schema, ANSWERING_TEMPERATURE)
+        request = self._writer.call(trail.chunk, trail.language, question)
+        reply = await self._asked(trail, "self_qa_api_call", request)
         try:
             call = read_value(reply, "call")
             if not isinstance(call, str):
@@ -275,28 +273,9 @@ class SelfQA:
         reason = f"{question[:60]!r} is no question: {SHORTEST_QUESTION} words or fewer"
         return self._rejection(trail, "instruction", "no_question", reason, instruction=question)
 
-    async def _asked(
-        self,
-        trail: Trail,
-        template: str,
-        values: JsonObject,
-        shown: tuple[JsonObject, str],
-        schema: JsonObject,
-        temperature: float,
-    ) -> Reply:
-        """The reply to a template filled with the chunk, after the example; both are noted on the trail."""
-        settings = self._settings
-        prompts = self._prompts[trail.language]
-        example = {**marked_off(self._example(trail).passage), **shown[0]}
-        request = Request(
-            prompts.chat(template, {**marked_off(evidence_of(trail.chunk)), **values}, [(example, shown[1])]),
-            max_tokens=self._max_tokens,
-            temperature=temperature if settings.temperature is None else settings.temperature,
-            top_p=1.0 if settings.top_p is None else settings.top_p,
-            schema=schema,
-            extra=settings.extra_body,
-        )
-        trail.prompts |= prompts.hashes(template)
+    async def _asked(self, trail: Trail, template: str, request: Request) -> Reply:
+        """The reply to a request; it and its template are noted on the trail."""
+        trail.prompts |= self._prompts[trail.language].hashes(template)
         trail.requests.append(trail.ask.key(request))
         return await trail.ask(request)
 
@@ -337,34 +316,6 @@ class Trail:
 
 
 # ---------------------------------------------------------------- small parts
-
-
-def questions_wanted(chunk: Chunk, per_chunk: int) -> int:
-    """How many questions a chunk is asked for: its text decides, at least one, at most `per_chunk`."""
-    return max(1, min(per_chunk, count_tokens(chunk.text) // TOKENS_A_QUESTION))
-
-
-def evidence_of(chunk: Chunk) -> str:
-    """What the model reads of a chunk, and what its answers may state: the headings above it, and its text."""
-    return f"{' > '.join(chunk.headings)}\n\n{chunk.text}" if chunk.headings else chunk.text
-
-
-def marked_off(passage: str) -> dict[str, str]:
-    """A passage and its mark, as templates name them."""
-    return {"passage": passage, "mark": mark_for(passage)}
-
-
-def to_json(value: object) -> str:
-    """An answer as the model should write it."""
-    return json.dumps(value, ensure_ascii=False)
-
-
-def mark_for(passage: str) -> str:
-    """The word that marks a passage off: a hash of it, which its writer cannot have put in."""
-    mark = hashlib.sha256(passage.encode()).hexdigest()[:16]
-    while mark in passage:
-        mark = hashlib.sha256(mark.encode()).hexdigest()[:16]
-    return mark
 
 
 def find_quotes(said: object, chunk: Chunk) -> list[Quote]:

@@ -108,7 +108,7 @@ class Server:
         head = await reader.readuntil(b"\r\n\r\n")
         lowered = head.lower()
         authorization = header(head, lowered, b"authorization")
-        if not head.startswith(b"POST /v1/chat/completions "):
+        if not head.startswith((b"POST /v1/chat/completions ", b"POST /v1/chat/completions?")):
             return self.get(head, authorization, writer)
         size = header(head, lowered, b"content-length")
         if not size.isdecimal() or int(size) > LARGEST_BODY:

@@ -72,7 +72,7 @@ def test_real_descriptions_give_calls_with_and_without_them_and_wrong_ones_are_c
     out = tmp_path / "out"
     with FakeServer(ledger=tmp_path / "ledger.jsonl", plant=0.3) as server:
         fixed = ["--out", str(out), "--model", "fake", "--base-url", server.base_url]
-        assert main([str(APIS), "--mode", "api", "--per-chunk", "2", *fixed]) == 0
+        assert main([str(APIS), "--mode", "api", "--per-chunk", "2", "--filters", "personal_data=off", *fixed]) == 0
         ledger = server.ledger()
     described = {e.document.name: e for e in read_descriptions([APIS], generator="x") if isinstance(e, Description)}
     assert len(described) >= 85

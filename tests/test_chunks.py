@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.blocks import Document, read_markdown, read_plain
-from pipeline.chunks import Chunk, chunk_document, count_tokens, sentences
+from pipeline.chunks import Chunk, chunk_document, sentences
 from pipeline.documents import read_documents
+from pipeline.text import estimate_tokens
 
 DATA = Path(os.environ.get("INSTRUCTLOOP_DATA", Path(__file__).parent.parent.parent / "shared" / "data"))
 needs_data = pytest.mark.skipif(not (DATA / "docs_en").is_dir(), reason=f"real documents are not at {DATA}")
@@ -41,7 +42,7 @@ def check(document: Document, chunks: list[Chunk], tokens: int, overlap: int) ->
     for chunk in chunks:
         assert document.text[chunk.start : chunk.end] == chunk.text
         assert chunk.text.strip()
-        assert count_tokens(chunk.text) <= tokens + overlap
+        assert estimate_tokens(chunk.text) <= tokens + overlap
         covered[chunk.start : chunk.end] = b"\1" * (chunk.end - chunk.start)
     for block in document.blocks:
         if block.kind != "heading":
@@ -131,7 +132,7 @@ def test_the_overlap_acts_and_stays_in_its_section() -> None:
             assert chunk.start == bare.start
         else:
             taken = document.text[chunk.start : bare.start]
-            assert 0 < count_tokens(taken) <= 30
+            assert 0 < estimate_tokens(taken) <= 30
             assert taken.startswith("Fact ")
             assert chunk.start < before.end
 
@@ -178,8 +179,8 @@ def edited(document: Document, random_: random.Random) -> Document:
 
 
 @needs_data
-@pytest.mark.parametrize("tokens", [400, 120])
-def test_an_edit_changes_its_own_chunk_and_at_most_the_neighbours(tokens: int) -> None:
+@pytest.mark.parametrize(("tokens", "own_alone"), [(400, 0.9), (120, 0.65)])
+def test_an_edit_changes_its_own_chunk_and_at_most_the_neighbours(tokens: int, own_alone: float) -> None:
     """Counts the chunks that the old document had not, which would be asked anew; measured in docs/self-qa.md.
 
     Edits that make or unmake one of the headings guessed in plain text are left out: they rename a whole section.
@@ -194,7 +195,7 @@ def test_an_edit_changes_its_own_chunk_and_at_most_the_neighbours(tokens: int) -
                 changed[len({chunk.id for chunk in after} - {chunk.id for chunk in before})] += 1
     total = changed.total()
     assert total > 600
-    assert changed[0] + changed[1] >= 0.75 * total
+    assert changed[0] + changed[1] >= own_alone * total
     assert sum(count for number, count in changed.items() if number <= 3) >= 0.99 * total
 
 
@@ -212,5 +213,5 @@ def test_text_put_in_at_the_top_moves_no_later_chunk() -> None:
 @needs_data
 def test_chunks_are_well_filled() -> None:
     long = [d for d in real_documents() if d.name in ("finetuning-theory.txt", "quickstart.md")]
-    sizes = [count_tokens(c.text) for d in long for c in chunk_document(d, tokens=200, overlap=0)]
+    sizes = [estimate_tokens(c.text) for d in long for c in chunk_document(d, tokens=200, overlap=0)]
     assert statistics.mean(sizes) > 0.5 * 200
