@@ -13,9 +13,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from pipeline.ask import Ask
 from pipeline.errors import StopRun
@@ -23,7 +23,7 @@ from pipeline.filters import Candidate, Filter, Found, judge
 from pipeline.judge import Judge
 from pipeline.llm import Request
 from pipeline.money import Plan
-from pipeline.records import Record, Rejection
+from pipeline.records import DocumentSource, Record, Rejection, Source
 from pipeline.run_folder import DerivedFiles
 
 Item = TypeVar("Item")
@@ -31,7 +31,7 @@ Made = list[Candidate | Rejection]
 
 PUBLISH_EVERY_S = 60.0
 PUBLISHING_SHARE = 0.02  # of the run's time, at most
-GIVE_UP_AFTER = 200  # items in a row that brought no kept record
+GIVE_UP_AFTER = 200  # items in a row that brought no kept record, on the way to a target
 ITEMS_A_SLOT = 2  # items being made for each request in flight, so that there is always one to send
 WAITING_A_SLOT = 32  # items made or being made behind a slow first one, before it holds up the others
 
@@ -70,6 +70,14 @@ class Generator(Protocol[Item]):
         """What a run would still send, for --plan; `money.plan_of` adds requests up. `stored` says what is free."""
 
 
+@runtime_checkable
+class Summarizing(Protocol):
+    """A generator that has something of its own to say in summary.json."""
+
+    def summary(self, tally: Tally) -> dict[str, Any]:
+        """Further keys, JSON-ready."""
+
+
 @dataclass
 class Tally:
     """What the fold has counted so far."""
@@ -79,6 +87,14 @@ class Tally:
     reasons: Counter[str] = field(default_factory=Counter)  # "filter: reason" of replies that could not be read
     merged: int = 0  # exact duplicates of an earlier candidate
     kept_by_task: Counter[str] = field(default_factory=Counter)
+    judged_from: dict[tuple[str, str], list[int]] = field(default_factory=dict)  # (document, chunk): [kept, judged]
+
+    def note_source(self, sources: Sequence[Source], kept: bool) -> None:
+        """Count towards the chunk that the first source names."""
+        if sources and isinstance(sources[0], DocumentSource):
+            counts = self.judged_from.setdefault((sources[0].document, sources[0].chunk), [0, 0])
+            counts[0] += kept
+            counts[1] += 1
 
 
 class Line:
@@ -205,7 +221,7 @@ class Line:
             else:
                 self._fold(head.result())
             pending.popleft()
-            if self.tally.kept == self._target or self._barren >= GIVE_UP_AFTER:
+            if self._target is not None and (self.tally.kept >= self._target or self._barren >= GIVE_UP_AFTER):
                 return True
         return False
 
@@ -219,6 +235,7 @@ class Line:
                 self._reject(candidate)
             elif candidate.record.id in self._seen:
                 self.tally.merged += 1
+                self.tally.note_source(candidate.record.source, kept=False)
                 self._files.merge(candidate.record.id, candidate.record.source[0])
             else:
                 self._judge(candidate)
@@ -234,16 +251,19 @@ class Line:
             self._reject(rejection_of(*judged, scores=candidate.scores))
         elif judged is not record and judged.id in self._seen:  # mended, it is what another record is already
             self.tally.merged += 1
+            self.tally.note_source(record.source, kept=False)
             self._files.merge(judged.id, judged.source[0])
         else:
             self._seen.add(judged.id)
             self._files.keep(judged.model_copy(update={"scores": {**judged.scores, **candidate.scores}}))
             self.tally.kept += 1
             self.tally.kept_by_task[judged.task] += 1
+            self.tally.note_source(judged.source, kept=True)
 
     def _reject(self, rejection: Rejection) -> None:
         self._files.reject(rejection)
         self.tally.rejected[rejection.filter] += 1
+        self.tally.note_source(rejection.source, kept=False)
         if rejection.stage == "reply":
             self.tally.reasons[str(rejection.value)] += 1
 

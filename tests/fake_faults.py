@@ -132,7 +132,8 @@ class Exchange:
         messages = self.body["messages"]
         prompt = "\n\n".join(text_of(message) for message in messages)
         users = [message for message in messages if message.get("role") == "user"]
-        writer = Writer(int(self.key[:16], 16), text_of(users[-1]) if users else "", self.options.dirty)
+        source = text_of(users[-1]) if users else ""
+        writer = Writer(int(self.key[:16], 16), source, self.options.dirty, self.options.plant)
         text, finish = writer.answer(self.schema(prompt))
         limit = self.body.get("max_completion_tokens") or self.body.get("max_tokens")
         if limit and len(text) > 4 * limit:
