@@ -1,0 +1,219 @@
+"""What a sentence says about a graph, as far as symbols can tell: names, values, negations, and who does what to whom."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+
+from kg.graph import Fact, Graph, Mention
+from kg.names import ARTICLES, literal_text, normal, tokens
+from kg.values import Value, same_number, unit_in, value_of, values_in
+from pipeline.kg_phrases import Speaker, fill
+
+Token = str | frozenset[int]  # a word, or the nodes that a name may mean
+
+NEGATION = re.compile(
+    r"\b(?:not|never|neither|nor|none|nobody|nothing|no|without|except|cannot|hardly|rather than|instead of|unlike|"
+    r"other than|false|incorrect|wrong|untrue|fails? to|denied|denies)\b|n['’]t\b"
+    r"|不(?![仅但过同止])|没(?!错)|无(?!论)|(?<!除)非(?!常)|(?<!从)未(?!来)|除了|错误|错(?!过)|假",
+    re.IGNORECASE,
+)
+_BE = frozenset("is are was were be been being gets got".split())
+_EMPTY = frozenset("is are was were has have had include includes of in on at by to from for with as and 的 是 了 于 在".split())
+_SENTENCE = re.compile(r"[.!?;](?=\s|$)|[。！？；\n]")
+
+
+class Reading:
+    """A text with its names and values found. `graph` says what is a name."""
+
+    def __init__(self, text: str, graph: Graph) -> None:
+        self.text, self.graph = text, graph
+
+    @cached_property
+    def mentions(self) -> list[Mention]:
+        """Names in the text; a number is a value and no name."""
+        return [m for m in self.graph.mentions(self.text) if value_of(self.text[m.start : m.end]) is None]
+
+    @cached_property
+    def masked(self) -> str:
+        """The text with names blanked out, offsets kept."""
+        text = self.text
+        for mention in self.mentions:
+            text = text[: mention.start] + " " * (mention.end - mention.start) + text[mention.end :]
+        return text
+
+    @cached_property
+    def values(self) -> list[Value]:
+        return values_in(self.masked)
+
+    @cached_property
+    def tokens(self) -> list[Token]:
+        """Words and names in order, articles left out."""
+        found: list[Token] = []
+        names = {mention.start: mention for mention in self.mentions}
+        end = 0
+        for word, start, stop in tokens(self.text):
+            if start in names:
+                found.append(frozenset(names[start].nodes))
+                end = names[start].end
+            elif start >= end and word not in ARTICLES:
+                found.append(word)
+            end = max(end, stop)
+        return found
+
+    @cached_property
+    def named(self) -> frozenset[int]:
+        return frozenset(node for mention in self.mentions for node in mention.nodes)
+
+    def says(self, node: int, unit: str = "") -> bool:
+        """Whether the text names this node: an entity by any of its names, a value in any spelling."""
+        return bool(self.places(node, unit))
+
+    def places(self, node: int, unit: str = "") -> list[int]:
+        """The offsets at which the text names this node."""
+        wanted = wanted_value(self.graph, node, unit)
+        if wanted is not None:
+            return [value.start for value in self.values if same_number(value, wanted)]
+        if self.graph.is_literal(node):
+            found = f" {normal(self.text)} ".find(f" {normal(literal_text(self.graph.keys[node]))} ")
+            return [found] if found >= 0 else []
+        return [mention.start for mention in self.mentions if node in mention.nodes]
+
+    def negations(self, allowed: str = "") -> list[int]:
+        """Offsets of negations outside names, but for those that `allowed`, a relation's own wording, holds."""
+        own = {match.group().lower() for match in NEGATION.finditer(allowed)}
+        return [m.start() for m in NEGATION.finditer(self.masked) if m.group().lower() not in own]
+
+    def sentences(self) -> Iterator[Reading]:
+        start = 0
+        for match in _SENTENCE.finditer(self.masked):  # a name may hold a full stop
+            if self.text[start : match.start()].strip():
+                yield Reading(self.text[start : match.start()], self.graph)
+            start = match.end()
+        if self.text[start:].strip():
+            yield Reading(self.text[start:], self.graph)
+
+
+def wanted_value(graph: Graph, node: int, unit: str = "") -> Value | None:
+    """The value a node is, with the unit its relation's name gives where it has none; None for an entity."""
+    label = literal_text(graph.keys[node]) if graph.is_literal(node) else graph.label(node, "en")
+    if not any(map(str.isdigit, label)):
+        return None
+    value = value_of(label)
+    if value is not None and value.dimension == "" and unit:
+        value = value_of(f"{label} {unit}") or value
+    return value
+
+
+def unit_of(speaker: Speaker, relation: int) -> str:
+    """The unit in a relation's wording; years of the calendar have none."""
+    phrases = speaker.phrases(relation)
+    unit = unit_in(phrases.label) or unit_in(phrases.tail)
+    return "" if unit in ("year", "years", "年") else unit
+
+
+# ---------------------------------------------------------------- who does what to whom
+
+
+def swapped(reading: Reading, fact: Fact, speaker: Speaker) -> bool:
+    """Whether the text puts the fact's object where the subject belongs, or the other way round.
+
+    Evidence is looked for in the relation's own wording, turned round: its words directly beside the wrong name, in
+    active and passive voice. What says it in quite other words is not seen here.
+    """
+    subject, relation, object_ = fact
+    if subject == object_ or set(speaker.graph.names(subject)) & set(speaker.graph.names(object_)):
+        return False
+    phrases = speaker.phrases(relation)
+    before, middle, after = _parts(phrases.statement)
+    text = reading.tokens
+    patterns: list[list[Token | int]] = []
+    if _content(before):
+        patterns.append([*before[-2:], object_])
+        patterns.append([object_, "s", *_content(before)])
+    if _content(middle):
+        patterns += [[object_, *middle], [*middle, subject]]
+        if "by" in middle:
+            patterns.append([subject, middle[middle.index("by") - 1], object_])
+        elif "被" not in middle and "由" not in middle:
+            patterns += [[subject, "被", object_]]
+            patterns += [[subject, be, word, "by", object_] for be in _BE for word in _after(text, be)]
+    if _content(after):
+        patterns.append([subject, *after])
+    questions = ((phrases.head, {"o": subject}), (phrases.tail, {"s": object_}))
+    patterns += [_pattern(template, filled) for template, filled in questions]
+    return any(len(pattern) > 1 and _holds(text, pattern) for pattern in patterns)
+
+
+def _parts(statement: str) -> tuple[list[str], list[str], list[str]]:
+    """The words before the first name, between the two, and after the second; the subject first."""
+    first, _, rest = statement.partition("{s}")
+    middle, _, last = rest.partition("{o}")
+    if "{o}" in first:  # the object stands first: nothing to compare by
+        return [], [], []
+    return _words(first), _words(middle), _words(last)
+
+
+def _words(text: str) -> list[str]:
+    return [word for word, _, _ in tokens(text) if word not in ARTICLES]
+
+
+def _content(words: Sequence[str]) -> list[str]:
+    return [word for word in words if word not in _EMPTY] and list(words)
+
+
+def _after(text: Sequence[Token], be: str) -> set[str]:
+    return {word for one, word in zip(text, text[1:], strict=False) if one == be and isinstance(word, str)}
+
+
+def _pattern(template: str, filled: dict[str, int]) -> list[Token | int]:
+    """A template's words with a node in the place of its name."""
+    parts = re.split(r"\{([so])\}", template)
+    found: list[Token | int] = []
+    for number, part in enumerate(parts):
+        if number % 2:
+            found.append(filled[part]) if part in filled else None
+        else:
+            found += _words(part)
+    return found if any(isinstance(part, int) for part in found) else []
+
+
+def _holds(text: Sequence[Token], pattern: Sequence[Token | int]) -> bool:
+    """Whether the pattern stands in the text, word by word."""
+    return any(
+        all(_fits(text[at + offset], part) for offset, part in enumerate(pattern))
+        for at in range(len(text) - len(pattern) + 1)
+    )
+
+
+def _fits(token: Token, part: Token | int) -> bool:
+    return part in token if isinstance(part, int) and isinstance(token, frozenset) else token == part
+
+
+# ---------------------------------------------------------------- cues: the words by which a relation is recognised
+
+
+def cues(speaker: Speaker, relation: int) -> set[str]:
+    """The telling words of a relation's wording, cut to their stems."""
+    phrases = speaker.phrases(relation)
+    text = " ".join((phrases.label, fill(phrases.statement, s=" ", o=" "), fill(phrases.tail, s=" ", o=" ")))
+    return {stem(word) for word in _words(text) if word not in _EMPTY and word not in _ASKING}
+
+
+def cue_places(reading: Reading, stems: Iterable[str]) -> list[int]:
+    """Where a text has one of these words, outside names."""
+    wanted = set(stems)
+    return [start for word, start, _ in tokens(reading.masked) if stem(word) in wanted]
+
+
+def stem(word: str) -> str:
+    """A word without its commonest endings, so that "orbits", "orbiting" and "orbited" are one."""
+    if not word.isascii() or len(word) < 5:
+        return word
+    return re.sub(r"(?:ing|ed|es|s|er|ery|ies|e|y)$", "", word)[:7]
+
+
+_ASKING = frozenset(
+    "what which who whom whose where when how many much does do did that this there it its go once name 什 么 哪 个 谁 多 少 何 几".split()
+)
