@@ -77,6 +77,7 @@ class Graph:
         self._relation_bits = max(1, len(self.relation_keys).bit_length())
         self._name_index: dict[str, int | tuple[int, ...]] | None = None
         self._nodes: dict[str, int] | None = None
+        self._relations_by_key = {key: number for number, key in enumerate(self.relation_keys)}
 
     def __len__(self) -> int:
         return len(self.by_subject)
@@ -90,6 +91,10 @@ class Graph:
     def facts(self) -> Iterator[Fact]:
         """All facts, sorted."""
         return map(self._unpack, self.by_subject)
+
+    def packed(self, keys: tuple[str, str, str]) -> int:
+        """A fact, by its keys, as it stands in `by_subject`."""
+        return self._pack(self.node(keys[0]), self.relation(keys[1]), self.node(keys[2]))
 
     def has(self, subject: int, relation: int, object_: int) -> bool:
         packed = self._pack(subject, relation, object_)
@@ -173,7 +178,7 @@ class Graph:
         return self._nodes[key]
 
     def relation(self, key: str) -> int:
-        return self.relation_keys.index(key)
+        return self._relations_by_key[key]
 
     def is_literal(self, node: int) -> bool:
         return self.keys[node].startswith('"')
@@ -217,7 +222,9 @@ class Graph:
             for end in range(min(len(words), at + LONGEST_NAME), at, -1):
                 nodes = index.get(" ".join(word for word, _, _ in words[at:end]))
                 if nodes is not None:
-                    found.append(Mention(words[at][1], words[end - 1][2], (nodes,) if isinstance(nodes, int) else nodes))
+                    found.append(
+                        Mention(words[at][1], words[end - 1][2], (nodes,) if isinstance(nodes, int) else nodes)
+                    )
                     at = end
                     break
             else:

@@ -63,7 +63,9 @@ def load(paths: Sequence[Path], labels: Path | None = None) -> tuple[Graph, list
         _read_labels(labels, builder, complaints)
     graph = builder.build()
     if not len(graph):
-        why = f"; the first complaint: {complaints.found[0].where}: {complaints.found[0].why}" if complaints.found else ""
+        why = (
+            f"; the first complaint: {complaints.found[0].where}: {complaints.found[0].why}" if complaints.found else ""
+        )
         raise GraphError(f"{', '.join(map(str, paths))}: no facts{why}.")
     return graph, complaints.found
 
@@ -232,7 +234,7 @@ def _read_rdf(path: Path, format_: str, builder: GraphBuilder) -> None:
         store.parse(source=str(path.resolve()), format=format_)
     except OSError:
         raise
-    except Exception as error:  # noqa: BLE001  its parsers raise what they like, ValueError to SAXParseException
+    except Exception as error:  # its parsers raise what they like, from ValueError to SAXParseException
         raise GraphError(f"{path}: not {format_} ({' '.join(str(error).split())[:200]}).") from error
     blank = _name_blank_nodes(store, BNode)
 
@@ -242,23 +244,26 @@ def _read_rdf(path: Path, format_: str, builder: GraphBuilder) -> None:
             return literal_key(" ".join(str(term).split()), term.language, kind)
         return blank.get(term, str(term))
 
+    _take(((key(s), str(p), key(o), o) for s, p, o in store.triples((None, None, None))), builder)
+
+
+def _take(rows: Iterable[tuple[str, str, str, Any]], builder: GraphBuilder) -> None:
+    """Facts, names, types and phrases out of RDF: (subject, predicate, object) as keys, and the object itself."""
     names: list[tuple[str, str, str, bool]] = []
-    for subject, predicate, object_ in store.triples((None, None, None)):
-        relation = str(predicate)
+    for subject, relation, object_, term in rows:
         if relation.startswith(PHRASES) and relation[len(PHRASES) :] in PHRASE_FIELDS:
-            builder.add_phrase(key(subject), _language(object_), relation[len(PHRASES) :], str(object_))
+            builder.add_phrase(subject, _language(term), relation[len(PHRASES) :], str(term))
         elif relation.endswith((*LABELS, *ALIASES)):
-            name = " ".join(str(object_).split())
-            names.append((key(subject), name, _language(object_), relation.endswith(LABELS)))
+            names.append((subject, " ".join(str(term).split()), _language(term), relation.endswith(LABELS)))
         elif relation.endswith(TYPE):
-            builder.add_type(key(subject), key(object_))
+            builder.add_type(subject, object_)
         elif not any(part in relation for part in SCHEMA):
-            builder.add(key(subject), relation, key(object_))
-    for term, name, language, is_label in sorted(names):  # once it is known which terms are relations
-        if not builder.is_relation(term):
-            builder.add_name(term, name, language, label=is_label)
+            builder.add(subject, relation, object_)
+    for subject, name, language, is_label in sorted(names):  # once it is known which terms are relations
+        if not builder.is_relation(subject):
+            builder.add_name(subject, name, language, label=is_label)
         elif is_label:
-            builder.add_phrase(term, language, "label", name)
+            builder.add_phrase(subject, language, "label", name)
 
 
 def _language(literal: Any) -> str:
@@ -307,7 +312,7 @@ def _read_graphml(path: Path, builder: GraphBuilder, complaints: Complaints) -> 
         graph = networkx.read_graphml(path, force_multigraph=True)
     except OSError:
         raise
-    except Exception as error:  # noqa: BLE001  XML, attribute and value errors of many kinds
+    except Exception as error:  # XML, attribute and value errors of many kinds
         raise GraphError(f"{path}: not GraphML ({' '.join(str(error).split())[:200]}).") from error
     for node, attributes in graph.nodes(data=True):
         name = next((str(attributes[field]) for field in ("label", "name") if attributes.get(field)), None)
@@ -316,7 +321,9 @@ def _read_graphml(path: Path, builder: GraphBuilder, complaints: Complaints) -> 
         if attributes.get("type"):
             builder.add_type(str(node), str(attributes["type"]))
     for head, tail, attributes in graph.edges(data=True):
-        relation = next((str(attributes[field]) for field in ("relation", "label", "type") if attributes.get(field)), "")
+        relation = next(
+            (str(attributes[field]) for field in ("relation", "label", "type") if attributes.get(field)), ""
+        )
         if relation:
             builder.add(str(head), relation, str(tail))
         else:

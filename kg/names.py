@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import unicodedata
 from urllib.parse import unquote
@@ -64,7 +65,7 @@ def is_awkward(name: str) -> bool:
     words = name.lower().replace(".", " . ").split()
     if not words or _CODE.match(name) or not re.search(r"[^\W\d_]", name):
         return True
-    if "." in words or any(a == b for a, b in zip(words, words[1:], strict=False)):
+    if "." in words or any(a == b for a, b in itertools.pairwise(words)):
         return True
     return len(words) > 6 or (len(words) >= 3 and not _FUNCTION_WORDS & set(words))
 

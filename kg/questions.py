@@ -18,6 +18,7 @@ import math
 from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 from kg.graph import Fact, Graph, stable_hash
 from kg.names import literal_text
@@ -86,13 +87,29 @@ class Sampler:
                 if question is not None:
                     yield question
 
+    def groups(self, most: int) -> Iterator[tuple[Question, ...]]:
+        """The questions about an entity, the subject of the facts they start at, at most so many together."""
+        for start in self._order:
+            subject = self.graph.fact_at(start)[0]
+            if start and self.graph.fact_at(start - 1)[0] == subject:
+                continue  # its group is where its first fact stands
+            end = start + self.graph.out_degree(subject)
+            own = (
+                question
+                for index in range(start, end)
+                for question in islice(self.starting_at(self.graph.fact_at(index)), self._per_fact)
+                if question.asked[0] == subject
+            )
+            while group := tuple(islice(own, most)):
+                yield group
+
+    def examples(self, relation: int, number: int) -> list[Fact]:
+        """A few facts of a relation: those that hash lowest, so that they stay the same while others come and go."""
+        return self._sketches[relation][:number]
+
     def nth(self, fact: Fact, number: int) -> Question | None:
         """The fact's question of this number, from 0; None where it has fewer."""
-        for question in self.starting_at(fact):
-            if number == 0:
-                return question
-            number -= 1
-        return None
+        return next(islice(self.starting_at(fact), number, None), None)
 
     def starting_at(self, fact: Fact) -> Iterator[Question]:
         """The questions that start at a fact, of kinds in the order of hash(seed, fact, kind), without a limit."""
@@ -290,7 +307,11 @@ class Sampler:
         """Of each relation that has one object alone, that fact."""
         relations = self.graph.relations_of(subject, RELATIONS_SEEN)
         tails = [(relation, self.graph.tails(subject, relation, 2)) for relation in relations]
-        return [(subject, relation, objects[0]) for relation, objects in tails if len(objects) == 1 and objects[0] != subject]
+        return [
+            (subject, relation, objects[0])
+            for relation, objects in tails
+            if len(objects) == 1 and objects[0] != subject
+        ]
 
     def _facts_of(self, subject: int) -> list[Fact]:
         relations = self.graph.relations_of(subject, RELATIONS_SEEN)

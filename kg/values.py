@@ -61,7 +61,9 @@ _WORDS = {
     )
 }
 _HAN_DIGITS = {digit: value for value, digit in enumerate("零一二三四五六七八九")} | {"两": 2}
-_HAN_COUNT = re.compile(r"([一二三四五六七八九]?十[一二三四五六七八九]?|[零两二三四五六七八九一])(?=[个颗位种座项枚条名艘次样类])")
+_HAN_COUNT = re.compile(
+    r"([一二三四五六七八九]?十[一二三四五六七八九]?|[零两二三四五六七八九一])(?=[个颗位种座项枚条名艘次样类])"
+)
 _WORD = re.compile(rf"\b({'|'.join(sorted(_WORDS, key=len, reverse=True))})\b(?!-)", re.IGNORECASE)
 
 

@@ -23,7 +23,7 @@ from pipeline.errors import DONE, SHORT, Interrupted, Offline, StopRun, UsageErr
 from pipeline.journal import Journal, Totals
 from pipeline.llm import Model
 from pipeline.models import open_model
-from pipeline.run import GIVE_UP_AFTER, Generator, Line, Tally
+from pipeline.run import GIVE_UP_AFTER, Covering, Generator, Line, Tally
 from pipeline.run_folder import DerivedFiles, locked, read_config, write_json
 from pipeline.settings import GeneratorSettings, parse, resolved, shaping
 
@@ -166,6 +166,7 @@ class _Run:
             "prompt_tokens": totals.prompt_tokens,
             "completion_tokens": totals.completion_tokens,
             "seconds": round(time.monotonic() - self.started, 1),
+            **(self.generator.coverage() if isinstance(self.generator, Covering) else {}),
         }
 
     async def _report(self, tally: Tally, stopped: StopRun | None) -> int:

@@ -21,13 +21,16 @@ from pipeline.graph_reading import NEGATION, Reading, cue_places, cues, swapped,
 from pipeline.kg_phrases import Speaker
 
 _ASKS_TRUTH = re.compile(
-    r"(?:true|right|correct) or (?:false|wrong|incorrect|not)|yes or no|是否|对错|真假|正误|对不对|是不是|对还是错|真还是假",
+    r"(?:true|right|correct) or (?:false|wrong|incorrect|not)|yes or no|是否|对错|真假|正误|对不对|是不是"
+    r"|对还是错|真还是假",
     re.IGNORECASE,
 )
 _POLARITY = re.compile(
     r"(?P<no>\b(?:no|false|incorrect|wrong|untrue|not (?:true|correct|right|so|the case)|isn['’]t|does not|is not|"
-    r"did not|was not|doesn['’]t|didn['’]t|wasn['’]t|are not|were not)\b|不正确|不属实|不对|不是|并非|错误|错(?!过)|否|假|不符)"
-    r"|(?P<yes>\b(?:yes|true|correct|right|indeed|certainly|that['’]s right)\b|没错|正确|属实|是的|对|真|无误|是(?=[，。,.]))",
+    r"did not|was not|doesn['’]t|didn['’]t|wasn['’]t|are not|were not)\b|不正确|不属实|不对|不是|并非|错误"
+    r"|错(?!过)|否|假|不符)"
+    r"|(?P<yes>\b(?:yes|true|correct|right|indeed|certainly|that['’]s right)\b"
+    r"|没错|正确|属实|是的|对|真|无误|是(?=[，。,.]))",
     re.IGNORECASE,
 )
 _UNKNOWN = re.compile(
@@ -102,7 +105,11 @@ def check(asked: Asked, instruction: str, output: str) -> Broken | None:
     """What is wrong with a question and its answer; None where the graph vouches for both."""
     question, answer = Reading(instruction, asked.graph), Reading(output, asked.graph)
     kind = asked.question.kind
-    return _check_question(asked, question) or _strangers(asked, answer, "the answer") or _ANSWERS[kind](asked, question, answer)
+    return (
+        _check_question(asked, question)
+        or _strangers(asked, answer, "the answer")
+        or _ANSWERS[kind](asked, question, answer)
+    )
 
 
 # ---------------------------------------------------------------- the question
@@ -176,6 +183,8 @@ def _other_relation(asked: Asked, reading: Reading) -> Broken | None:
     entity = question.asked[0]
     related = asked.graph.relations_into(entity, 32) if question.inverse else asked.graph.relations_of(entity, 32)
     for relation in related:
+        if asked.speaker.was_awkward(relation):
+            continue  # what is known of it depends on what was asked before
         theirs = cues(asked.speaker, relation) - own
         if theirs and len(cue_places(reading, theirs)) >= max(1, len(theirs) / 2):
             return asked.broken(f"the question asks about {asked.speaker.phrases(relation).label!r} instead")
@@ -334,6 +343,7 @@ def _summary(asked: Asked, question: Reading, answer: Reading) -> Broken | None:
     wrong = _named(asked, question, answer)
     if wrong is not None:
         return wrong
+    in_wording = Reading(asked.wording, asked.graph).named
     own = {fact: cues(asked.speaker, fact[1]) for fact in asked.question.facts}
     for fact in asked.question.facts:
         theirs = set().union(*(words for other, words in own.items() if other != fact)) - own[fact]
@@ -343,7 +353,7 @@ def _summary(asked: Asked, question: Reading, answer: Reading) -> Broken | None:
                 mine, others = cue_places(sentence, own[fact]), cue_places(sentence, theirs)
                 if mine and (not others or _distance(mine, at) <= _distance(others, at)):
                     told = True
-                elif others:
+                elif others and fact[2] not in in_wording:
                     return asked.broken("the answer gives a value to the wrong relation", fact)
         if not told:
             return asked.broken("the answer does not say how the two belong together", fact)
@@ -361,7 +371,9 @@ def _absent(asked: Asked, question: Reading, answer: Reading) -> Broken | None:
         return asked.broken("the graph does not hold this, and the answer does not say so")
     extra = [node for node in answer.named - asked.allowed if _rival(asked, node)]
     if extra or any(value_of(answer.text[v.start : v.end]) for v in answer.values):
-        return asked.broken(f"the answer tells something of {asked.speaker.name(subject)!r} that the graph does not hold")
+        return asked.broken(
+            f"the answer tells something of {asked.speaker.name(subject)!r} that the graph does not hold"
+        )
     return None
 
 

@@ -1,7 +1,8 @@
-"""What a sentence says about a graph, as far as symbols can tell: names, values, negations, and who does what to whom."""
+"""What a sentence says about a graph, as far as symbols can tell: names, values, negations, who does what to whom."""
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
@@ -20,7 +21,9 @@ NEGATION = re.compile(
     re.IGNORECASE,
 )
 _BE = frozenset("is are was were be been being gets got".split())
-_EMPTY = frozenset("is are was were has have had include includes of in on at by to from for with as and 的 是 了 于 在".split())
+_EMPTY = frozenset(
+    "is are was were has have had include includes of in on at by to from for with as and 的 是 了 于 在".split()
+)
 _SENTENCE = re.compile(r"[.!?;](?=\s|$)|[。！？；\n]")
 
 
@@ -164,7 +167,7 @@ def _content(words: Sequence[str]) -> list[str]:
 
 
 def _after(text: Sequence[Token], be: str) -> set[str]:
-    return {word for one, word in zip(text, text[1:], strict=False) if one == be and isinstance(word, str)}
+    return {word for one, word in itertools.pairwise(text) if one == be and isinstance(word, str)}
 
 
 def _pattern(template: str, filled: dict[str, int]) -> list[Token | int]:
@@ -215,5 +218,6 @@ def stem(word: str) -> str:
 
 
 _ASKING = frozenset(
-    "what which who whom whose where when how many much does do did that this there it its go once name 什 么 哪 个 谁 多 少 何 几".split()
+    "what which who whom whose where when how many much does do did that this there it its go once name "
+    "什 么 哪 个 谁 多 少 何 几".split()
 )

@@ -7,6 +7,7 @@ The examples in the prompts are seeds, so they speak of the user's field and not
 
 from __future__ import annotations
 
+import asyncio
 import json
 import random
 from collections.abc import Iterator, Mapping, Sequence
@@ -133,23 +134,25 @@ class InstanceWriter:
         items = read_items(await trail.asked(request), "instances")
         if not items.values:
             raise Unreadable("no_instances", "the list of instances is empty")
-        made: Made = []
-        for number, value in enumerate(items.values[: self._per_task], 1):
-            cut = items.cut and number == len(items.values)
-            texts = _texts(value, (first, second), partial=cut)
-            if texts is None:
-                made.append(self._rejection(trail, "record", "parse", f"no {first} and {second}: {str(value)[:80]}"))
-                continue
-            input_, output = (texts[1], texts[0]) if is_classification else texts
-            kind: Task = "classification" if is_classification else "generation"
-            made.append(await self._candidate(trail, kind, input_.strip(), output.strip(), cut))
+        instances = items.values[: self._per_task]
+        last = len(items.values) - 1 if items.cut else None  # the one that the token limit cut
+        made = await asyncio.gather(
+            *(self._instance(trail, (first, second), value, cut=n == last) for n, value in enumerate(instances))
+        )
         records = [candidate.record for candidate in made if isinstance(candidate, Candidate)]
         return [
             Candidate(entry.record, records, entry.cut) if isinstance(entry, Candidate) else entry for entry in made
         ]
 
-    async def _candidate(self, trail: Trail, kind: Task, input_: str, output: str, cut: bool) -> Candidate | Rejection:
+    async def _instance(
+        self, trail: Trail, names: tuple[str, str], value: object, *, cut: bool
+    ) -> Candidate | Rejection:
         """One instance as a candidate; with `turns` above 1, as the conversation that goes on from it."""
+        texts = _texts(value, names, partial=cut)
+        if texts is None:
+            return self._rejection(trail, "record", "parse", f"no {names[0]} and {names[1]}: {str(value)[:80]}")
+        kind: Task = "classification" if names[0] == "label" else "generation"
+        output, input_ = texts if kind == "classification" else texts[::-1]
         instruction = trail.task.instruction
         if self._turns == 1 or cut or not output:
             return Candidate(self._record(trail, kind, instruction, input_, output), cut=cut)
@@ -263,7 +266,7 @@ def _texts(value: object, names: tuple[str, str], *, partial: bool) -> tuple[str
     first, second = (value.get(name, "" if partial else None) for name in names)
     if not isinstance(first, str) or not isinstance(second, str):
         return None
-    return replace_surrogates(first), replace_surrogates(second)
+    return replace_surrogates(first).strip(), replace_surrogates(second).strip()
 
 
 def _short_ones(tasks: list[SeedTask], random_: random.Random) -> list[SeedTask]:

@@ -1,7 +1,8 @@
 """Questions and answers from templates, in English and Chinese: correct without any model.
 
 What a relation's phrases leave open (`kg.graph.Phrases`) is filled by its label: a noun ("capital"), a participle
-("located in"), a verb ("orbits", 位于). A draft is what `--template` writes down, and what a model is asked to rephrase.
+("located in"), a verb ("orbits", 位于). A draft is what `--template`
+writes down, and what a model is asked to rephrase.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ _VERBS = frozenset(
     feeds eats belongs plays speaks teaches crosses joins visits visited won leads created designed built knows likes
     influenced influences implements extends depends imports calls returns inherits sells buys""".split()
 )
-_VERBS_ZH = frozenset("环绕 包含 包括 导致 引起 治疗 属于 位于 毗邻 流经 拥有 使用 需要 生产 创立 发明 发现 探访 出生于 毕业于".split())
+_VERBS_ZH = frozenset(
+    "环绕 包含 包括 导致 引起 治疗 属于 位于 毗邻 流经 拥有 使用 需要 生产 创立 发明 发现 探访 出生于 毕业于".split()
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +54,11 @@ class Speaker:
 
     def is_awkward(self, relation: int) -> bool:
         """Whether nobody said how the relation reads, and its key reads badly."""
-        if relation in self.learned or self.graph.is_named(relation, self.language):
+        return relation not in self.learned and self.was_awkward(relation)
+
+    def was_awkward(self, relation: int) -> bool:
+        """The same, before anything was learned."""
+        if self.graph.is_named(relation, self.language):
             return False
         return is_awkward(self.graph.relation_phrases(relation, self.language).label)
 
@@ -145,11 +152,13 @@ def _en_list(speaker: Speaker, question: Question) -> Draft:
 
 def _en_count(speaker: Speaker, question: Question) -> Draft:
     ask = f"How many different entries of the knowledge graph complete the statement “{speaker._blank(question)}”?"
-    return Draft(ask, f"There are {question.number}: {speaker.listed(question.answers)}.")
+    return Draft(ask, f"There are {question.number} entries: {speaker.listed(question.answers)}.")
 
 
 def _en_path(speaker: Speaker, question: Question) -> Draft:
-    return Draft(_path_question(speaker, question), capital(", and ".join(map(speaker.statement, question.facts))) + ".")
+    return Draft(
+        _path_question(speaker, question), capital(", and ".join(map(speaker.statement, question.facts))) + "."
+    )
 
 
 def _en_both(speaker: Speaker, question: Question) -> Draft:
@@ -166,14 +175,18 @@ def _en_compare(speaker: Speaker, question: Question) -> Draft:
     else:
         ask = f"Which has the {'greater' if question.more else 'smaller'} {label}, {one} or {other}?"
     first, second = _winner_first(question)
-    answer = f"{capital(speaker.name(question.answers[0]))}. {capital(speaker.statement(first))}, while {speaker.statement(second)}."
-    return Draft(ask, answer)
+    told = f"{capital(speaker.statement(first))}, while {speaker.statement(second)}."
+    return Draft(ask, f"{capital(speaker.name(question.answers[0]))}. {told}")
 
 
 def _en_claim(speaker: Speaker, question: Question) -> Draft:
     assert question.claimed is not None
     claim = speaker.sentence(question.claimed)
-    asks = (f"True or false: {claim[:-1]}?", f"Is this statement correct? {claim}", f"Check this claim: {claim} Is it right?")
+    asks = (
+        f"True or false: {claim[:-1]}?",
+        f"Is this statement correct? {claim}",
+        f"Check this claim: {claim} Is it right?",
+    )
     ask = speaker._variant(question, asks)
     words = ("True", "False") if ask.startswith("True") else ("Yes", "No")
     if question.truth:
@@ -183,7 +196,11 @@ def _en_claim(speaker: Speaker, question: Question) -> Draft:
 
 def _en_summary(speaker: Speaker, question: Question) -> Draft:
     name = speaker.name(question.asked[0])
-    asks = (f"Tell me what you know about {name}.", f"Sum up the main facts about {name}.", f"Introduce {name} briefly.")
+    asks = (
+        f"Tell me what you know about {name}.",
+        f"Sum up the main facts about {name}.",
+        f"Introduce {name} briefly.",
+    )
     return Draft(speaker._variant(question, asks), speaker.truth(question))
 
 
@@ -193,7 +210,11 @@ def _en_absent(speaker: Speaker, question: Question) -> Draft:
 
 
 def _zh_single(speaker: Speaker, question: Question) -> Draft:
-    texts = (speaker.sentence(question.facts[0]), speaker.sentence(question.facts[0]), speaker.name(question.answers[0]) + "。")
+    texts = (
+        speaker.sentence(question.facts[0]),
+        speaker.sentence(question.facts[0]),
+        speaker.name(question.answers[0]) + "。",
+    )
     return Draft(speaker._ask(question), speaker._variant(question, texts))
 
 
@@ -212,7 +233,8 @@ def _zh_path(speaker: Speaker, question: Question) -> Draft:
 
 
 def _zh_both(speaker: Speaker, question: Question) -> Draft:
-    ask = f"知识图谱中哪些条目既可以填入“{speaker._blank(question)}”，又可以填入“{speaker._blank(question, 1)}”？请全部列出。"
+    first, second = speaker._blank(question), speaker._blank(question, 1)
+    ask = f"知识图谱中哪些条目既可以填入“{first}”，又可以填入“{second}”？请全部列出。"
     return Draft(ask, speaker.listed(question.answers) + "。")
 
 
@@ -244,7 +266,10 @@ def _zh_summary(speaker: Speaker, question: Question) -> Draft:
 
 
 def _zh_absent(speaker: Speaker, question: Question) -> Draft:
-    return Draft(f"{speaker._ask(question)}请只根据知识图谱回答。", f"知识图谱没有给出{speaker.name(question.asked[0])}的这项信息。")
+    return Draft(
+        f"{speaker._ask(question)}请只根据知识图谱回答。",
+        f"知识图谱没有给出{speaker.name(question.asked[0])}的这项信息。",
+    )
 
 
 _DRAFTS = {
@@ -302,7 +327,9 @@ def complete(known: Phrases, language: str) -> Phrases:
         blank_tail, blank_head = fill(known.statement, o="…"), fill(known.statement, s="…")
         if language == "zh":
             made = Phrases(
-                tail=f"“{blank_tail}”，其中应填什么？", head=f"“{blank_head}”，其中应填什么？", ref=f"“{blank_tail}”中应填的对象"
+                tail=f"“{blank_tail}”，其中应填什么？",
+                head=f"“{blank_head}”，其中应填什么？",
+                ref=f"“{blank_tail}”中应填的对象",
             )
         else:
             made = Phrases(
@@ -338,7 +365,11 @@ def _from_label_en(label: str) -> Phrases:
 
 def _from_label_zh(label: str) -> Phrases:
     if label in _VERBS_ZH or label.endswith("于"):
-        return Phrases(label, f"{{s}}{label}{{o}}", f"{{s}}{label}什么？", f"什么{label}{{o}}？", f"{{s}}所{label}的对象")
+        return Phrases(
+            label, f"{{s}}{label}{{o}}", f"{{s}}{label}什么？", f"什么{label}{{o}}？", f"{{s}}所{label}的对象"
+        )
     if not re.search("[\u4e00-\u9fff]", label):
         label = f"“{label}”"
-    return Phrases(label, f"{{s}}的{label}是{{o}}", f"{{s}}的{label}是什么？", f"什么的{label}是{{o}}？", f"{{s}}的{label}")
+    return Phrases(
+        label, f"{{s}}的{label}是{{o}}", f"{{s}}的{label}是什么？", f"什么的{label}是{{o}}？", f"{{s}}的{label}"
+    )

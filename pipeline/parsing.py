@@ -40,12 +40,20 @@ def read_items(reply: Reply, name: str) -> Items:
     return Items(value, cut)
 
 
-def read_value(reply: Reply, name: str) -> Any:
-    """The value under `name` in the reply's JSON object, which must be complete."""
+def read_object(reply: Reply) -> dict[str, Any]:
+    """The reply's JSON object, which must be complete."""
     value, cut = _read_json(reply)
     if cut:
         raise Unreadable("cut_off", "the reply was cut off by the token limit")
-    if not isinstance(value, dict) or name not in value:
+    if not isinstance(value, dict):
+        raise Unreadable("wrong_shape", "the JSON is no object")
+    return value
+
+
+def read_value(reply: Reply, name: str) -> Any:
+    """The value under `name` in the reply's JSON object, which must be complete."""
+    value = read_object(reply)
+    if name not in value:
         raise Unreadable("wrong_shape", f"the JSON holds no {name!r}")
     return value[name]
 

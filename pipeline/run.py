@@ -15,11 +15,11 @@ import time
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from pipeline.ask import Ask
 from pipeline.errors import StopRun
-from pipeline.filters import Candidate, Filter, Found, first_objection
+from pipeline.filters import Candidate, Filter, Found, judge
 from pipeline.records import Record, Rejection
 from pipeline.run_folder import DerivedFiles
 
@@ -28,7 +28,7 @@ Made = list[Candidate | Rejection]
 
 PUBLISH_EVERY_S = 60.0
 PUBLISHING_SHARE = 0.02  # of the run's time, at most
-GIVE_UP_AFTER = 200  # items in a row that brought no kept record
+GIVE_UP_AFTER = 200  # items in a row that brought no kept record, on the way to a target
 ITEMS_A_SLOT = 2  # items being made for each request in flight, so that there is always one to send
 WAITING_A_SLOT = 32  # items made or being made behind a slow first one, before it holds up the others
 
@@ -62,6 +62,17 @@ class Generator(Protocol[Item]):
 
     async def make(self, item: Item, ask: Ask) -> Made:
         """One item's candidates. It may depend on nothing but the item and the settings."""
+
+
+@runtime_checkable
+class Covering(Protocol):
+    """A generator that says what of its source the kept records cover; its words join the summary."""
+
+    def cover(self, record: Record) -> None:
+        """Take note of a kept record."""
+
+    def coverage(self) -> dict[str, Any]:
+        """Further keys of the summary, JSON-ready."""
 
 
 @dataclass
@@ -183,7 +194,7 @@ class Line:
             else:
                 self._fold(head.result())
             pending.popleft()
-            if self.tally.kept == self._target or self._barren >= GIVE_UP_AFTER:
+            if self._target is not None and (self.tally.kept >= self._target or self._barren >= GIVE_UP_AFTER):
                 return True
         return False
 
@@ -207,13 +218,19 @@ class Line:
     def _judge(self, candidate: Candidate) -> None:
         record = candidate.record
         self._seen.add(record.id)
-        objection = first_objection(self._filters, candidate)
-        if objection is None:
-            self._files.keep(record)
-            self.tally.kept += 1
-            self.tally.kept_by_task[record.task] += 1
+        judged = judge(self._filters, candidate)
+        if not isinstance(judged, Record):
+            self._reject(rejection_of(*judged))
+        elif judged is not record and judged.id in self._seen:  # mended, it is what another record is already
+            self.tally.merged += 1
+            self._files.merge(judged.id, judged.source[0])
         else:
-            self._reject(rejection_of(record, *objection))
+            self._seen.add(judged.id)
+            self._files.keep(judged)
+            self.tally.kept += 1
+            self.tally.kept_by_task[judged.task] += 1
+            if isinstance(self._generator, Covering):
+                self._generator.cover(judged)
 
     def _reject(self, rejection: Rejection) -> None:
         self._files.reject(rejection)
@@ -245,7 +262,7 @@ def rejection_of(record: Record, filter_: Filter[Any], found: Found) -> Rejectio
         filter=filter_.name,
         reason=found.reason,
         value=found.value,
-        threshold=filter_.threshold,
+        threshold=None if isinstance(filter_.threshold, str) else filter_.threshold,
         neighbour=found.neighbour,
         **record.model_dump(),
     )

@@ -89,7 +89,7 @@ class SelfInstruct:
             extra=settings.extra_body,
         )
         self._filters = filters.chosen(filters.INSTRUCTION, settings.filters)
-        self._pool = Pool(seeds, next((f.threshold for f in self._filters if f.name == "novelty"), None))
+        self._pool = Pool(seeds, next((float(f.threshold or 0) for f in self._filters if f.name == "novelty"), None))
         self.shaping: dict[str, Any] = {
             "seeds": fingerprint(seeds),
             "language": self._language,

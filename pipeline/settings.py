@@ -27,9 +27,13 @@ from pipeline.errors import UsageError
 Kind = Literal["shaping", "deriving", "running"]
 
 
-def setting(default: Any, kind: Kind, help: str, *, metavar: str = "", **bounds: Any) -> Any:
-    """A field of a settings model; `help` is its line in --help, `bounds` are pydantic's (gt, ge, le …)."""
-    return Field(default, description=help, json_schema_extra={"kind": kind, "metavar": metavar}, **bounds)
+def setting(default: Any, kind: Kind, help: str, *, metavar: str = "", positional: bool = False, **bounds: Any) -> Any:
+    """A field of a settings model; `help` is its line in --help, `bounds` are pydantic's (gt, ge, le …).
+
+    A positional one takes what stands on the command line without a flag, any number of it; in TOML it is a list.
+    """
+    extra: Any = {"kind": kind, "metavar": metavar, "positional": positional}
+    return Field(default, description=help, json_schema_extra=extra, **bounds)
 
 
 # ---------------------------------------------------------------- values with a form of their own
@@ -48,34 +52,35 @@ def _filter_settings(value: object) -> object:
     """ "keywords=off,novelty=0.6" as {"keywords": False, "novelty": 0.6}."""
     if not isinstance(value, str):
         return value
-    result: dict[str, float | bool] = {}
+    result: dict[str, float | str | bool] = {}
     for part in filter(None, (part.strip() for part in value.split(","))):
         name, equals, wanted = part.partition("=")
         if not equals:
             raise ValueError(f"{part!r} is not NAME=on, NAME=off or NAME=THRESHOLD")
-        if wanted in ("on", "off"):
-            result[name] = wanted == "on"
-        else:
-            try:
-                result[name] = float(wanted)
-            except ValueError:
-                raise ValueError(f"{part!r}: {wanted!r} is neither on, off, nor a number") from None
+        try:
+            result[name] = wanted == "on" if wanted in ("on", "off") else float(wanted)
+        except ValueError:
+            result[name] = wanted
     return result
 
 
-def _known_filters(value: dict[str, float | bool]) -> dict[str, float | bool]:
+def _known_filters(value: dict[str, float | str | bool]) -> dict[str, float | str | bool]:
     for name, wanted in value.items():
-        if name not in filters.THRESHOLDS:
-            raise ValueError(f"there is no filter {name!r}; {nearest(name, filters.THRESHOLDS)}")
-        if not isinstance(wanted, bool) and filters.THRESHOLDS[name] is None:
-            raise ValueError(f"the filter {name!r} has no threshold; it takes on or off")
-        if name == "novelty" and not isinstance(wanted, bool) and not 0 <= wanted < 1:
+        if name not in filters.ALL:
+            raise ValueError(f"there is no filter {name!r}; {nearest(name, filters.ALL)}")
+        filter_ = filters.ALL[name]
+        if isinstance(wanted, bool) or wanted in filter_.choices:
+            continue
+        if filter_.choices or isinstance(wanted, str) or filter_.threshold is None:
+            ways = ", ".join(filter_.choices) or ("a number" if filter_.threshold is not None else "nothing else")
+            raise ValueError(f"the filter {name!r} takes on, off, or {ways}")
+        if name == "novelty" and not 0 <= wanted < 1:
             raise ValueError("novelty's threshold lies from 0 to below 1")
     return value
 
 
 FilterSettings = Annotated[
-    dict[str, bool | float], BeforeValidator(_filter_settings), AfterValidator(_known_filters)
+    dict[str, bool | float | str], BeforeValidator(_filter_settings), AfterValidator(_known_filters)
 ]  # fmt: skip
 JsonSetting = Annotated[dict[str, Any], BeforeValidator(_json_object)]
 
@@ -112,6 +117,11 @@ class GeneratorSettings(BaseModel):
     deadline: float = setting(300.0, "running", "for one call, in seconds", gt=0)
     max_requests: int | None = setting(None, "running", "sent at most, counting all this folder ever sent", gt=0)
 
+    @property
+    def needs_model(self) -> bool:
+        """Whether anything is asked at all; a command that can do without says so."""
+        return True
+
 
 Settings = TypeVar("Settings", bound=GeneratorSettings)
 
@@ -129,9 +139,8 @@ def parse(
     )
     for name, field in model.model_fields.items():
         extra: Any = field.json_schema_extra
-        default = (
-            f" [{field.default}]" if field.default not in (None, {}, Path()) and field.annotation is not bool else ""
-        )
+        shown = field.default not in (None, {}, (), Path()) and field.annotation is not bool
+        default = f" [{field.default}]" if shown else ""
         options: dict[str, Any] = {
             "default": argparse.SUPPRESS,
             "help": f"{field.description}{default}".replace("%", "%%"),
@@ -140,7 +149,10 @@ def parse(
             options["action"] = argparse.BooleanOptionalAction
         else:
             options["metavar"] = extra["metavar"] or _metavar(field.annotation)
-        parser.add_argument(f"--{name.replace('_', '-')}", **options)
+        if extra["positional"]:
+            parser.add_argument(name, nargs="*", **options)
+        else:
+            parser.add_argument(_flag(name), **options)
     switches = parser.add_argument_group("switches")
     switches.add_argument("--config", metavar="FILE", type=Path, help="a TOML file with the same keys; flags win")
     switches.add_argument(
@@ -157,9 +169,13 @@ def parse(
     except ValidationError as error:
         first = error.errors()[0]
         name = str(first["loc"][0]) if first["loc"] else ""
-        where = f"--{name.replace('_', '-')}" if name in flags else f"{arguments.config}, {name}"
+        where = _flag(name) if name in flags else f"{arguments.config}, {name}"
         said = re.sub(r"^Value error, ", "", first["msg"])
         raise UsageError(f"{where}: {said} (given: {first['input']!r}).") from error
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def read_toml(path: Path | None, model: type[GeneratorSettings]) -> dict[str, Any]:
