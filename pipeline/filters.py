@@ -239,11 +239,14 @@ def language(candidate: Candidate, surer_than: float) -> Found | None:
         if count_words(text) < 10:
             continue
         found, sure = _detect_language(text)
+        if found == "ja" and not _KANA.search(text):
+            continue  # short Chinese texts of numbers and names are often taken for Japanese
         if found != record.language and sure > surer_than:
             return Found(f"the {name} is written in {found!r}, not {record.language!r}", found)
     return None
 
 
+_KANA = re.compile("[\u3040-\u30ff]")
 _NO_PROSE = re.compile(r"```.*?(?:```|\Z)|https?://\S+|\S*[_=<>{}()\[\];/\\]\S*", re.DOTALL)
 _PROSE_WORD = re.compile(r"[\u3400-\u9fff]+|[^\W\d_]{3,}")
 

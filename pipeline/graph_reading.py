@@ -20,6 +20,7 @@ NEGATION = re.compile(
     r"|不(?![仅但过同止])|没(?!错)|无(?!论)|(?<!除)非(?!常)|(?<!从)未(?!来)|除了|错误|错(?!过)|假",
     re.IGNORECASE,
 )
+_PREPOSITIONS = frozenset("of in on at around round to from for with after about near within inside under over".split())
 _BE = frozenset("is are was were be been being gets got".split())
 _EMPTY = frozenset(
     "is are was were has have had include includes of in on at by to from for with as and 的 是 了 于 在".split()
@@ -122,34 +123,75 @@ def unit_of(speaker: Speaker, relation: int) -> str:
 def swapped(reading: Reading, fact: Fact, speaker: Speaker) -> bool:
     """Whether the text puts the fact's object where the subject belongs, or the other way round.
 
-    Evidence is looked for in the relation's own wording, turned round: its words directly beside the wrong name, in
-    active and passive voice. What says it in quite other words is not seen here.
+    First the relation's own wording is looked for, turned round and the right way. Where the text uses other words,
+    the order of the two names and the voice decide, if the relation's wording is a verb; for a relation worded as
+    "is … of" other words tell nothing, and only entities that could change places are turned away.
     """
     subject, relation, object_ = fact
     if subject == object_ or set(speaker.graph.names(subject)) & set(speaker.graph.names(object_)):
         return False
-    phrases = speaker.phrases(relation)
-    before, middle, after = _parts(phrases.statement)
-    text = reading.tokens
-    patterns: list[list[Token | int]] = []
+    parts = _parts(speaker.phrases(relation).statement)
+    if _worded(reading, parts, object_, subject) or _asked_round(reading, fact, speaker):
+        return True
+    if not {subject, object_} <= reading.named or _worded(reading, parts, subject, object_):
+        return False
+    middle = parts[1]
+    active = bool(_content(middle)) and middle[0] not in _BE
+    if active or "by" in middle or "由" in middle or "被" in middle:
+        by = not active or "由" in middle or "被" in middle
+        return _agent(reading, subject, object_, by) != (object_ if by else subject)
+    graph = speaker.graph
+    both_ways = bool(graph.count_heads(subject, relation) or graph.count_tails(object_, relation))
+    return both_ways or bool(set(graph.types.get(subject, ())) & set(graph.types.get(object_, ())))
+
+
+def _worded(reading: Reading, parts: Parts, first: int, second: int) -> bool:
+    """Whether the text says the relation in its own words from `first` to `second`."""
+    before, middle, after = parts
+    text, patterns = reading.tokens, list[list[Token | int]]()
     if _content(before):
-        patterns.append([*before[-2:], object_])
-        patterns.append([object_, "s", *_content(before)])
+        patterns += [[*before[-2:], first], [first, "s", *_content(before)]]
     if _content(middle):
-        patterns += [[object_, *middle], [*middle, subject]]
+        patterns += [[first, *middle], [*middle, second]]
         if "by" in middle:
-            patterns.append([subject, middle[middle.index("by") - 1], object_])
+            patterns.append([second, middle[middle.index("by") - 1], first])
         elif "被" not in middle and "由" not in middle:
-            patterns += [[subject, "被", object_]]
-            patterns += [[subject, be, word, "by", object_] for be in _BE for word in _after(text, be)]
+            patterns.append([second, "被", first])
+            patterns += [[second, be, word, "by", first] for be in _BE for word in _after(text, be)]
     if _content(after):
-        patterns.append([subject, *after])
-    questions = ((phrases.head, {"o": subject}), (phrases.tail, {"s": object_}))
-    patterns += [_pattern(template, filled) for template, filled in questions]
+        patterns.append([second, *after])
     return any(len(pattern) > 1 and _holds(text, pattern) for pattern in patterns)
 
 
-def _parts(statement: str) -> tuple[list[str], list[str], list[str]]:
+def _asked_round(reading: Reading, fact: Fact, speaker: Speaker) -> bool:
+    """Whether the text is the relation's own question with the wrong end filled in."""
+    phrases = speaker.phrases(fact[1])
+    patterns = (_pattern(phrases.head, {"o": fact[0]}), _pattern(phrases.tail, {"s": fact[2]}))
+    return any(len(pattern) > 1 and _holds(reading.tokens, pattern) for pattern in patterns)
+
+
+def _agent(reading: Reading, one: int, other: int, by: bool) -> int:
+    """Which of two named nodes acts, by their order and the voice: "X finds Y", "Y is found by X", "Y由X发现".
+
+    `by`: the relation names who acted second ("was discovered by"), so that "the discovery of Y" is no one's act.
+    """
+    places = {node: (reading.places(node) or [0])[0] for node in (one, other)}
+    first, second = (one, other) if places[one] < places[other] else (other, one)
+    start, stop = places[first], places[second]
+    end = next(mention.end for mention in reading.mentions if mention.start == start)
+    lead, between = reading.text[:start].lower().split(), reading.masked[end:stop].lower()
+    before = [word.strip("“\"'(,") for word in lead if word not in ARTICLES][-1:]
+    passive = re.search(r"\bby\b|[被由]|是(?=\s*$)|的是", between)
+    fronted = before and (before[0] in _PREPOSITIONS or (by and before[0].endswith("ing")))
+    cleft = re.match(r"\s*(?:that|which|whom|who)\b", between)
+    genitive = by and re.match(r"['’]s\b|\s*的", between)
+    return second if passive or (fronted and before != ["by"]) or cleft or genitive else first
+
+
+Parts = tuple[list[str], list[str], list[str]]
+
+
+def _parts(statement: str) -> Parts:
     """The words before the first name, between the two, and after the second; the subject first."""
     first, _, rest = statement.partition("{s}")
     middle, _, last = rest.partition("{o}")
@@ -191,7 +233,11 @@ def _holds(text: Sequence[Token], pattern: Sequence[Token | int]) -> bool:
 
 
 def _fits(token: Token, part: Token | int) -> bool:
-    return part in token if isinstance(part, int) and isinstance(token, frozenset) else token == part
+    return part in token if isinstance(part, int) and isinstance(token, frozenset) else _same_word(token, part)
+
+
+def _same_word(token: Token, part: Token | int) -> bool:
+    return isinstance(token, str) and isinstance(part, str) and stem(token) == stem(part)
 
 
 # ---------------------------------------------------------------- cues: the words by which a relation is recognised
