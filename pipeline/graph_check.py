@@ -197,7 +197,8 @@ def _other_relation(asked: Asked, reading: Reading) -> Broken | None:
 def _strangers(asked: Asked, reading: Reading, where: str) -> Broken | None:
     """An entity that could stand in the place of one in the facts, and does not; a number the facts do not give."""
     for mention in reading.mentions:
-        if asked.allowed.isdisjoint(mention.nodes) and any(_rival(asked, node) for node in mention.nodes):
+        meant = reading.meant(mention)
+        if asked.allowed.isdisjoint(meant) and any(_rival(asked, node) for node in meant):
             name = reading.text[mention.start : mention.end]
             return asked.broken(f"{where} names {name!r}, which the facts do not give")
     if where == "the question":
@@ -278,11 +279,12 @@ def _compare(asked: Asked, question: Reading, answer: Reading) -> Broken | None:
         return asked.broken("the answer denies something")
     text = answer.masked
     more, less = bool(_MORE.search(text)), bool(_LESS.search(text))
-    turned = (less if asked.question.more else more) and not (more and less)
-    if lost and ((lost[0] < won[0]) != turned or (more and less)):
-        return asked.broken("the answer compares the wrong way round", asked.fact_of(loser))
-    if not lost and turned:
+    opposite = less if asked.question.more else more
+    turned = opposite and bool(re.search(r"\bthan\b|比", text))  # "Io is smaller than Titan"
+    if (opposite and not (turned and lost)) or (more and less):
         return asked.broken("the answer says the opposite", asked.fact_of(winner))
+    if lost and (lost[0] < won[0]) != turned:
+        return asked.broken("the answer compares the wrong way round", asked.fact_of(loser))
     return _values_beside_names(asked, answer)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 
 from kg.graph import Fact, Graph, Mention
-from kg.names import ARTICLES, literal_text, normal, tokens
+from kg.names import ARTICLES, language_of_name, literal_text, normal, tokens
 from kg.values import Value, same_number, unit_in, value_of, values_in
 from pipeline.kg_phrases import Speaker, fill
 
@@ -20,7 +20,9 @@ NEGATION = re.compile(
     r"|不(?![仅但过同止])|没(?!错)|无(?!论)|(?<!除)非(?!常)|(?<!从)未(?!来)|除了|错误|错(?!过)|假",
     re.IGNORECASE,
 )
-_PREPOSITIONS = frozenset("of in on at around round to from for with after about near within inside under over".split())
+_PREPOSITIONS = frozenset(
+    "of in on at around round to from for with after about near within inside under over behind".split()
+)
 _BE = frozenset("is are was were be been being gets got".split())
 _EMPTY = frozenset(
     "is are was were has have had include includes of in on at by to from for with as and 的 是 了 于 在".split()
@@ -51,11 +53,10 @@ class Reading:
     def values(self) -> list[Value]:
         return values_in(self.masked)
 
-    @cached_property
-    def tokens(self) -> list[Token]:
-        """Words and names in order, articles left out."""
+    def tokens(self, *nodes: int) -> list[Token]:
+        """The words in order, articles left out; the names of these nodes are one token each."""
         found: list[Token] = []
-        names = {mention.start: mention for mention in self.mentions}
+        names = {m.start: m for m in self.mentions if not set(nodes).isdisjoint(m.nodes)}
         end = 0
         for word, start, stop in tokens(self.text):
             if start in names:
@@ -65,6 +66,12 @@ class Reading:
                 found.append(word)
             end = max(end, stop)
         return found
+
+    def meant(self, mention: Mention) -> list[int]:
+        """The nodes a mention means: those that are written just so, if there are any, else all of the name."""
+        written = self.text[mention.start : mention.end]
+        exact = [n for n in mention.nodes if written in {name.removeprefix("the ") for name in self.graph.names(n)}]
+        return exact or list(mention.nodes)
 
     @cached_property
     def named(self) -> frozenset[int]:
@@ -136,38 +143,41 @@ def swapped(reading: Reading, fact: Fact, speaker: Speaker) -> bool:
     if not {subject, object_} <= reading.named or _worded(reading, parts, subject, object_):
         return False
     middle = parts[1]
-    active = bool(_content(middle)) and middle[0] not in _BE
-    if active or "by" in middle or "由" in middle or "被" in middle:
+    active = _is_active(middle)
+    if active or "by" in middle:
         by = not active or "由" in middle or "被" in middle
         return _agent(reading, subject, object_, by) != (object_ if by else subject)
-    graph = speaker.graph
-    both_ways = bool(graph.count_heads(subject, relation) or graph.count_tails(object_, relation))
-    return both_ways or bool(set(graph.types.get(subject, ())) & set(graph.types.get(object_, ())))
+    return not _told_of(reading, subject, object_)
+
+
+def _is_active(middle: Sequence[str]) -> bool:
+    """Whether a relation's words between the names are a verb and no "is …"."""
+    return bool(_content(middle)) and middle[0] not in _BE
 
 
 def _worded(reading: Reading, parts: Parts, first: int, second: int) -> bool:
     """Whether the text says the relation in its own words from `first` to `second`."""
     before, middle, after = parts
-    text, patterns = reading.tokens, list[list[Token | int]]()
+    text, patterns = reading.tokens(first, second), list[list[Token | int]]()
     if _content(before):
         patterns += [[*before[-2:], first], [first, "s", *_content(before)]]
     if _content(middle):
         patterns += [[first, *middle], [*middle, second]]
         if "by" in middle:
             patterns.append([second, middle[middle.index("by") - 1], first])
-        elif "被" not in middle and "由" not in middle:
+        elif _is_active(middle) and "被" not in middle and "由" not in middle:
             patterns.append([second, "被", first])
             patterns += [[second, be, word, "by", first] for be in _BE for word in _after(text, be)]
     if _content(after):
         patterns.append([second, *after])
-    return any(len(pattern) > 1 and _holds(text, pattern) for pattern in patterns)
+    return any(len(pattern) > 1 and _holds(text, pattern) for pattern in patterns if pattern)
 
 
 def _asked_round(reading: Reading, fact: Fact, speaker: Speaker) -> bool:
     """Whether the text is the relation's own question with the wrong end filled in."""
     phrases = speaker.phrases(fact[1])
     patterns = (_pattern(phrases.head, {"o": fact[0]}), _pattern(phrases.tail, {"s": fact[2]}))
-    return any(len(pattern) > 1 and _holds(reading.tokens, pattern) for pattern in patterns)
+    return any(len(pattern) > 1 and _holds(reading.tokens(fact[0], fact[2]), pattern) for pattern in patterns)
 
 
 def _agent(reading: Reading, one: int, other: int, by: bool) -> int:
@@ -175,17 +185,46 @@ def _agent(reading: Reading, one: int, other: int, by: bool) -> int:
 
     `by`: the relation names who acted second ("was discovered by"), so that "the discovery of Y" is no one's act.
     """
+    first, second, before, between, after = _around(reading, one, other)
+    passive = re.search(r"\bby\b|[被由]|的是", between) or (by and between.endswith("是"))
+    if between == "是" and not by:  # Y's … or one of Y's?
+        return second if re.match("的(?!一)", after) else first
+    fronted = (before in _PREPOSITIONS and before != "by") or (by and before.endswith("ing"))
+    cleft = re.fullmatch(r",?\s*(?:that|which|whom|who)(?:\s+the)?", between)
+    genitive = by and re.match(r"['’]s\b|的", between)
+    return second if passive or fronted or cleft or genitive else first
+
+
+def _told_of(reading: Reading, subject: int, object_: int) -> bool:
+    """Whether the subject is what a sentence speaks of, and the object is tied to it by a preposition or an "is".
+
+    Where a relation is worded as "is … of", any other verb may turn it round ("NASA runs X", "X runs NASA"), so only
+    this is taken: "X belongs to NASA", "the agency behind X is NASA", "NASA is the home of X", "in Pisa was X born".
+    """
+    first, second, before, between, after = _around(reading, subject, object_)
+    if re.fullmatch(r"(?:is|was) the (?:[\w-]+ ){1,3}of(?: the)?", between) or before in _PREPOSITIONS - {
+        "of",
+        "behind",
+    }:
+        return second == subject
+    if language_of_name(between) == "zh":  # "X是Y的一个地方", "负责X的是Y", but "Y是X的出生地"
+        return (second if between.endswith("是") and re.match("的(?!一)", after) else first) == subject
+    words = between.split()
+    while words and words[-1] in ARTICLES:
+        del words[-1]
+    return first == subject and bool(words) and words[-1] in _PREPOSITIONS | _BE | {"by"}
+
+
+def _around(reading: Reading, one: int, other: int) -> tuple[int, int, str, str, str]:
+    """Two named nodes in their order, the word before them, what stands between and what behind, in small letters."""
     places = {node: (reading.places(node) or [0])[0] for node in (one, other)}
     first, second = (one, other) if places[one] < places[other] else (other, one)
     start, stop = places[first], places[second]
-    end = next(mention.end for mention in reading.mentions if mention.start == start)
-    lead, between = reading.text[:start].lower().split(), reading.masked[end:stop].lower()
-    before = [word.strip("“\"'(,") for word in lead if word not in ARTICLES][-1:]
-    passive = re.search(r"\bby\b|[被由]|是(?=\s*$)|的是", between)
-    fronted = before and (before[0] in _PREPOSITIONS or (by and before[0].endswith("ing")))
-    cleft = re.match(r"\s*(?:that|which|whom|who)\b", between)
-    genitive = by and re.match(r"['’]s\b|\s*的", between)
-    return second if passive or (fronted and before != ["by"]) or cleft or genitive else first
+    ends = {mention.start: mention.end for mention in reading.mentions}
+    lead = [word.strip("“\"'(,") for word in reading.text[:start].lower().split()]
+    before = next((word for word in reversed(lead) if word not in ARTICLES), "")
+    between = reading.masked[ends.get(start, start) : stop].lower().strip()
+    return first, second, before, between, reading.masked[ends.get(stop, stop) :].lower().strip()
 
 
 Parts = tuple[list[str], list[str], list[str]]
@@ -226,8 +265,11 @@ def _pattern(template: str, filled: dict[str, int]) -> list[Token | int]:
 
 def _holds(text: Sequence[Token], pattern: Sequence[Token | int]) -> bool:
     """Whether the pattern stands in the text, word by word."""
+    # "was Pluto visited" is passive and does not say that Pluto visited
+    starts_passive = len(pattern) == 2 and isinstance(pattern[0], int)
     return any(
-        all(_fits(text[at + offset], part) for offset, part in enumerate(pattern))
+        not (starts_passive and at and text[at - 1] in _BE)
+        and all(_fits(text[at + offset], part) for offset, part in enumerate(pattern))
         for at in range(len(text) - len(pattern) + 1)
     )
 
@@ -260,7 +302,7 @@ def stem(word: str) -> str:
     """A word without its commonest endings, so that "orbits", "orbiting" and "orbited" are one."""
     if not word.isascii() or len(word) < 5:
         return word
-    return re.sub(r"(?:ing|ed|es|s|er|ery|ies|e|y)$", "", word)[:7]
+    return re.sub(r"(?:ing|ed|es|s|er|ery|ies|e|y)$", "", word)[:6]
 
 
 _ASKING = frozenset(

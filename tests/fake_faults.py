@@ -133,7 +133,8 @@ class Exchange:
         prompt = "\n\n".join(text_of(message) for message in messages)
         users = [message for message in messages if message.get("role") == "user"]
         writer = Writer(int(self.key[:16], 16), text_of(users[-1]) if users else "", self.options.dirty)
-        text, finish = writer.answer(self.schema(prompt))
+        prepared = self.options.prepared.get(text_of(users[-1])) if users else None
+        text, finish = (prepared, "stop") if prepared is not None else writer.answer(self.schema(prompt))
         limit = self.body.get("max_completion_tokens") or self.body.get("max_tokens")
         if limit and len(text) > 4 * limit:
             text, finish = text[: 4 * limit], "length"
