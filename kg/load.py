@@ -8,7 +8,7 @@
 .ttl .nt .jsonld .rdf .xml .owl    by rdflib, with labels, language tags, datatypes and blank nodes
 .graphml         by networkx; an edge's relation is its attribute "relation", "label" or "type"
 
-Text tables and JSON lines are read line by line, so millions of triples need no more memory than the graph itself;
+Tables, JSON lines and N-Triples are read line by line, so millions of triples need no more memory than the graph itself;
 a line that cannot be read becomes a complaint that names it, and the others count.
 """
 
@@ -17,6 +17,7 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +35,7 @@ COMPLAINTS_A_FILE = 1000  # a file with more broken lines than that is not worth
 LONGEST_LINE = 2**20
 
 RDF_FORMATS = {
-    ".ttl": "turtle", ".n3": "turtle", ".nt": "nt", ".jsonld": "json-ld", ".rdf": "xml", ".xml": "xml", ".owl": "xml",
+    ".ttl": "turtle", ".n3": "turtle", ".jsonld": "json-ld", ".rdf": "xml", ".xml": "xml", ".owl": "xml",
 }  # fmt: skip
 PHRASES = "https://instructloop.invalid/phrase#"  # statement, tail, head, ref: how a relation is said (kg/README.md)
 LABELS = ("rdf-schema#label", "skos/core#prefLabel", "schema.org/name", "foaf/0.1/name")
@@ -97,12 +98,14 @@ def _read(path: Path, builder: GraphBuilder, complaints: Complaints) -> None:
             _read_json_lines(path, builder, complaints)
         elif suffix == ".json":
             _read_json(path, builder, complaints)
+        elif suffix == ".nt":
+            _take(_ntriples(path, complaints), builder)
         elif suffix in RDF_FORMATS:
             _read_rdf(path, RDF_FORMATS[suffix], builder)
         elif suffix == ".graphml":
             _read_graphml(path, builder, complaints)
         else:
-            known = " ".join((".tsv", ".csv", ".jsonl", ".json", *RDF_FORMATS, ".graphml"))
+            known = " ".join((".tsv", ".csv", ".jsonl", ".json", ".nt", *RDF_FORMATS, ".graphml"))
             raise GraphError(f"{path}: {suffix or 'no ending'} is no graph format; known are {known}.")
     except OSError as error:
         raise GraphError(f"{path}: cannot be read ({error.strerror}).") from error
@@ -225,26 +228,63 @@ def _text(value: object) -> str:
 def _read_rdf(path: Path, format_: str, builder: GraphBuilder) -> None:
     try:
         import rdflib
-        from rdflib.term import BNode, Literal
+        from rdflib.term import BNode
     except ImportError as error:
         raise GraphError(f"{path}: reading RDF needs rdflib: pip install 'instructloop[kg]'.") from error
     logging.getLogger("rdflib.term").setLevel(logging.ERROR)  # a date that is none stays the text it is
-    store = rdflib.Dataset(default_union=True) if format_ == "json-ld" else rdflib.Graph()
+    store = rdflib.Graph()
     try:
-        store.parse(source=str(path.resolve()), format=format_)
+        with path.open("rb") as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of its own calls to itself
+            if format_ == "json-ld":  # it may hold named graphs
+                named = rdflib.Dataset(default_union=True)
+                named.parse(file=file, format=format_)
+                for triple in named.triples((None, None, None)):
+                    store.add(triple)
+            else:
+                store.parse(file=file, format=format_)
     except OSError:
         raise
     except Exception as error:  # its parsers raise what they like, from ValueError to SAXParseException
         raise GraphError(f"{path}: not {format_} ({' '.join(str(error).split())[:200]}).") from error
     blank = _name_blank_nodes(store, BNode)
+    rows = store.triples((None, None, None))
+    _take(((_key(s, blank), str(p), _key(o, blank), o) for s, p, o in rows), builder)
 
-    def key(term: Any) -> str:
-        if isinstance(term, Literal):
-            kind = str(term.datatype).rsplit("#", 1)[-1] if term.datatype else None
-            return literal_key(" ".join(str(term).split()), term.language, kind)
-        return blank.get(term, str(term))
 
-    _take(((key(s), str(p), key(o), o) for s, p, o in store.triples((None, None, None))), builder)
+def _ntriples(path: Path, complaints: Complaints) -> Iterator[tuple[str, str, str, Any]]:
+    """The triples of a file of N-Triples, line by line; a blank node's key is its place among the blank nodes."""
+    try:
+        from rdflib.plugins.parsers.ntriples import W3CNTriplesParser
+        from rdflib.term import BNode
+    except ImportError as error:
+        raise GraphError(f"{path}: reading RDF needs rdflib: pip install 'instructloop[kg]'.") from error
+    read: list[tuple[Any, Any, Any]] = []
+
+    class Sink:
+        def triple(self, subject: Any, predicate: Any, object_: Any) -> None:
+            read.append((subject, predicate, object_))
+
+    parser, blank = W3CNTriplesParser(Sink()), dict[Any, str]()
+    for number, line in _lines(path, complaints):
+        try:
+            parser.parsestring(line + "\n")
+        except Exception as error:  # noqa: BLE001  ParseError, and whatever an odd address raises
+            complaints.add(f", line {number}", " ".join(str(error).split())[:120] or "not N-Triples", line)
+        for subject, predicate, object_ in read:
+            for term in (subject, object_):
+                if isinstance(term, BNode):
+                    blank.setdefault(term, f"_:{len(blank)}")
+            yield _key(subject, blank), str(predicate), _key(object_, blank), object_
+        read.clear()
+
+
+def _key(term: Any, blank: dict[Any, str]) -> str:
+    """A term's key: a literal's, a blank node's, else the address."""
+    if hasattr(term, "datatype"):
+        kind = str(term.datatype).rsplit("#", 1)[-1] if term.datatype else None
+        return literal_key(" ".join(str(term).split()), term.language, kind)
+    return blank.get(term, str(term))
 
 
 def _take(rows: Iterable[tuple[str, str, str, Any]], builder: GraphBuilder) -> None:

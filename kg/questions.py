@@ -179,13 +179,15 @@ class Sampler:
         subject, relation, object_ = fact
         if self.graph.count_tails(subject, relation) > MOST_LISTED:
             return None
+        facts = tuple((subject, relation, tail) for tail in self.graph.tails(subject, relation))
+        if self._lowest(list(facts)) != fact:
+            return None
         others = {f[2] for f in self._sketches[relation]} - {object_, subject}
         fitting = [n for n in others if self._alike(n, object_) and not self.graph.has(subject, relation, n)]
         if not fitting:
             return None
-        key = self.graph.keys[subject]
-        swapped = min(fitting, key=lambda node: stable_hash(self._seed, "false", key, relation, self.graph.keys[node]))
-        facts = tuple((subject, relation, tail) for tail in self.graph.tails(subject, relation))
+        keys = self.graph.key_fact(fact)
+        swapped = min(fitting, key=lambda node: stable_hash(self._seed, "false", *keys, self.graph.keys[node]))
         return Question("false", (subject, swapped), (), facts, (relation,), claimed=(subject, relation, swapped))
 
     # ---------------------------------------------------------------- several facts

@@ -21,23 +21,37 @@ Said = dict[str, list[list[str]]]  # relation -> [ways to tell it, to ask for th
 EN: Said = {
     "orbits": [
         [
-            "{s} goes around {o}", "{o} is circled by {s}", "{s} is in orbit around {o}", "{s} moves around {o}",
-            "{o} is orbited by {s}", "{s} revolves about {o}", "around {o} circles {s}",
+            "{s} goes around {o}",
+            "{o} is circled by {s}",
+            "{s} is in orbit around {o}",
+            "{s} moves around {o}",
+            "{o} is orbited by {s}",
+            "{s} revolves about {o}",
+            "around {o} circles {s}",
         ],
         ["Around which body does {s} move?", "Which body does {s} circle?", "{s} is in orbit around what, please?"],
         ["Which body circles {o}?", "Tell me what revolves around {o}.", "What can be seen going around {o}?"],
     ],
     "discoveredBy": [
         [
-            "{o} discovered {s}", "{s} was found by {o}", "the discovery of {s} is due to {o}", "{s} was first seen by {o}",
-            "{s}'s discoverer was {o}", "credit for finding {s} goes to {o}", "it was {o} who discovered {s}",
+            "{o} discovered {s}",
+            "{s} was found by {o}",
+            "the discovery of {s} is due to {o}",
+            "{s} was first seen by {o}",
+            "{s}'s discoverer was {o}",
+            "credit for finding {s} goes to {o}",
+            "it was {o} who discovered {s}",
         ],
         ["Who was the first to spot {s}?", "Whose discovery is {s}?", "To whom do we owe the discovery of {s}?"],
         ["Which body was found by {o}?", "{o} is known for discovering which body?"],
     ],
     "discoveryYear": [
         ["{s} was found in {o}", "the discovery of {s} dates from {o}", "people have known {s} since {o}"],
-        ["When was {s} found?", "Since which year has {s} been known?", "From what year does the discovery of {s} date?"],
+        [
+            "When was {s} found?",
+            "Since which year has {s} been known?",
+            "From what year does the discovery of {s} date?",
+        ],
         ["What was found in {o}?"],
     ],
     "radius": [
@@ -46,7 +60,10 @@ EN: Said = {
         ["What has a radius of {o}?"],
     ],
     "period": [
-        ["one trip of {s} around the Sun lasts {o} Earth years", "{s} needs {o} Earth years for one trip around the Sun"],
+        [
+            "one trip of {s} around the Sun lasts {o} Earth years",
+            "{s} needs {o} Earth years for one trip around the Sun",
+        ],
         ["How long, in Earth years, does one trip of {s} around the Sun last?"],
         ["What needs {o} Earth years for one trip around the Sun?"],
     ],
@@ -56,7 +73,12 @@ EN: Said = {
         ["Which body belongs to {o}?"],
     ],
     "namedAfter": [
-        ["the name of {s} comes from {o}", "{s} takes its name from {o}", "{o} gave {s} its name", "{s} is called after {o}"],
+        [
+            "the name of {s} comes from {o}",
+            "{s} takes its name from {o}",
+            "{o} gave {s} its name",
+            "{s} is called after {o}",
+        ],
         ["Where does the name of {s} come from?", "Whose name does {s} bear?"],
         ["What takes its name from {o}?", "Which body is called after {o}?"],
     ],
@@ -66,10 +88,15 @@ EN: Said = {
         ["Who came from {o}?", "Who was a native of {o}?"],
     ],
     "bornIn": [["{s} came into the world in {o}", "{o} is the year {s} was born"], ["When was {s} born?"], []],
-    "diedIn": [["{s} passed away in {o}", "{s} lived until {o}"], ["When did {s} pass away?", "Until what year did {s} live?"], []],
+    "diedIn": [
+        ["{s} passed away in {o}", "{s} lived until {o}"],
+        ["When did {s} pass away?", "Until what year did {s} live?"],
+        [],
+    ],
     "launched": [
         ["{s} left the Earth in {o}", "{s} set out in {o}", "the launch of {s} took place in {o}"],
-        ["When did {s} set out?", "When did the launch of {s} take place?"], [],
+        ["When did {s} set out?", "When did the launch of {s} take place?"],
+        [],
     ],
     "operator": [
         ["{s} belongs to {o}", "{s} is run by {o}", "{o} runs {s}", "the agency behind {s} is {o}"],
@@ -81,8 +108,12 @@ EN: Said = {
         ["Which body did {s} explore?", "Where did {s} fly?"],
         ["Which spacecraft explored {o}?", "By which spacecraft was {o} visited?"],
     ],
-    "inCountry": [["{s} is a place in {o}", "{s} belongs to {o}"], ["Which country does {s} belong to?"], ["Which place belongs to {o}?"]],
-}  # fmt: skip
+    "inCountry": [
+        ["{s} is a place in {o}", "{s} belongs to {o}"],
+        ["Which country does {s} belong to?"],
+        ["Which place belongs to {o}?"],
+    ],
+}
 
 ZH: Said = {
     "orbits": [
@@ -97,12 +128,22 @@ ZH: Said = {
     ],
     "discoveryYear": [
         ["{s}的发现是在{o}年", "人们在{o}年发现了{s}", "{o}年，{s}首次被观测到"],
-        ["人们是哪一年发现{s}的？", "{s}的发现年份是哪一年？"], [],
+        ["人们是哪一年发现{s}的？", "{s}的发现年份是哪一年？"],
+        [],
     ],
-    "radius": [["{s}的半径平均为{o}", "从{s}的中心到表面平均有{o}"], ["从{s}的中心到表面平均有多远？", "{s}的平均半径有多大？"], []],
-    "foundIn": [["{s}属于{o}", "{s}是{o}里的天体", "{s}处在{o}之中"], ["{s}属于太阳系的哪个区域？", "在太阳系的什么地方能找到{s}？"], []],
+    "radius": [
+        ["{s}的半径平均为{o}", "从{s}的中心到表面平均有{o}"],
+        ["从{s}的中心到表面平均有多远？", "{s}的平均半径有多大？"],
+        [],
+    ],
+    "foundIn": [
+        ["{s}属于{o}", "{s}是{o}里的天体", "{s}处在{o}之中"],
+        ["{s}属于太阳系的哪个区域？", "在太阳系的什么地方能找到{s}？"],
+        [],
+    ],
     "namedAfter": [
-        ["{s}的名字来自{o}", "{s}得名于{o}", "{s}是用{o}的名字命名的"], ["{s}得名于什么？", "{s}的名字是怎么来的？"],
+        ["{s}的名字来自{o}", "{s}得名于{o}", "{s}是用{o}的名字命名的"],
+        ["{s}得名于什么？", "{s}的名字是怎么来的？"],
         ["哪个天体得名于{o}？"],
     ],
     "birthplace": [["{o}是{s}的出生地", "{s}是{o}人"], ["{s}是哪里人？", "{s}的出生地在哪里？"], ["谁的出生地是{o}？"]],
@@ -110,9 +151,13 @@ ZH: Said = {
     "diedIn": [["{s}逝世于{o}年", "{s}的卒年是{o}年"], ["{s}是哪一年逝世的？"], []],
     "launched": [["{s}在{o}年升空", "{o}年，{s}发射升空"], ["{s}是在哪一年升空的？"], []],
     "operator": [["{s}由{o}负责", "负责{s}的是{o}", "{s}属于{o}"], ["{s}由哪个机构负责？"], ["{o}负责哪个探测器？"]],
-    "target": [["{s}飞往{o}", "{s}考察了{o}", "{o}被{s}考察过"], ["{s}考察了哪个天体？", "{s}飞往哪里？"], ["哪个探测器考察过{o}？"]],
+    "target": [
+        ["{s}飞往{o}", "{s}考察了{o}", "{o}被{s}考察过"],
+        ["{s}考察了哪个天体？", "{s}飞往哪里？"],
+        ["哪个探测器考察过{o}？"],
+    ],
     "inCountry": [["{s}是{o}的一个地方", "{s}属于{o}"], ["{s}属于哪个国家？"], ["哪个地方属于{o}？"]],
-}  # fmt: skip
+}
 
 TABLES = {"en": EN, "zh": ZH}
 
@@ -469,10 +514,18 @@ def _lie_absent(teller: Teller, question: Question, true: Draft) -> Iterator[tup
 
 
 _LIES: dict[str, Callable[[Teller, Question, Draft], Iterator[tuple[str, Draft]]]] = {
-    "tail": _lie_single, "head": _lie_single, "path": _lie_single, "list": _lie_list, "both": _lie_list,
-    "count": _lie_count, "compare": _lie_compare, "true": _lie_true, "false": _lie_false, "summary": _lie_summary,
+    "tail": _lie_single,
+    "head": _lie_single,
+    "path": _lie_single,
+    "list": _lie_list,
+    "both": _lie_list,
+    "count": _lie_count,
+    "compare": _lie_compare,
+    "true": _lie_true,
+    "false": _lie_false,
+    "summary": _lie_summary,
     "absent": _lie_absent,
-}  # fmt: skip
+}
 
 
 def reply(draft: Draft) -> str:
