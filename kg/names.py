@@ -50,13 +50,12 @@ def split_name(key: str) -> str:
         text = unquote(text)
     if " " in text:
         return " ".join(text.split())
-    words = _CAMEL.sub(" ", text.replace("_", " ")).replace("-", " ") if "_" in text or text.isascii() else text
-    return " ".join(words.split()) or key
+    return " ".join(_CAMEL.sub(" ", text.replace("_", " ")).split()) or key
 
 
 def split_relation(key: str) -> str:
     """A readable name for a relation: as `split_name`, in lower case but for capitals that stand together."""
-    words = split_name(key).replace(".", " .").replace("/", " ").split()
+    words = split_name(key).replace("-", " ").replace(".", " .").replace("/", " ").split()
     return " ".join(word if word.isupper() and len(word) > 1 else word.lower() for word in words).replace(" .", ".")
 
 

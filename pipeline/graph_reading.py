@@ -160,7 +160,7 @@ def _worded(reading: Reading, parts: Parts, first: int, second: int) -> bool:
     before, middle, after = parts
     text, patterns = reading.tokens(first, second), list[list[Token | int]]()
     if _content(before):
-        patterns += [[*before[-2:], first], [first, "s", *_content(before)]]
+        patterns += [[*before[-2:], first], [first, "s", *(word for word in before if word not in _EMPTY)]]
     if _content(middle):
         patterns += [[first, *middle], [*middle, second]]
         if "by" in middle:
