@@ -66,7 +66,7 @@ def is_awkward(name: str) -> bool:
         return True
     if "." in words or any(a == b for a, b in itertools.pairwise(words)):
         return True
-    return len(words) > 6 or (len(words) >= 3 and not _FUNCTION_WORDS & set(words))
+    return sum(word not in _FUNCTION_WORDS for word in words) >= 3
 
 
 # ---------------------------------------------------------------- literals, whose keys begin with a quotation mark

@@ -21,7 +21,7 @@ from pipeline import graph_check
 from pipeline.novelty import NoveltyIndex
 from pipeline.private_text import find_secret, redact_personal_data
 from pipeline.records import Neighbour, Record, texts_of, with_texts
-from pipeline.text import count_words, one_line
+from pipeline.text import count_words, language_of, one_line
 
 Stage = Literal["instruction", "record"]
 
@@ -239,8 +239,8 @@ def language(candidate: Candidate, surer_than: float) -> Found | None:
         if count_words(text) < 10:
             continue
         found, sure = _detect_language(text)
-        if found == "ja" and not _KANA.search(text):
-            continue  # short Chinese texts of numbers and names are often taken for Japanese
+        if language_of(text) == "zh" and not _KANA.search(text):
+            found = "zh"  # the detector takes short Chinese texts of names and numbers for Japanese, or for Polish
         if found != record.language and sure > surer_than:
             return Found(f"the {name} is written in {found!r}, not {record.language!r}", found)
     return None

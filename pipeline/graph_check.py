@@ -197,6 +197,8 @@ def _other_relation(asked: Asked, reading: Reading) -> Broken | None:
 def _strangers(asked: Asked, reading: Reading, where: str) -> Broken | None:
     """An entity that could stand in the place of one in the facts, and does not; a number the facts do not give."""
     for mention in reading.mentions:
+        if mention.start == 0 and asked.question.claimed and _POLARITY.fullmatch(reading.text[: mention.end]):
+            continue
         meant = reading.meant(mention)
         if asked.allowed.isdisjoint(meant) and any(_rival(asked, node) for node in meant):
             name = reading.text[mention.start : mention.end]
@@ -305,7 +307,7 @@ def _claim(asked: Asked, question: Reading, answer: Reading) -> Broken | None:
     asked_question = asked.question
     claimed = asked_question.claimed
     assert claimed is not None
-    found = _POLARITY.search(answer.masked)
+    found = _POLARITY.match(answer.text) or _POLARITY.search(answer.masked)  # "Yes" may be a band in this graph
     if found is None:
         return asked.broken("the answer says neither yes nor no")
     says = found["yes"] is not None

@@ -78,8 +78,17 @@ class Speaker:
         return label
 
     def statement(self, fact: Fact) -> str:
-        """A fact as a clause, with no capital and no full stop."""
-        return fill(self.phrases(fact[1]).statement, s=self.name(fact[0]), o=self.name(fact[2]))
+        """A fact as a clause, with no capital and no full stop; one of several is said to be one of several."""
+        statement = self.phrases(fact[1]).statement
+        if self.graph.count_tails(fact[0], fact[1]) > 1:
+            statement = self._one_of_several(statement, fact[1])
+        return fill(statement, s=self.name(fact[0]), o=self.name(fact[2]))
+
+    def _one_of_several(self, statement: str, relation: int) -> str:
+        label = self.phrases(relation).label
+        several = {f"the {label} of {{s}} is {{o}}": f"one {label} of {{s}} is {{o}}"}
+        several[f"{{s}}的{label}是{{o}}"] = f"{{s}}的{label}包括{{o}}"
+        return several.get(statement, statement)
 
     def sentence(self, fact: Fact) -> str:
         return self._sentence(self.statement(fact))
@@ -117,12 +126,23 @@ class Speaker:
         made = _DRAFTS[self.language][question.kind](self, question)
         if not scenario:
             return made
-        lead = self._variant(question, _LEADS[self.language])
-        return replace(made, instruction=lead.replace("{s}", self.name(question.asked[0])) + made.instruction)
+        lead = self._variant(question, _LEADS[self.language]).replace("{s}", self.name(question.asked[0]))
+        return replace(made, instruction=lead + made.instruction.replace("判断对错：", "下面的说法正确吗？"))
 
     def truth(self, question: Question) -> str:
         """The facts behind a question as sentences."""
+        if len({fact[:2] for fact in question.facts}) == 1 < len(question.facts):
+            return self._sentence(self._together(question.facts))
         return ("" if self.language == "zh" else " ").join(map(self.sentence, question.facts))
+
+    def _together(self, facts: Sequence[Fact]) -> str:
+        """Several objects of one subject and relation in one clause."""
+        subject, relation, first = facts[0]
+        statement = self._one_of_several(self.phrases(relation).statement, relation)
+        if statement.startswith("one "):
+            others = ("another is " if len(facts) == 2 else "others are ") + self.listed([f[2] for f in facts[1:]])
+            return f"{fill(statement, s=self.name(subject), o=self.name(first))}; {others}"
+        return fill(statement, s=self.name(subject), o=self.listed([fact[2] for fact in facts]))
 
 
 _LEADS = {
@@ -371,5 +391,5 @@ def _from_label_zh(label: str) -> Phrases:
     if not re.search("[\u4e00-\u9fff]", label):
         label = f"“{label}”"
     return Phrases(
-        label, f"{{s}}的{label}是{{o}}", f"{{s}}的{label}是什么？", f"什么的{label}是{{o}}？", f"{{s}}的{label}"
+        label, f"{{s}}的{label}是{{o}}", f"{{s}}的{label}是什么？", f"哪个条目的{label}是{{o}}？", f"{{s}}的{label}"
     )
