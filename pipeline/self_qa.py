@@ -97,6 +97,7 @@ class SelfQA:
         self._rejected: list[Rejection] = []
         self._documents: list[Document] = []
         self._chunks: list[Chunk] = []
+        self._judged_from: dict[tuple[str, str], list[int]] = {}  # (document, chunk): [kept, judged]
         self._described: dict[str, Mapping[str, Any]] = {}  # mode api: chunk id -> the description's fields
         self._read()
         self._corpus = Corpus(self._chunks) if settings.mode in ("open", "refuse") else None
@@ -295,9 +296,17 @@ class SelfQA:
             source=(source_of(trail.chunk),), prompts=trail.prompts, requests=tuple(trail.requests),
         )  # fmt: skip
 
-    def summary(self, tally: Tally) -> dict[str, Any]:
+    def cover(self, entry: Record | Rejection, *, kept: bool) -> None:
+        """Count towards the chunk that the entry came from."""
+        for source in entry.source[:1]:
+            if isinstance(source, DocumentSource):
+                counts = self._judged_from.setdefault((source.document, source.chunk), [0, 0])
+                counts[0] += kept
+                counts[1] += 1
+
+    def coverage(self) -> dict[str, Any]:
         """How much of each document was asked, and how much of it brought a record."""
-        return {"documents": coverage(self._documents, self._chunks, tally)}
+        return {"documents": coverage(self._documents, self._chunks, self._judged_from)}
 
 
 @dataclass
@@ -355,7 +364,9 @@ def read_style(path: Path | None, prompts: Prompts) -> str:
     return text
 
 
-def coverage(documents: Sequence[Document], chunks: Sequence[Chunk], tally: Tally) -> dict[str, Any]:
+def coverage(
+    documents: Sequence[Document], chunks: Sequence[Chunk], judged_from: Mapping[tuple[str, str], list[int]]
+) -> dict[str, Any]:
     """Per document: its chunks, how many were asked, how many brought a record, the records, what was left out."""
     rows: dict[str, Any] = {}
     by_document: dict[str, list[Chunk]] = {}
@@ -363,7 +374,7 @@ def coverage(documents: Sequence[Document], chunks: Sequence[Chunk], tally: Tall
         by_document.setdefault(chunk.document, []).append(chunk)
     for document in documents:
         own = {chunk.id for chunk in by_document.get(document.name, ())}
-        judged = [counts for id_ in own if (counts := tally.judged_from.get((document.name, id_)))]
+        judged = [counts for id_ in own if (counts := judged_from.get((document.name, id_)))]
         rows[document.name] = {
             "characters": len(document.text),
             "chunks": len(own),
