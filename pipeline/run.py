@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -23,7 +23,7 @@ from pipeline.filters import Candidate, Filter, Found, judge
 from pipeline.judge import Judge
 from pipeline.llm import Request
 from pipeline.money import Plan
-from pipeline.records import DocumentSource, Record, Rejection, Source
+from pipeline.records import Record, Rejection
 from pipeline.run_folder import DerivedFiles
 
 Item = TypeVar("Item")
@@ -246,7 +246,7 @@ class Line:
             self._reject(rejection_of(*judged, scores=candidate.scores))
         elif judged is not record and judged.id in self._seen:  # mended, it is what another record is already
             self.tally.merged += 1
-            self.tally.note_source(record.source, kept=False)
+            self._cover(record, kept=False)
             self._files.merge(judged.id, judged.source[0])
         else:
             self._seen.add(judged.id)

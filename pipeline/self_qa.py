@@ -36,7 +36,7 @@ from pipeline.money import Plan, plan_of
 from pipeline.parsing import Unreadable, read_items, read_value
 from pipeline.prompts import Prompts
 from pipeline.records import DocumentSource, Neighbour, Quote, Record, Rejection, Stage, content_id, make_record
-from pipeline.run import Made, Outlook, Tally
+from pipeline.run import Made, Outlook
 from pipeline.self_qa_requests import SHORTEST_QUESTION, RequestWriter, evidence_of, questions_wanted
 from pipeline.settings import GeneratorSettings, setting
 from pipeline.text import count_words, one_line, replace_surrogates
