@@ -93,7 +93,7 @@ class CurateSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     inputs: tuple[Path, ...] = setting(
-        (), "deriving", "run folders, or files: jsonl, json, csv (.gz), parquet", metavar="INPUT"
+        (), "deriving", "run folders, or files: jsonl, json, csv (.gz), parquet", metavar="INPUT", positional=True
     )
     out: Path = setting(Path("outputs/curated"), "running", "the folder to make", metavar="DIR")
     min_score: Scores = setting({}, "deriving", "least scores: judge=4,fit=0.5", metavar="NAME=X")

@@ -78,7 +78,9 @@ class Endpoint:
             self._client = self._open()
         body, sent = self._body(request)
         try:
-            response = await self._client.post("/chat/completions", body=body, cast_to=httpx2.Response)
+            response = await self._client.post(
+                "/chat/completions", body=body, cast_to=httpx2.Response, options={"idempotency_key": "none"}
+            )  # no header comes of it, as of the random one that the SDK would draw
         except openai.APIStatusError as error:
             raise self._failure(error, sent) from None
         except TransferFailed as error:  # the SDK lets through what its own transports would not raise
