@@ -22,10 +22,10 @@ ASKING_TEMPERATURE, ANSWERING_TEMPERATURE = 0.7, 0.0  # diverse questions, faith
 TOKENS_A_QUESTION = 40  # a chunk is asked for one question for each so many tokens it holds, at most --per-chunk
 SHORTEST_QUESTION = 3  # words; what is no longer is not asked for an answer
 MOST_QUOTES = 4  # of an answer
-TEMPLATES = {  # mode -> the template for questions, and the one for answers
+TEMPLATES: dict[str, tuple[str, ...]] = {  # mode -> the template for questions, and the one for answers
     "closed": ("self_qa_questions", "self_qa_answer"),
     "open": ("self_qa_questions", "self_qa_answer"),
-    "refuse": ("self_qa_refusals", "self_qa_decline"),
+    "refuse": ("self_qa_refusals",),
     "api": ("self_qa_api_tasks", "self_qa_api_call"),
 }
 
@@ -50,7 +50,7 @@ class RequestWriter:
         self._temperature, self._top_p, self._extra = temperature, top_p, extra
 
     @property
-    def templates(self) -> tuple[str, str]:
+    def templates(self) -> tuple[str, ...]:
         """The names of the templates for questions and for answers."""
         return TEMPLATES[self._mode]
 
