@@ -71,9 +71,10 @@ class RequestWriter:
             else {"type": "array", "items": {"type": "string"}, "maxItems": MOST_QUOTES}
         )
         example = self._example(language)
-        shown = {"question": example.questions[0]}, _json({"quotes": example.quotes, "answer": example.answer})
+        style = {"style": self._styles[language]}
+        shown = {"question": example.questions[0], **style}, _json({"quotes": example.quotes, "answer": example.answer})
         schema = object_schema({"quotes": quotes, "answer": {"type": "string"}})
-        values = {"question": question, "style": self._styles[language]}
+        values = {"question": question, **style}
         return self._request(chunk, language, "self_qa_answer", values, shown, schema, ANSWERING_TEMPERATURE)
 
     def call(self, chunk: Chunk, language: str, question: str) -> Request:
