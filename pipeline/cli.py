@@ -30,7 +30,7 @@ from pipeline.llm import Model, Request
 from pipeline.models import open_judge, open_model
 from pipeline.money import FREE, Budget, Limits, read_prices
 from pipeline.prompts import Prompts
-from pipeline.run import GIVE_UP_AFTER, Generator, Line, Summarizing, Tally
+from pipeline.run import GIVE_UP_AFTER, Covering, Generator, Line, Tally
 from pipeline.run_folder import DerivedFiles, locked, read_config, write_json
 from pipeline.settings import Checked, GeneratorSettings, checked, flags_of, parse, resolved, shaping
 
@@ -244,7 +244,7 @@ class _Run:
 
     async def _summarize(self, tally: Tally) -> dict[str, Any]:
         counts, totals = self.ask.counts, await self.journal.totals()
-        own = self.generator.summary(tally) if isinstance(self.generator, Summarizing) else {}
+        own = self.generator.coverage() if isinstance(self.generator, Covering) else {}
         return {
             "target": self.settings.target,
             "kept": tally.kept,

@@ -105,7 +105,7 @@ class Curation:
         return {
             place: Loss(
                 "near_duplicate",
-                f"{match.similarity:.3f} of its 3-word runs as in {self.spool[match.place].id}",
+                f"{match.similarity:.3f} alike in wording to {self.spool[match.place].id}",
                 round(match.similarity, 4),
                 threshold,
                 match.place,

@@ -78,7 +78,9 @@ class Endpoint:
             self._client = self._open()
         body, sent = self._body(request)
         try:
-            response = await self._client.post("/chat/completions", body=body, cast_to=httpx2.Response)
+            response = await self._client.post(
+                "/chat/completions", body=body, cast_to=httpx2.Response, options={"idempotency_key": "none"}
+            )  # no header comes of it, as of the random one that the SDK would draw
         except openai.APIStatusError as error:
             raise self._failure(error, sent) from None
         except TransferFailed as error:  # the SDK lets through what its own transports would not raise
@@ -235,7 +237,10 @@ def parse_retry_after(headers: Mapping[str, str], now: Callable[[], float] = tim
 
 def without_secrets(url: str) -> str:
     """The address without user name, password, query and fragment."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # no address, so nothing of it is safe to show
+        return "(no address)"
     host = parts.netloc.rpartition("@")[2]
     return urlunsplit((parts.scheme, host, parts.path, "", ""))
 

@@ -17,12 +17,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Literal, TypeVar
 
+from pipeline import graph_check
 from pipeline.grounding import unsupported
 from pipeline.hygiene import CONTROL_TOKEN, hidden_instruction
 from pipeline.novelty import NoveltyIndex
 from pipeline.private_text import find_secret, redact_personal_data
 from pipeline.records import DocumentSource, Neighbour, Record, texts_of, with_texts
-from pipeline.text import count_words, one_line
+from pipeline.text import count_words, language_of, one_line
 
 Stage = Literal["instruction", "record"]
 
@@ -62,6 +63,7 @@ class Candidate:
     evidence: str = ""  # what the answer must rest on, and a judge may see: the passage, the facts
     nearest: tuple[float, Neighbour] | None = None  # Self-QA, refusals: the passage that comes nearest to an answer
     scores: Mapping[str, float] = field(default_factory=dict)  # what judges said of it
+    asked: graph_check.Asked | None = None  # Self-KG: the question as the graph knows it
 
 
 Seen = TypeVar("Seen", NewInstruction, Candidate)
@@ -170,6 +172,21 @@ def novelty(new: NewInstruction, above: float) -> Found | None:
 # ---------------------------------------------------------------- records
 
 
+# Self-KG's own check comes first of all: it is free, and what it keeps is right whatever a judge would say.
+
+
+@_filter(RECORD, "ours: the user's own triples are the truth")
+def graph(candidate: Candidate, _: float) -> Found | None:
+    """A question or an answer that the graph does not vouch for; the value is the triple it broke."""
+    if candidate.asked is None:
+        return None
+    broken = graph_check.check(candidate.asked, candidate.record.instruction, candidate.record.output)
+    return Found(broken.reason, broken.triple or None) if broken else None
+
+
+# Records of every generator.
+
+
 @_filter(RECORD, "Self-Instruct: last instance of a reply cut off by the token limit")
 def cut_off(candidate: Candidate, _: float) -> Found | None:
     """The reply ended, by its token limit, inside this record."""
@@ -231,11 +248,14 @@ def language(candidate: Candidate, surer_than: float) -> Found | None:
         if count_words(text) < 10:
             continue
         found, sure = _detect_language(text)
+        if language_of(text) == "zh" and not _KANA.search(text):
+            found = "zh"  # the detector takes short Chinese texts of names and numbers for Japanese, or for Polish
         if found != record.language and sure > surer_than:
             return Found(f"the {name} is written in {found!r}, not {record.language!r}", found)
     return None
 
 
+_KANA = re.compile("[\u3040-\u30ff]")
 _NO_PROSE = re.compile(r"```.*?(?:```|\Z)|https?://\S+|\S*[_=<>{}()\[\];/\\]\S*", re.DOTALL)
 _PROSE_WORD = re.compile(r"[\u3400-\u9fff]+|[^\W\d_]{3,}")
 

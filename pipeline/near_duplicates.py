@@ -19,11 +19,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from pipeline.novelty import tokens
 from pipeline.records import Record
-from pipeline.shingles import batches, window_hashes
+from pipeline.shingles import batches, window_hashes, words_of
 
 if TYPE_CHECKING:
     import numpy
@@ -99,9 +100,10 @@ def signatures(texts: Sequence[str]) -> NDArray[numpy.uint32]:
     import numpy as np
     from rensa import RMinHash
 
-    windows = window_hashes([tokens(text) for text in texts], mass=WORDS, short_ones=True)
+    windows = window_hashes([words_of(text) for text in texts], mass=WORDS, short_ones=True)
     matrix: Any = RMinHash.digest_matrix_from_flat_token_hashes(windows.hashes, windows.starts, BANDS * ROWS, _SEED)
-    return np.array(matrix.to_rows(), np.uint32)
+    numbers = chain.from_iterable(matrix.to_rows())  # a third faster than np.array of the lists
+    return np.fromiter(numbers, np.uint32, len(texts) * BANDS * ROWS).reshape(len(texts), BANDS * ROWS)
 
 
 def _keys(texts: Sequence[str]) -> NDArray[numpy.uint32]:

@@ -85,7 +85,7 @@ def _imported(row: Row, parent: Parent, where: str) -> Record:
     if not instruction.strip() and not input_.strip():
         raise UsageError(f"{where}: instruction and input are both empty.")
     task, history, scores = value.get("task"), value.get("history") or [], value.get("scores") or {}
-    language = value.get("language") or language_of(f"{instruction}\n{input_}\n{output}")
+    language = value.get("language") or _language(f"{instruction}\n{input_}\n{output}")
     if not isinstance(language, str):
         raise UsageError(f"{where}: the field 'language' must be text, not {_short(language)}.")
     if not _is_history(history):
@@ -106,6 +106,13 @@ def _imported(row: Row, parent: Parent, where: str) -> Record:
         requests=(),
     )
     return record.model_copy(update={"scores": {name: float(score) for name, score in scores.items()}})
+
+
+def _language(text: str) -> str:
+    """ "zh" or "en", by script; "und" where the letters are neither. Languages in Latin letters are all taken for "en"."""
+    found = language_of(text)
+    letters = [char for char in text if char.isalpha()]
+    return "und" if found == "en" and 2 * sum(map(str.isascii, letters)) < len(letters) else found
 
 
 def _all_finite(scores: dict[str, Any]) -> bool:

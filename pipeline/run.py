@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -23,7 +23,7 @@ from pipeline.filters import Candidate, Filter, Found, judge
 from pipeline.judge import Judge
 from pipeline.llm import Request
 from pipeline.money import Plan
-from pipeline.records import DocumentSource, Record, Rejection, Source
+from pipeline.records import Record, Rejection
 from pipeline.run_folder import DerivedFiles
 
 Item = TypeVar("Item")
@@ -71,11 +71,14 @@ class Generator(Protocol[Item]):
 
 
 @runtime_checkable
-class Summarizing(Protocol):
-    """A generator that has something of its own to say in summary.json."""
+class Covering(Protocol):
+    """A generator that says what of its source the records cover; its words join the summary."""
 
-    def summary(self, tally: Tally) -> dict[str, Any]:
-        """Further keys, JSON-ready."""
+    def cover(self, entry: Record | Rejection, *, kept: bool) -> None:
+        """Take note of a record that was kept, or of what was turned away or merged into an earlier one."""
+
+    def coverage(self) -> dict[str, Any]:
+        """Further keys of the summary, JSON-ready."""
 
 
 @dataclass
@@ -87,14 +90,6 @@ class Tally:
     reasons: Counter[str] = field(default_factory=Counter)  # "filter: reason" of replies that could not be read
     merged: int = 0  # exact duplicates of an earlier candidate
     kept_by_task: Counter[str] = field(default_factory=Counter)
-    judged_from: dict[tuple[str, str], list[int]] = field(default_factory=dict)  # (document, chunk): [kept, judged]
-
-    def note_source(self, sources: Sequence[Source], kept: bool) -> None:
-        """Count towards the chunk that the first source names."""
-        if sources and isinstance(sources[0], DocumentSource):
-            counts = self.judged_from.setdefault((sources[0].document, sources[0].chunk), [0, 0])
-            counts[0] += kept
-            counts[1] += 1
 
 
 class Line:
@@ -235,7 +230,7 @@ class Line:
                 self._reject(candidate)
             elif candidate.record.id in self._seen:
                 self.tally.merged += 1
-                self.tally.note_source(candidate.record.source, kept=False)
+                self._cover(candidate.record, kept=False)
                 self._files.merge(candidate.record.id, candidate.record.source[0])
             else:
                 self._judge(candidate)
@@ -251,21 +246,25 @@ class Line:
             self._reject(rejection_of(*judged, scores=candidate.scores))
         elif judged is not record and judged.id in self._seen:  # mended, it is what another record is already
             self.tally.merged += 1
-            self.tally.note_source(record.source, kept=False)
+            self._cover(record, kept=False)
             self._files.merge(judged.id, judged.source[0])
         else:
             self._seen.add(judged.id)
             self._files.keep(judged.model_copy(update={"scores": {**judged.scores, **candidate.scores}}))
             self.tally.kept += 1
             self.tally.kept_by_task[judged.task] += 1
-            self.tally.note_source(judged.source, kept=True)
+            self._cover(judged, kept=True)
 
     def _reject(self, rejection: Rejection) -> None:
         self._files.reject(rejection)
         self.tally.rejected[rejection.filter] += 1
-        self.tally.note_source(rejection.source, kept=False)
+        self._cover(rejection, kept=False)
         if rejection.stage == "reply":
             self.tally.reasons[str(rejection.value)] += 1
+
+    def _cover(self, entry: Record | Rejection, *, kept: bool) -> None:
+        if isinstance(self._generator, Covering):
+            self._generator.cover(entry, kept=kept)
 
     # ---------------------------------------------------------------- showing and publishing
 

@@ -36,7 +36,7 @@ from pipeline.money import Plan, plan_of
 from pipeline.parsing import Unreadable, read_items, read_value
 from pipeline.prompts import Prompts
 from pipeline.records import DocumentSource, Neighbour, Quote, Record, Rejection, Stage, content_id, make_record
-from pipeline.run import Made, Outlook, Tally
+from pipeline.run import Made, Outlook
 from pipeline.self_qa_examples import DECLINES, STYLES
 from pipeline.self_qa_requests import SHORTEST_QUESTION, RequestWriter, evidence_of, questions_wanted
 from pipeline.settings import GeneratorSettings, setting
@@ -98,6 +98,7 @@ class SelfQA:
         self._rejected: list[Rejection] = []
         self._documents: list[Document] = []
         self._chunks: list[Chunk] = []
+        self._judged_from: dict[tuple[str, str], list[int]] = {}  # (document, chunk): [kept, judged]
         self._described: dict[str, Mapping[str, Any]] = {}  # mode api: chunk id -> the description's fields
         self._read()
         self._corpus = Corpus(self._chunks) if settings.mode in ("open", "refuse") else None
@@ -294,9 +295,17 @@ class SelfQA:
             source=(source_of(trail.chunk),), prompts=trail.prompts, requests=tuple(trail.requests),
         )  # fmt: skip
 
-    def summary(self, tally: Tally) -> dict[str, Any]:
+    def cover(self, entry: Record | Rejection, *, kept: bool) -> None:
+        """Count towards the chunk that the entry came from."""
+        for source in entry.source[:1]:
+            if isinstance(source, DocumentSource):
+                counts = self._judged_from.setdefault((source.document, source.chunk), [0, 0])
+                counts[0] += kept
+                counts[1] += 1
+
+    def coverage(self) -> dict[str, Any]:
         """How much of each document was asked, and how much of it brought a record."""
-        return {"documents": coverage(self._documents, self._chunks, tally)}
+        return {"documents": coverage(self._documents, self._chunks, self._judged_from)}
 
 
 @dataclass
@@ -354,7 +363,9 @@ def read_style(path: Path | None, language: str) -> str:
     return text
 
 
-def coverage(documents: Sequence[Document], chunks: Sequence[Chunk], tally: Tally) -> dict[str, Any]:
+def coverage(
+    documents: Sequence[Document], chunks: Sequence[Chunk], judged_from: Mapping[tuple[str, str], list[int]]
+) -> dict[str, Any]:
     """Per document: its chunks, how many were asked, how many brought a record, the records, what was left out."""
     rows: dict[str, Any] = {}
     by_document: dict[str, list[Chunk]] = {}
@@ -362,7 +373,7 @@ def coverage(documents: Sequence[Document], chunks: Sequence[Chunk], tally: Tall
         by_document.setdefault(chunk.document, []).append(chunk)
     for document in documents:
         own = {chunk.id for chunk in by_document.get(document.name, ())}
-        judged = [counts for id_ in own if (counts := tally.judged_from.get((document.name, id_)))]
+        judged = [counts for id_ in own if (counts := judged_from.get((document.name, id_)))]
         rows[document.name] = {
             "characters": len(document.text),
             "chunks": len(own),

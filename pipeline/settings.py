@@ -137,6 +137,11 @@ class GeneratorSettings(BaseModel):
     rpm: float | None = setting(None, "running", "requests a minute at most, where the limit is known", gt=0)
     tpm: float | None = setting(None, "running", "tokens a minute at most, where the limit is known", gt=0)
 
+    @property
+    def needs_model(self) -> bool:
+        """Whether anything is asked at all; a command that can do without says so."""
+        return True
+
 
 Settings = TypeVar("Settings", bound=GeneratorSettings)
 Checked = TypeVar("Checked", bound=BaseModel)

@@ -134,7 +134,8 @@ class Exchange:
         users = [message for message in messages if message.get("role") == "user"]
         source = text_of(users[-1]) if users else ""
         writer = Writer(int(self.key[:16], 16), source, self.options.dirty, self.options.plant)
-        text, finish = writer.answer(self.schema(prompt))
+        prepared = self.options.prepared.get(source)
+        text, finish = (prepared, "stop") if prepared is not None else writer.answer(self.schema(prompt))
         limit = self.body.get("max_completion_tokens") or self.body.get("max_tokens")
         if limit and len(text) > 4 * limit:
             text, finish = text[: 4 * limit], "length"

@@ -83,6 +83,7 @@ class Server:
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
         self.plan = read_plan(json.loads(options.plan.read_bytes())) if options.plan else []
+        options.prepared = json.loads(options.answers.read_bytes()) if options.answers else {}
         self.bucket = Bucket(*options.rpm_bucket) if options.rpm_bucket else None
         self.ledger = Ledger(options.ledger, options.ledger_keys_only, options.ledger_fsync)
         self.in_flight = self.most_in_flight = 0
@@ -248,6 +249,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--ledger-keys-only", action="store_true", help="leave the bodies out")
     parser.add_argument("--ledger-fsync", action="store_true", help="fsync each line")
     parser.add_argument("--plan", type=Path, help="JSON file: which request gets which fault")
+    parser.add_argument("--answers", type=Path, help="JSON file: the last user message -> the reply to it")
     parser.add_argument("--latency-ms", type=float, default=0.0, help="before each answer; faults have their own times")
     parser.add_argument("--dirty", type=float, default=0.0, help="share of bad instructions, empty outputs, chatter, …")
     parser.add_argument("--plant", type=float, default=0.0, help="share of answers to a passage that invent something")

@@ -9,6 +9,7 @@ import gzip
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -144,6 +145,14 @@ def test_what_a_plain_row_may_bring_along(tmp_path: Path) -> None:
     run(plain(tmp_path / "x.jsonl", [row]), "--out", tmp_path / "c")
     (one,) = read_records(tmp_path / "c")
     assert (one.history, one.scores, one.task, one.language) == ((("Hi", "Hello"),), {"judge": 3.0}, "qa", "fr")
+
+
+@pytest.mark.parametrize(
+    ("text", "language"), [("Name a river.", "en"), ("说说大海", "zh"), ("Расскажи о море", "und"), ("1 + 1 = ?", "en")]
+)
+def test_the_language_of_a_plain_row_is_told_by_its_script(tmp_path: Path, text: str, language: str) -> None:
+    run(plain(tmp_path / "x.jsonl", [{"instruction": text, "output": ""}]), "--out", tmp_path / "c")
+    assert next(read_records(tmp_path / "c")).language == language
 
 
 def test_a_curated_folder_can_be_curated(tmp_path: Path) -> None:
@@ -401,7 +410,7 @@ BAD = [
     ("x.jsonl", GOOD, ["--select", "1", "--quota", "model=1"], "with a kind of generator, task, source"),
     ("x.jsonl", GOOD, ["--select", "1", "--quota", "task:clasification=1"], "no record has the task 'clasification'"),
     ("x.jsonl", GOOD, ["--near-duplicates", "2"], "--near-duplicates: Input should be less than or equal to 1"),
-    ("x.jsonl", GOOD, ["--semantic-duplicates", "1", "--embedding-model", "/nowhere"], "is no folder, and the hub gave"),
+    ("x.jsonl", GOOD, ["--semantic-duplicates", "1", "--embedding-model", "/nowhere"], "the hub gave none"),
 ]  # fmt: skip
 
 
@@ -446,6 +455,23 @@ def test_bad_inputs_and_folders(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert (a / "records.jsonl").read_bytes() == before
     assert kept(b) == ["Hum."]
     assert not (tmp_path / "c").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_leaves_things_as_they_were(tmp_path: Path, number: signal.Signals) -> None:
+    """The input is a pipe that stays open, so that the command is in the middle of its work when the signal comes."""
+    pipe = tmp_path / "x.jsonl"
+    os.mkfifo(pipe)
+    command = [sys.executable, "-m", "pipeline.curate", str(pipe), "--out", str(tmp_path / "c")]
+    with subprocess.Popen(
+        [*command, "--semantic-duplicates", "off"], cwd=ROOT, stderr=subprocess.PIPE, text=True
+    ) as process:
+        with pipe.open("w"):  # opens once the command reads
+            process.send_signal(number)
+            _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert said == "Interrupted; what was there before is as it was.\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["x.jsonl"]
 
 
 def test_nothing_kept_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

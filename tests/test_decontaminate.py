@@ -17,6 +17,7 @@ import pytest
 from pipeline.decontaminate import MOST_ITEMS, Benchmark, Hit, Item, load_items
 from pipeline.errors import UsageError
 from pipeline.records import FileSource, Record, make_record
+from pipeline.rows import LONGEST_LINE
 
 ROOT = Path(__file__).parents[1]
 DATA = Path(os.environ.get("INSTRUCTLOOP_DATA", ROOT.parent / "shared" / "data"))
@@ -56,7 +57,7 @@ ROWS = [
     ("a few words changed, no eight in a row left",
      record(CHANGED), "b:1"),
     ("the answer", record("Say it again.", output=ANSWER), "b:1"),
-    ("a phrase of the answer", record("Begin.", output="Six years before the harbour moved, in the spring, came war."), None),
+    ("a phrase of the answer", record("Begin.", output="Six years before the harbour moved, the war came."), None),
     ("a short question as it is", record("who lit the first lamp"), "b:3"),
     ("a short question with one word changed", record("Who lit the first fire?"), None),
     ("the copy split into instruction and input", record(ASKED[:52], ASKED[53:]), "b:1"),
@@ -154,6 +155,7 @@ BAD = [
     ("b.jsonl.gz", b"no gzip", "not a whole gzip file"),
     ("b.jsonl.gz", gzip.compress(b'{"a": "x y"}' * 99)[:-9], "not a whole gzip file"),
     ("b.docx", b"", "is none of"),
+    ("b.jsonl.gz", gzip.compress(b'{"a": "x"}\n"' + b" " * (LONGEST_LINE + 1)), "line 2: longer than"),
 ]
 
 

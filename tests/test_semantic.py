@@ -120,7 +120,7 @@ ALIKE = [
     ("another input", record("Classify it.", "Age: 23"), record("Classify it.", "Age: 32"), 0.0),
     ("an input in another order", record("Compare.", "[1, 2, 3], 3, 2"), record("Compare.", "[1, 2, 3], 2, 3"), 0.0),
     ("the same input with another label", record("Scan it.", "Line: The sea."), record("Scan this.", "The sea!"), 0.6),
-    ("the input inside the other instruction", record("Who is it?", "Ada Lovelace"), record("Who is Ada Lovelace?"), 0.6),
+    ("the input in the other instruction", record("Who is it?", "Ada Lovelace"), record("Who is Ada Lovelace?"), 0.6),
     ("an input that the other lacks", record("Who is it?", "Ada Lovelace"), record("Who is it?"), 0.0),
     ("Chinese, another input", record("翻译", "海很深"), record("翻译", "山很高"), 0.0),
 ]  # fmt: skip
