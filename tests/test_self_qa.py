@@ -18,6 +18,7 @@ from pipeline.extraction import READERS
 from pipeline.records import DocumentSource, Record, Rejection
 from pipeline.run_folder import read_records
 from pipeline.self_qa import main
+from pipeline.self_qa_examples import DECLINES
 from tests.fake_server import FakeServer
 
 DATA = Path(os.environ.get("INSTRUCTLOOP_DATA", Path(__file__).parent.parent.parent / "shared" / "data"))
@@ -349,9 +350,7 @@ def test_mode_refuse_declines_and_needs_no_second_request(server: FakeServer, do
     assert self_qa(server, out, docs, "--mode", "refuse") == 0
     records = list(read_records(out))
     assert len(server.ledger()) == sum(row["chunks"] for row in summary_of(out)["documents"].values())
-    ways = {
-        way for folder in ("en", "zh") for way in Path(f"prompts/{folder}/self_qa_decline.md").read_text().splitlines()
-    }
+    ways = {way for ways in DECLINES.values() for way in ways}
     assert records
     assert all(record.output in ways for record in records)
 
