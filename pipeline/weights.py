@@ -195,7 +195,7 @@ def load(weights: Weights) -> tuple[Any, Any]:
     if weights.adapter is not None:
         model = _put_on_adapter(model, weights.adapter)
         if _has_tokenizer(weights.adapter):
-            tokenizer = _load_tokenizer(weights.adapter)
+            tokenizer = load_tokenizer(weights.adapter)
     return model.to(device).eval(), tokenizer
 
 
@@ -278,10 +278,10 @@ def _load_directory(directory: Path) -> tuple[Any, Any]:
     if info["missing_keys"]:  # transformers would fill them with random numbers and go on
         missing = sorted(info["missing_keys"])
         raise UsageError(f"{directory} is incomplete: {len(missing)} weights are missing, {missing[0]} among them")
-    return model, _load_tokenizer(directory)
+    return model, load_tokenizer(directory)
 
 
-def _load_tokenizer(directory: Path) -> Any:
+def load_tokenizer(directory: Path) -> Any:
     from transformers import AutoTokenizer
 
     try:

@@ -1,0 +1,362 @@
+"""What to train on: a run folder, or a file in one of the shapes people have, as one list of `Example`s.
+
+    outputs/NAME            a run folder: its records.jsonl
+    FILE.jsonl, FILE.json   Alpaca (instruction, input, output, perhaps history), ShareGPT (conversations), messages,
+                            prompt and completion, ChatGLM's content and summary; also .gz
+
+The shape is told from the first row's keys, said aloud, and asked of every row. Also here: the held-out tasks that
+nothing may be trained on, the split by group, and the control's rows.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import UsageError
+from pipeline.novelty import NoveltyIndex, tokens
+from pipeline.records import DocumentSource, GraphSource, Record, Rejection
+from pipeline.run_folder import read_config, read_records
+from pipeline.text import language_of
+
+HELD_OUT = Path(__file__).with_name("heldout.jsonl")
+SAMPLE = Path(__file__).with_name("sample.jsonl")
+COLLIDES_ABOVE = 0.7  # ROUGE-L F of two tasks' texts: Self-Instruct's own line between new and known
+SAME_CLUSTER_ABOVE = 0.5  # looser: rows of one cluster must not stand on both sides of the split
+FEWEST_GROUPS = 5  # with fewer there is nothing to spare for watching
+QUOTED_WORDS = 8  # a held-out task at least this long that is quoted whole also collides
+
+Message = tuple[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One conversation to learn from. Its last message is the answer; in `pretrain`, its only message is a document.
+
+    `group` says what it belongs to: examples of one group never stand on both sides of a split.
+    """
+
+    messages: tuple[Message, ...]
+    group: str
+    task: str = "generation"
+    rejected: str = ""  # the answer that lost, in preference pairs
+
+    @property
+    def question(self) -> str:
+        return next((text for role, text in reversed(self.messages[:-1]) if role == "user"), "")
+
+    @property
+    def answer(self) -> str:
+        return self.messages[-1][1]
+
+    @property
+    def language(self) -> str:
+        return language_of(self.question + self.answer)
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What was read, how it was shaped, and a hash of every text in it."""
+
+    path: Path
+    shape: str
+    examples: list[Example]
+    empty: int  # rows left out because they have no answer
+
+    @property
+    def hash(self) -> str:
+        return hash_examples(self.examples)
+
+
+def user_message(instruction: str, input: str = "") -> str:
+    """What the user says for a record; training, evaluation and chat all say it like this."""
+    return f"{instruction}\n\n{input}" if input.strip() else instruction
+
+
+def hash_examples(examples: Sequence[Example]) -> str:
+    """A hash of what is said in the examples, in order."""
+    texts = [[*example.messages, example.rejected] for example in examples]
+    return hashlib.sha256(json.dumps(texts, ensure_ascii=True).encode()).hexdigest()[:32]
+
+
+# ---------------------------------------------------------------- reading
+
+
+def read(path: Path, stage: str = "sft") -> Source:
+    """The examples at a path.
+
+    :raises UsageError: where it cannot be read, holds nothing, or has a row of another shape; the sentence names it.
+    """
+    if path.is_dir():
+        return _read_run_folder(path)
+    rows = list(_read_rows(path))
+    if not rows:
+        raise UsageError(f"{path} holds no rows, so there is nothing to train on.")
+    shape = _shape_of(rows[0][1], path, stage)
+    examples, empty = [], 0
+    for line, row in rows:
+        try:
+            example = _SHAPES[shape](row)
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            raise UsageError(f"{path}, row {line}: not a row of the shape {shape} ({_said(error)}).") from error
+        if example.answer.strip():
+            examples.append(example)
+        else:
+            empty += 1
+    if not examples:
+        raise UsageError(f"{path}: none of its {len(rows)} rows has an answer, so there is nothing to train on.")
+    return Source(path, shape, examples, empty)
+
+
+def _read_run_folder(folder: Path) -> Source:
+    if not (folder / "records.jsonl").is_file():
+        held = ", ".join(sorted(file.name for file in folder.iterdir())[:5]) or "nothing"
+        raise UsageError(f"{folder} is no run folder: it has no records.jsonl (it holds {held}).")
+    examples = [example_of(record) for record in read_records(folder)]
+    if not examples:
+        raise UsageError(f"{folder}/records.jsonl is empty: nothing was kept, so there is nothing to train on.")
+    return Source(folder, "run folder", examples, 0)
+
+
+def example_of(record: Record | Rejection) -> Example:
+    """A record as a conversation: earlier turns, then the instruction with its input, then the output."""
+    earlier = [message for user, assistant in record.history for message in (("user", user), ("assistant", assistant))]
+    messages = (*earlier, ("user", user_message(record.instruction, record.input)), ("assistant", record.output))
+    return Example(messages, _group_of(record), record.task or "generation")
+
+
+def _group_of(record: Record | Rejection) -> str:
+    """The document or the subject it came from; "" where the examples' own texts must say what belongs together."""
+    for source in record.source:
+        if isinstance(source, DocumentSource):
+            return f"document {source.document}"
+        if isinstance(source, GraphSource):
+            return f"subject {source.triples[0][0]}" if source.triples else ""
+    return ""
+
+
+def _read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(row number, row) of a JSON or JSON Lines file, packed by gzip or not."""
+    try:
+        data = path.read_bytes()
+        text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig")
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} cannot be read as text: {_said(error)}.") from error
+    if text.lstrip().startswith("["):
+        try:
+            values = list(enumerate(json.loads(text), start=1))
+        except ValueError as error:
+            raise UsageError(f"{path} is not valid JSON: {error}.") from error
+    else:
+        values = [
+            (number, _parsed(line, path, number)) for number, line in enumerate(text.split("\n"), 1) if line.strip()
+        ]
+    for number, value in values:
+        if not isinstance(value, dict):
+            raise UsageError(f"{path}, row {number}: a {type(value).__name__}, where an object is wanted.")
+        yield number, value
+
+
+def _parsed(line: str, path: Path, number: int) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError as error:
+        raise UsageError(f"{path}, line {number}: not valid JSON ({error}).") from error
+
+
+def _said(error: Exception) -> str:
+    return f"it has no {error}" if isinstance(error, KeyError) else str(error)
+
+
+# ---------------------------------------------------------------- the shapes
+
+
+def _alpaca(row: dict[str, Any]) -> Example:
+    earlier: list[Message] = []
+    for user, assistant in row.get("history") or []:
+        earlier += [("user", user), ("assistant", assistant)]
+    if row.get("system"):
+        earlier.insert(0, ("system", row["system"]))
+    if "instances" in row:  # Self-Instruct's tasks: the first instance stands for the task
+        row = {**row, **row["instances"][0]}
+    question = user_message(row["instruction"], row.get("input") or "")
+    task = "classification" if row.get("is_classification") or row.get("task") == "classification" else "generation"
+    return _example([*earlier, ("user", question), ("assistant", row["output"])], task=task)
+
+
+_ROLES = {
+    "system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant",
+    "chatgpt": "assistant", "bot": "assistant", "model": "assistant",
+}  # fmt: skip
+
+
+def _conversation(turns: Sequence[dict[str, Any]]) -> list[Message]:
+    messages = []
+    for turn in turns:
+        role = turn.get("role", turn.get("from"))
+        if role not in _ROLES:
+            raise ValueError(f"a turn is spoken by {role!r}, which is none of {', '.join(_ROLES)}")
+        messages.append((_ROLES[role], turn["content"] if "content" in turn else turn["value"]))
+    while messages and messages[-1][0] != "assistant":  # nobody answered that any more
+        messages.pop()
+    if not messages:
+        raise ValueError("nothing is said by the assistant")
+    return messages
+
+
+def _prompt_completion(row: dict[str, Any]) -> Example:
+    prompt, completion = row["prompt"], row["completion"]
+    if isinstance(prompt, list):
+        turns = completion if isinstance(completion, list) else [{"role": "assistant", "content": completion}]
+        return _example(_conversation([*prompt, *turns]))
+    return _example([("user", prompt), ("assistant", completion)])
+
+
+def _preference(row: dict[str, Any]) -> Example:
+    if isinstance(row["prompt"], list):
+        *_, rejected = _conversation([*row["prompt"], *row["rejected"]])
+        return _example(_conversation([*row["prompt"], *row["chosen"]]), rejected=rejected[1])
+    return _example([("user", row["prompt"]), ("assistant", row["chosen"])], rejected=row["rejected"])
+
+
+def _example(messages: Sequence[Message], task: str = "generation", rejected: str = "") -> Example:
+    for role, text in messages:
+        if not isinstance(text, str):
+            raise ValueError(f"what the {role} says is a {type(text).__name__}, not a text")
+    return Example(tuple(messages), "", task, rejected)
+
+
+_SHAPES: dict[str, Callable[[dict[str, Any]], Example]] = {
+    "preference pairs (prompt, chosen, rejected)": _preference,
+    "messages": lambda row: _example(_conversation(row["messages"])),
+    "ShareGPT (conversations)": lambda row: _example(_conversation(row["conversations"])),
+    "Alpaca (instruction, input, output)": _alpaca,
+    "Self-Instruct tasks (instruction, instances)": _alpaca,
+    "prompt and completion": _prompt_completion,
+    "ChatGLM (content, summary)": lambda row: _example([("user", row["content"]), ("assistant", row["summary"])]),
+    "plain documents (text)": lambda row: _example([("assistant", row["text"])]),
+}
+_KEYS = (
+    {"prompt", "chosen", "rejected"}, {"messages"}, {"conversations"}, {"instruction", "output"},
+    {"instruction", "instances"}, {"prompt", "completion"}, {"content", "summary"}, {"text"},
+)  # fmt: skip
+_STAGE_OF = {"preference pairs (prompt, chosen, rejected)": ("dpo", "reward"), "plain documents (text)": ("pretrain",)}
+
+
+def _shape_of(row: dict[str, Any], path: Path, stage: str) -> str:
+    for shape, keys in zip(_SHAPES, _KEYS, strict=True):
+        if keys <= row.keys():
+            stages = _STAGE_OF.get(shape, ("sft", "pretrain"))
+            if stage not in stages:
+                raise UsageError(f"{path} holds {shape}, which is for --stage {' or '.join(stages)}, not {stage}.")
+            return shape
+    known = "; ".join(_SHAPES)
+    raise UsageError(f"{path}: the first row has the keys {', '.join(row) or '(none)'}, which is none of: {known}.")
+
+
+# ---------------------------------------------------------------- what must not be trained on
+
+
+class HeldOut:
+    """The tasks a verdict is measured on, and whether a question collides with one of them."""
+
+    def __init__(self, tasks: Sequence[Example]) -> None:
+        self._index = NoveltyIndex(COLLIDES_ABOVE)
+        self._quotable = []
+        for number, task in enumerate(tasks):
+            self._index.add(task.question, str(number))
+            words = tokens(task.question)
+            if len(words) >= QUOTED_WORDS:
+                self._quotable.append(f" {' '.join(words)} ")
+
+    def collides(self, example: Example) -> bool:
+        """Whether any of its questions is nearly a held-out task's, or quotes one."""
+        for role, text in example.messages:
+            if role == "user":
+                spelt = f" {' '.join(tokens(text))} "
+                if self._index.nearest(text) is not None or any(quoted in spelt for quoted in self._quotable):
+                    return True
+        return False
+
+
+# ---------------------------------------------------------------- the split, and the control
+
+
+def grouped(examples: Sequence[Example]) -> list[str]:
+    """A group for every example: its own, or the cluster of near duplicates its question falls into."""
+    index = NoveltyIndex(SAME_CLUSTER_ABOVE)
+    groups: list[str] = []
+    cluster_of: dict[str, str] = {}
+    for number, example in enumerate(examples):
+        text = example.question or example.answer
+        if example.group:
+            groups.append(example.group)
+            continue
+        near = index.nearest(text)
+        cluster = cluster_of[near[1]] if near else f"cluster {number}"
+        cluster_of[str(number)] = cluster
+        index.add(text, str(number))
+        groups.append(cluster)
+    return groups
+
+
+def split(examples: Sequence[Example], share: float, seed: int) -> tuple[list[Example], list[Example]]:
+    """(to learn from, to watch): whole groups go to one side, about `share` of all examples to the second.
+
+    The second is empty where the examples are too few groups to spare one.
+    """
+    groups = grouped(examples)
+    sizes = Counter(groups)
+    if share <= 0 or len(sizes) < FEWEST_GROUPS:
+        return list(examples), []
+    names = sorted(sizes)
+    random.Random(seed).shuffle(names)
+    wanted = max(1, round(share * len(examples)))
+    watched: set[str] = set()
+    taken = 0
+    for name in names:  # a group that would overshoot by much is passed over for a smaller one
+        if taken < wanted and taken + sizes[name] <= 2 * wanted:
+            watched.add(name)
+            taken += sizes[name]
+    learn = [example for example, group in zip(examples, groups, strict=True) if group not in watched]
+    watch = [example for example, group in zip(examples, groups, strict=True) if group in watched]
+    return learn, watch
+
+
+def candidates(folder: Path) -> list[Example]:
+    """Everything a run folder had before filtering: all that reached an output, kept or rejected.
+
+    For a folder that `pipeline.curate` made, everything in the folders it was made from.
+    """
+    parents = [Path(parent) for parent in parent_folders(folder)]
+    pool: dict[tuple[Message, ...], Example] = {}
+    for parent in parents or [folder]:
+        found = [example_of(record) for record in read_records(parent)]
+        rejected = parent / "rejected.jsonl"
+        if rejected.is_file():
+            with rejected.open(encoding="utf-8") as lines:
+                found += [example_of(Rejection.model_validate_json(line)) for line in lines]
+        for example in found:
+            if example.question.strip() and example.answer.strip():
+                pool.setdefault(example.messages, example)
+    return list(pool.values())
+
+
+def parent_folders(folder: Path) -> list[str]:
+    """The folders a curated one names as its inputs, as far as they are still there."""
+    config = read_config(folder) or {}
+    named = config.get("parents") or []
+    paths = [str(parent["path"] if isinstance(parent, dict) else parent) for parent in named]
+    return [path for path in paths if (Path(path) / "records.jsonl").is_file()]
+
+
+def sample_control(pool: Sequence[Example], count: int, seed: int) -> list[Example]:
+    """A seeded sample of the pool, or all of it where it is no larger."""
+    return random.Random(seed).sample(list(pool), min(count, len(pool)))
