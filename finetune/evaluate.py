@@ -21,7 +21,7 @@ from typing import Any
 from finetune import verdict as verdicts
 from finetune.data import HELD_OUT, Example, read
 from finetune.measure import Loss, Reply, answer_losses, mean_loss, plain_text_loss, scores, write_answers
-from finetune.methods import METHODS, choose_device, keep_gradients_right, load_base, prepare
+from finetune.methods import METHODS, choose_device, keep_gradients_right, load_base, prepare, quiet
 from finetune.rows import encode, stop_ids
 from pipeline import weights as local_weights
 from pipeline.errors import DONE, Interrupted, StopRun, UsageError
@@ -61,10 +61,11 @@ def arms(base: Path, method: str, device: str, folders: dict[str, Path]) -> Iter
     model = load_base(base, method, device).eval()
     yield "base", model
     for name, folder in folders.items():
-        if isinstance(model, PeftModel):
-            model.load_adapter(str(folder), name)
-        else:
-            model = PeftModel.from_pretrained(model, str(folder), adapter_name=name)
+        with quiet():
+            if isinstance(model, PeftModel):
+                model.load_adapter(str(folder), name)
+            else:
+                model = PeftModel.from_pretrained(model, str(folder), adapter_name=name)
         model.set_adapter(name)
         keep_gradients_right(model)
         yield name, model.eval()

@@ -6,9 +6,12 @@ python -m finetune.run --preset list        the published numbers, and where the
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import logging
 import os
+import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,12 @@ from pipeline.errors import UsageError
 
 LIBRARIES = ("torch", "transformers", "peft", "trl", "datasets", "bitsandbytes")
 INSTALL = 'pip install -c constraints.txt -e ".[local,train]"'
+
+
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json",
+    "vocab.json", "merges.txt", "added_tokens.json", "chat_template.jinja",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +141,15 @@ def prepare() -> None:
     import datasets
 
     datasets.disable_progress_bars()
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without what trl, peft and transformers warn each other of, and no user can act on."""
+    with warnings.catch_warnings():
+        for pattern in (".*(gradient|activation)_checkpointing.*", ".*[Pp]adding-free.*", ".*lr_scheduler.step.*"):
+            warnings.filterwarnings("ignore", message=pattern)
+        yield
 
 
 def choose_device(wanted: str) -> str:

@@ -26,18 +26,16 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from finetune import estimate, evaluate, methods, rows, training
+from finetune import card, estimate, evaluate, methods, rows, training
 from finetune import verdict as verdicts
 from finetune.data import SAMPLE, Example, HeldOut, candidates, hash_examples, read, sample_control, split
 from finetune.evaluate import say
-from finetune.methods import METHODS, PRESETS, Recipe
+from finetune.methods import METHODS, PRESETS, TOKENIZER_FILES, Recipe
 from pipeline import weights as local_weights
 from pipeline.errors import DONE, Interrupted, StopRun, UsageError
 
 WATCHED_SHARE = 0.1
 LIBRARIES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets")
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json",
-                   "vocab.json", "merges.txt", "added_tokens.json", "chat_template.jinja")  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -175,6 +173,7 @@ class _Run:
             control=about, overlap=overlap, new_tokens=self.options.new_tokens, say=self.say,
         )  # fmt: skip
         verdicts.write(self.out, found, pages)
+        card.refresh_card(self.out, local_weights.BUNDLED_NAME if self.options.base is None else self.base.name)
         for line in verdicts.describe(found):
             say(line)
         if self.options.json:

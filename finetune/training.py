@@ -9,13 +9,12 @@ from __future__ import annotations
 import json
 import math
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune.methods import METHODS, Recipe, adapter_config, keep_gradients_right
+from finetune.methods import METHODS, Recipe, adapter_config, keep_gradients_right, quiet
 from finetune.rows import IGNORED, Row
 
 PACK_LENGTH = {"cpu": 512, "cuda": 2048}
@@ -76,8 +75,9 @@ def packs_stay_apart(model: Any, rows: Sequence[Row]) -> bool:
 
     def loss(ids: list[int], labels: list[int], positions: list[int]) -> float:
         at = {"device": model.device}
+        place = {"position_ids": torch.tensor([positions], **at), "use_cache": False}  # as the trainer calls it
         with torch.no_grad():
-            logits = model(input_ids=torch.tensor([ids], **at), position_ids=torch.tensor([positions], **at)).logits
+            logits = model(input_ids=torch.tensor([ids], **at), **place).logits
         wanted = torch.tensor(labels[1:], **at)
         return float(torch.nn.functional.cross_entropy(logits[0, :-1].float(), wanted, ignore_index=IGNORED))
 
@@ -131,8 +131,7 @@ def train(
         if part
     ]
     started = time.monotonic()
-    with warnings.catch_warnings():
-        _ignore_foreign_warnings()
+    with quiet():
         trainer = SFTTrainer(
             model=model,
             args=_arguments(recipe, batches, checkpoints, bool(watched), packing, device, seed, checkpointing, log),
@@ -200,17 +199,6 @@ def _arguments(
         load_best_model_at_end=watch,
         metric_for_best_model="loss" if watch else None,
     )
-
-
-def _ignore_foreign_warnings() -> None:
-    """What trl, peft and transformers say to each other, and no user can act on."""
-    for pattern in (
-        ".*gradient_checkpointing.*",
-        ".*[Pp]adding-free.*",
-        ".*use_reentrant.*",
-        ".*lr_scheduler.step.*",
-    ):
-        warnings.filterwarnings("ignore", message=pattern)
 
 
 def _progress(say: Callable[[str], None]) -> Any:

@@ -296,6 +296,10 @@ def _put_on_adapter(model: Any, adapter: Path) -> Any:
         from peft import PeftModel
     except ImportError as error:
         raise UsageError(f"{adapter} is an adapter, and reading it needs peft: pip install peft") from error
+    if (adapter / "generation_config.json").is_file():  # the trainer notes there which tokens end a reply
+        from transformers import GenerationConfig
+
+        model.generation_config = GenerationConfig.from_pretrained(adapter, local_files_only=True)
     try:
         with warnings.catch_warnings(
             category=FutureWarning, action="ignore"
