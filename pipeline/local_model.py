@@ -24,7 +24,7 @@ from pipeline import weights as local_weights
 from pipeline.chat_template import render_chat
 from pipeline.errors import EndpointError, UsageError
 from pipeline.llm import Reply, Request, RequestFailed, canonical_json
-from pipeline.text import strip_thinking
+from pipeline.text import one_line
 
 if TYPE_CHECKING:
     from pipeline.continuous_batch import ContinuousBatch, Row
@@ -43,6 +43,7 @@ class LocalModel:
     def __init__(self, weights: local_weights.Weights, *, batch: int = DEFAULT_BATCH) -> None:
         if batch < 1:
             raise UsageError(f"batch is {batch}, but at least one request must fit in")
+        local_weights.prepare_process()  # now, before anything else in this process imports torch
         self._weights = weights
         self._batch = batch
         self._inbox: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()  # None: close
@@ -138,12 +139,13 @@ class LocalModel:
 
 
 class _Job:
-    """A request and the promise of its reply. `row` is set once it decodes."""
+    """A request and the promise of its reply. `row` is made once, and `started` when it enters the batch."""
 
     def __init__(self, request: Request) -> None:
         self.request = request
         self.future: Future[Reply] = Future()
         self.row: Row | None = None
+        self.started = False
 
     def answer(self, reply: Reply) -> None:
         if not self.future.done() and self.future.set_running_or_notify_cancel():  # it may be cancelled this instant
@@ -158,7 +160,6 @@ class _Engine:
     """The loaded model. Lives and dies in the worker thread."""
 
     def __init__(self, weights: local_weights.Weights, batch: int) -> None:
-        local_weights.prepare_process()
         import torch
 
         torch.set_num_threads(_cores())
@@ -186,7 +187,7 @@ class _Engine:
             if job.row is not None and job.future.cancelled():
                 job.row.finish_reason = "dropped"
         jobs = [job for job in jobs if not job.future.cancelled()]
-        for job in [job for job in jobs if job.row is None][:PREFILLS_A_STEP]:
+        for job in [job for job in jobs if not job.started][:PREFILLS_A_STEP]:
             if not self._start(job):
                 break
         self._rows.step()
@@ -202,7 +203,7 @@ class _Engine:
     def _start(self, job: _Job) -> bool:
         """Let a job into the batch, or answer it at once where that is impossible. False: no room for it now."""
         try:
-            row = self._row(job.request)
+            row = job.row = job.row or self._row(job.request)
         except RequestFailed as failure:
             job.fail(failure)
             return True
@@ -212,7 +213,7 @@ class _Engine:
         if not self._rows.has_room_for(row):
             return False
         self._rows.add(row)
-        job.row = row
+        job.started = True
         return True
 
     def _row(self, request: Request) -> Row:
@@ -227,7 +228,7 @@ class _Engine:
         try:
             prompt = render_chat(self._tokenizer, request.messages, template_options=options)
         except (jinja2.TemplateError, TypeError, ValueError) as error:
-            raise _refusal(f"the model's chat template does not take these messages: {error}") from error
+            raise _refusal(f"the model's chat template does not take these messages: {one_line(str(error))}") from error
         room = request.max_tokens if self._window is None else self._window - len(prompt)
         return Row(
             prompt=prompt,
@@ -256,7 +257,7 @@ class _Engine:
             # No free whitespace: a small model given the choice fills its reply with blanks.
             grammar = self._grammars.compile_json_schema(json.dumps(request.schema), any_whitespace=False)
         except RuntimeError as error:
-            raise _refusal(f"xgrammar cannot follow the schema: {str(error).strip()}") from error
+            raise _refusal(f"xgrammar cannot follow the schema: {one_line(str(error))}") from error
         return xgrammar.GrammarMatcher(grammar)
 
 
@@ -293,7 +294,7 @@ def parse_reply(raw: bytes) -> Reply:
     """A reply from its exact bytes: fresh ones and those replayed from a journal are made here alike."""
     body = json.loads(raw)
     return Reply(
-        text=strip_thinking(body["text"]),
+        text=body["text"],
         finish_reason=body["finish_reason"],
         prompt_tokens=body["prompt_tokens"],
         completion_tokens=body["completion_tokens"],

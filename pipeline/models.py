@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from pipeline.endpoint import Endpoint
+from pipeline.endpoint import Endpoint, without_secrets
 from pipeline.errors import UsageError
 from pipeline.llm import Model
 from pipeline.local_model import LocalModel
@@ -29,7 +29,7 @@ def open_model(settings: GeneratorSettings, environment: Mapping[str, str] = os.
         return LocalModel.from_directory(Path(settings.model), batch=settings.concurrency)
     base_url = settings.base_url or environment.get("OPENAI_BASE_URL") or None
     if base_url is not None and urlsplit(base_url).scheme not in ("http", "https"):
-        raise UsageError(f"--base-url {base_url!r}: not an http:// or https:// address.")
+        raise UsageError(f"--base-url {without_secrets(base_url)!r}: not an http:// or https:// address.")
     key = environment.get(settings.api_key_env, "")
     if not key:
         if base_url is None or urlsplit(base_url).hostname not in LOCAL_HOSTS:

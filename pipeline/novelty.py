@@ -169,7 +169,7 @@ class NoveltyIndex:
                 # below score_cutoff rapidfuzz may stop early, and says 0
                 f = f_measure(LCSseq.similarity(sequence, kept, score_cutoff=int(half * (m + n))), m, n)
                 if f > best or (f == best and place < best_place):
-                    best, best_place = f, place
+                    best, best_place, half = f, place, (f - _SLACK) / 2
         return None if best_place < 0 else (best, self._ids[best_place])
 
     def top(self, text: str, k: int) -> list[tuple[float, str]]:
@@ -222,7 +222,7 @@ class NoveltyIndex:
         import numpy as np  # here, because a command's --help should not wait for it
 
         entries = np.frombuffer(b"".join(postings), np.uint64)
-        fit = entries >= n << 32
+        fit = np.flatnonzero(entries >= n << 32)
         places = entries[fit].astype(np.uint32)  # the lower half
         lengths = np.frombuffer(self._lengths, np.uint32)
         places = places[lengths[places] <= np.repeat(longest, [len(posting) for posting in postings])[fit]]

@@ -6,7 +6,7 @@ Each is one JSON line in a run folder. docs/data-format.md says what every field
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -59,7 +59,16 @@ class GraphSource(BaseModel):
     triples: tuple[tuple[str, str, str], ...]
 
 
-Source = PromptSource | DocumentSource | GraphSource
+class FileSource(BaseModel):
+    """Made elsewhere: the row of a plain file that `pipeline.curate` took in."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    file: str = Field(description="name of the file, without its folder")
+    line: int = Field(description="number of the row, from 1; of the line, where the format has lines")
+
+
+Source = PromptSource | DocumentSource | GraphSource | FileSource
 
 
 class Record(BaseModel):
@@ -161,3 +170,21 @@ def make_record(
         prompts=prompts,
         requests=tuple(requests),
     )
+
+
+def with_texts(record: Record, change: Callable[[str], str]) -> Record:
+    """The record with `change` applied to each of its texts, and the id that goes with them; else the same object."""
+    instruction, input, output = change(record.instruction), change(record.input), change(record.output)
+    history = tuple((change(user), change(assistant)) for user, assistant in record.history)
+    if (instruction, input, output, history) == (record.instruction, record.input, record.output, record.history):
+        return record
+    id_ = content_id(record.generator, instruction, input, output, *(text for turn in history for text in turn))
+    changed = {"id": id_, "instruction": instruction, "input": input, "output": output, "history": history}
+    return record.model_copy(update=changed)
+
+
+def texts_of(record: Record) -> list[tuple[str, str]]:
+    """(name of the field, text) for each text of a record that is not empty, earlier turns last."""
+    texts = [("instruction", record.instruction), ("input", record.input), ("output", record.output)]
+    texts += [("history", text) for turn in record.history for text in turn]
+    return [(name, text) for name, text in texts if text]

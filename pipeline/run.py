@@ -19,7 +19,9 @@ from typing import Any, Protocol, TypeVar
 
 from pipeline.ask import Ask
 from pipeline.errors import StopRun
-from pipeline.filters import Candidate, Filter, Found, first_objection
+from pipeline.filters import Candidate, Filter, Found, judge
+from pipeline.llm import Request
+from pipeline.money import Plan
 from pipeline.records import Record, Rejection
 from pipeline.run_folder import DerivedFiles
 
@@ -62,6 +64,9 @@ class Generator(Protocol[Item]):
 
     async def make(self, item: Item, ask: Ask) -> Made:
         """One item's candidates. It may depend on nothing but the item and the settings."""
+
+    def plan(self, target: int | None, stored: Callable[[Request], bool]) -> Plan:
+        """What a run would still send, for --plan; `money.plan_of` adds requests up. `stored` says what is free."""
 
 
 @dataclass
@@ -207,13 +212,17 @@ class Line:
     def _judge(self, candidate: Candidate) -> None:
         record = candidate.record
         self._seen.add(record.id)
-        objection = first_objection(self._filters, candidate)
-        if objection is None:
-            self._files.keep(record)
-            self.tally.kept += 1
-            self.tally.kept_by_task[record.task] += 1
+        judged = judge(self._filters, candidate)
+        if not isinstance(judged, Record):
+            self._reject(rejection_of(*judged))
+        elif judged is not record and judged.id in self._seen:  # mended, it is what another record is already
+            self.tally.merged += 1
+            self._files.merge(judged.id, judged.source[0])
         else:
-            self._reject(rejection_of(record, *objection))
+            self._seen.add(judged.id)
+            self._files.keep(judged)
+            self.tally.kept += 1
+            self.tally.kept_by_task[judged.task] += 1
 
     def _reject(self, rejection: Rejection) -> None:
         self._files.reject(rejection)
@@ -245,7 +254,7 @@ def rejection_of(record: Record, filter_: Filter[Any], found: Found) -> Rejectio
         filter=filter_.name,
         reason=found.reason,
         value=found.value,
-        threshold=filter_.threshold,
+        threshold=None if isinstance(filter_.threshold, str) else filter_.threshold,
         neighbour=found.neighbour,
         **record.model_dump(),
     )

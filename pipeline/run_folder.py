@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from pipeline import crash
 from pipeline.errors import FolderBusy, StorageError
 from pipeline.records import Record, Rejection, Source
 
@@ -41,6 +42,7 @@ def locked(folder: Path) -> Iterator[None]:
         since = time.strftime("%Y-%m-%d %H:%M:%S")
         lock.write(f"process {os.getpid()} on {socket.gethostname()} since {since}")
         lock.flush()
+        crash.point("folder.locked")
         yield
 
 
@@ -137,12 +139,14 @@ def _aside(path: Path) -> Iterator[IO[str]]:
             yield file
             file.flush()
             os.fsync(file.fileno())
+        crash.point("file.written")
         aside.replace(path)
         directory = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(directory)
         finally:
             os.close(directory)
+        crash.point("file.renamed")
 
 
 @contextlib.contextmanager

@@ -391,6 +391,7 @@ async def gzip_bomb(exchange: Exchange, unpacked_mb: int = 256) -> None:
     await exchange.send_bytes(200, packed, {"content-encoding": "gzip"})
 
 
+@functools.lru_cache(maxsize=1)  # 1.5 GB take seconds to pack; asked again, it comes at once
 def packed_with_blanks(body: bytes, blank_mb: int) -> bytes:
     packer, blanks = zlib.compressobj(wbits=31), b" " * 2**20
     return b"".join([packer.compress(body), *(packer.compress(blanks) for _ in range(blank_mb)), packer.flush()])
