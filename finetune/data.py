@@ -1,8 +1,8 @@
 """What to train on: a run folder, or a file in one of the shapes people have, as one list of `Example`s.
 
     outputs/NAME            a run folder: its records.jsonl
-    FILE.jsonl, FILE.json   Alpaca (instruction, input, output, perhaps history), ShareGPT (conversations), messages,
-                            prompt and completion, ChatGLM's content and summary; also .gz
+    FILE                    jsonl, json, csv or parquet, of Alpaca's rows (instruction, input, output, perhaps history),
+                            ShareGPT (conversations), messages, prompt and completion, ChatGLM (content, summary)
 
 The shape is told from the first row's keys, said aloud, and asked of every row. Also here: the held-out tasks that
 nothing may be trained on, the split by group, and the control's rows.
@@ -10,7 +10,6 @@ nothing may be trained on, the split by group, and the control's rows.
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import json
 import random
@@ -20,18 +19,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.decontaminate import Benchmark, Item
 from pipeline.errors import UsageError
-from pipeline.novelty import NoveltyIndex, tokens
-from pipeline.records import DocumentSource, GraphSource, Record, Rejection
+from pipeline.novelty import NoveltyIndex
+from pipeline.parents import open_parent, read_parent
+from pipeline.records import DocumentSource, GraphSource, PromptSource, Record, Rejection, make_record
+from pipeline.rows import read_rows
 from pipeline.run_folder import read_config, read_records
 from pipeline.text import language_of
 
 HELD_OUT = Path(__file__).with_name("heldout.jsonl")
 SAMPLE = Path(__file__).with_name("sample.jsonl")
-COLLIDES_ABOVE = 0.7  # ROUGE-L F of two tasks' texts: Self-Instruct's own line between new and known
 SAME_CLUSTER_ABOVE = 0.5  # looser: rows of one cluster must not stand on both sides of the split
 FEWEST_GROUPS = 5  # with fewer there is nothing to spare for watching
-QUOTED_WORDS = 8  # a held-out task at least this long that is quoted whole also collides
 
 Message = tuple[str, str]
 
@@ -143,32 +143,11 @@ def _group_of(record: Record | Rejection) -> str:
 
 
 def _read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(row number, row) of a JSON or JSON Lines file, packed by gzip or not."""
-    try:
-        data = path.read_bytes()
-        text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} cannot be read as text: {_said(error)}.") from error
-    if text.lstrip().startswith("["):
-        try:
-            values = list(enumerate(json.loads(text), start=1))
-        except ValueError as error:
-            raise UsageError(f"{path} is not valid JSON: {error}.") from error
-    else:
-        values = [
-            (number, _parsed(line, path, number)) for number, line in enumerate(text.split("\n"), 1) if line.strip()
-        ]
-    for number, value in values:
-        if not isinstance(value, dict):
-            raise UsageError(f"{path}, row {number}: a {type(value).__name__}, where an object is wanted.")
-        yield number, value
-
-
-def _parsed(line: str, path: Path, number: int) -> Any:
-    try:
-        return json.loads(line)
-    except ValueError as error:
-        raise UsageError(f"{path}, line {number}: not valid JSON ({error}).") from error
+    """(row number, row) of a data file."""
+    for row in read_rows(path):
+        if not isinstance(row.value, dict):
+            raise UsageError(f"{path}, row {row.number}: a {type(row.value).__name__}, where an object is wanted.")
+        yield row.number, row.value
 
 
 def _said(error: Exception) -> str:
@@ -264,26 +243,23 @@ def _shape_of(row: dict[str, Any], path: Path, stage: str) -> str:
 # ---------------------------------------------------------------- what must not be trained on
 
 
-class HeldOut:
-    """The tasks a verdict is measured on, and whether a question collides with one of them."""
+def without_held_out(examples: Sequence[Example], tasks: Sequence[Example]) -> list[Example]:
+    """The examples that hold none of the tasks a verdict is measured on, as `pipeline.decontaminate` sees it."""
+    items = [Item(str(number), (task.question,), (task.answer,)) for number, task in enumerate(tasks)]
+    hits = Benchmark(items).hits(map(_as_record, examples))
+    return [example for example, (_, hit) in zip(examples, hits, strict=True) if hit is None]
 
-    def __init__(self, tasks: Sequence[Example]) -> None:
-        self._index = NoveltyIndex(COLLIDES_ABOVE)
-        self._quotable = []
-        for number, task in enumerate(tasks):
-            self._index.add(task.question, str(number))
-            words = tokens(task.question)
-            if len(words) >= QUOTED_WORDS:
-                self._quotable.append(f" {' '.join(words)} ")
 
-    def collides(self, example: Example) -> bool:
-        """Whether any of its questions is nearly a held-out task's, or quotes one."""
-        for role, text in example.messages:
-            if role == "user":
-                spelt = f" {' '.join(tokens(text))} "
-                if self._index.nearest(text) is not None or any(quoted in spelt for quoted in self._quotable):
-                    return True
-        return False
+def _as_record(example: Example) -> Record:
+    """An example in the one shape that the pipeline's leaves read; all that is said before the question is history."""
+    *earlier, last = example.messages
+    question = earlier.pop()[1] if earlier else ""
+    history = [(text, "") for _, text in earlier]
+    source = PromptSource(prompt=0, seeds=(), pool=())
+    return make_record(
+        instruction=question, output=last[1], history=history, task="generation", generator="finetune", model="",
+        language="", source=source, prompts={}, requests=(),
+    )  # fmt: skip
 
 
 # ---------------------------------------------------------------- the split, and the control
@@ -331,30 +307,34 @@ def split(examples: Sequence[Example], share: float, seed: int) -> tuple[list[Ex
 
 
 def candidates(folder: Path) -> list[Example]:
-    """Everything a run folder had before filtering: all that reached an output, kept or rejected.
+    """Everything there was before filtering: of a run folder all that reached an output, kept or rejected; of one
+    that `pipeline.curate` made, what it was given.
 
-    For a folder that `pipeline.curate` made, everything in the folders it was made from.
+    :raises UsageError: where an input of a curated folder is gone or has changed since.
     """
-    parents = [Path(parent) for parent in parent_folders(folder)]
-    pool: dict[tuple[Message, ...], Example] = {}
-    for parent in parents or [folder]:
-        found = [example_of(record) for record in read_records(parent)]
-        rejected = parent / "rejected.jsonl"
-        if rejected.is_file():
-            with rejected.open(encoding="utf-8") as lines:
+    parents = (read_config(folder) or {}).get("parents")
+    if parents:
+        found = [example_of(record) for parent in parents for record in _read_parent(folder, parent)]
+    else:
+        found = [example_of(record) for record in read_records(folder)]
+        if (folder / "rejected.jsonl").is_file():
+            with (folder / "rejected.jsonl").open(encoding="utf-8") as lines:
                 found += [example_of(Rejection.model_validate_json(line)) for line in lines]
-        for example in found:
-            if example.question.strip() and example.answer.strip():
-                pool.setdefault(example.messages, example)
+    pool: dict[tuple[Message, ...], Example] = {}
+    for example in found:
+        if example.question.strip() and example.answer.strip():
+            pool.setdefault(example.messages, example)
     return list(pool.values())
 
 
-def parent_folders(folder: Path) -> list[str]:
-    """The folders a curated one names as its inputs, as far as they are still there."""
-    config = read_config(folder) or {}
-    named = config.get("parents") or []
-    paths = [str(parent["path"] if isinstance(parent, dict) else parent) for parent in named]
-    return [path for path in paths if (Path(path) / "records.jsonl").is_file()]
+def _read_parent(folder: Path, noted: dict[str, str]) -> Iterator[Record]:
+    path = Path(noted["path"])
+    if not path.exists():
+        raise UsageError(f"{folder} was curated from {path}, which is gone: name a --control FILE, or --control none.")
+    parent = open_parent(path)
+    if parent.hash != noted["sha256"]:
+        raise UsageError(f"{path} has changed since {folder} was curated from it: curate again, or use --control none.")
+    yield from read_parent(parent)
 
 
 def sample_control(pool: Sequence[Example], count: int, seed: int) -> list[Example]:

@@ -176,4 +176,4 @@ def seconds_a_token(model: Any, rows: Sequence[Row], tokens: int) -> float:
     seconds = time.monotonic() - started
     model.zero_grad(set_to_none=True)
     model.disable_input_require_grads()
-    return seconds / batch.shape[1]
+    return seconds / len(ids[:tokens])

@@ -28,7 +28,7 @@ from typing import Any
 
 from finetune import card, estimate, evaluate, methods, rows, training
 from finetune import verdict as verdicts
-from finetune.data import SAMPLE, Example, HeldOut, candidates, hash_examples, read, sample_control, split
+from finetune.data import SAMPLE, Example, candidates, hash_examples, read, sample_control, split, without_held_out
 from finetune.evaluate import say
 from finetune.methods import METHODS, PRESETS, TOKENIZER_FILES, Recipe
 from pipeline import weights as local_weights
@@ -188,15 +188,14 @@ class _Run:
     def _arms(self, tasks: Sequence[Example]) -> tuple[list[Arm], float, str | None]:
         """Ours, and the control where there is one; the overlap of the two; and what the control is."""
         source = read(self.options.data)
-        held_out = HeldOut(tasks)
         self.say(f"{self.options.data}: {len(source.examples)} examples ({source.shape})")
         if source.empty:
             self.say(f"{source.empty} rows have no answer and are left out")
-        ours = self._without_held_out(source.examples, held_out, "examples")
+        ours = self._without_held_out(source.examples, tasks, "examples")
         if not ours:
             raise UsageError("Every example collides with a held-out task, so there is nothing to train on.")
         arms = [Arm(self.out, ours, "ours")]
-        control, about = self._control(source.path, ours, held_out)
+        control, about = self._control(source.path, ours, tasks)
         if control is None:
             return arms, 0.0, None
         said = {example.messages for example in ours}
@@ -204,7 +203,7 @@ class _Run:
         self.say(f"Control: {len(control)} of {about}; {overlap:.0%} of them are among ours")
         return [*arms, Arm(self.out / "control", control, "control")], overlap, about
 
-    def _control(self, path: Path, ours: list[Example], held_out: HeldOut) -> tuple[list[Example] | None, str]:
+    def _control(self, path: Path, ours: list[Example], tasks: Sequence[Example]) -> tuple[list[Example] | None, str]:
         if self.options.control == "none":
             return None, ""
         if self.options.control is not None:
@@ -214,7 +213,7 @@ class _Run:
         else:
             self.say("No --control FILE: the verdict will say nothing about filtering")
             return None, ""
-        pool = self._without_held_out(pool, held_out, "control's candidates")
+        pool = self._without_held_out(pool, tasks, "control's candidates")
         if {example.messages for example in pool} <= {example.messages for example in ours}:
             self.say(
                 "Nothing was rejected, so a control would be the same rows: the verdict says nothing about filtering"
@@ -226,8 +225,8 @@ class _Run:
             )
         return sample_control(pool, len(ours), self.options.seed), about
 
-    def _without_held_out(self, examples: list[Example], held_out: HeldOut, what: str) -> list[Example]:
-        kept = [example for example in examples if not held_out.collides(example)]
+    def _without_held_out(self, examples: list[Example], tasks: Sequence[Example], what: str) -> list[Example]:
+        kept = without_held_out(examples, tasks)
         if len(kept) < len(examples):
             self.say(f"{len(examples) - len(kept)} of the {what} collide with held-out tasks and are left out")
         return kept

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,14 +19,15 @@ from finetune.data import (
     HELD_OUT,
     SAMPLE,
     Example,
-    HeldOut,
     candidates,
     example_of,
     read,
     sample_control,
     split,
+    without_held_out,
 )
 from pipeline.errors import UsageError
+from pipeline.parents import open_parent
 from pipeline.records import DocumentSource, GraphSource, PromptSource, Rejection, make_record
 from tests.tiny_models import SILENT_TEMPLATE, TEMPLATE, letters, write_rows
 
@@ -98,8 +100,8 @@ def test_preference_pairs_and_documents_have_a_stage_of_their_own(tmp_path: Path
 BAD = [
     ("", "holds no rows"),
     ('{"question": "Hi", "reply": "Hello"}', "has the keys question, reply, which is none of"),
-    ("[1, 2]", "row 1: a int"),
-    ('{"instruction": "Hi", "output"', "line 1: not valid JSON"),
+    ("[1, 2]", "row 1: a list"),
+    ('{"instruction": "Hi", "output"', "line 1: not JSON"),
     ('{"instruction": "Hi", "output": ""}', "none of its 1 rows has an answer"),
     ('{"instruction": "Hi", "output": "Hello"}\n{"instruction": "Hi"}', "row 2: not a row of the shape Alpaca"),
     ('{"conversations": [{"from": "moderator", "value": "Hi"}]}', "spoken by 'moderator'"),
@@ -232,19 +234,21 @@ def test_the_shipped_files_are_whole_and_do_not_collide() -> None:
     assert len(tasks) == 40
     assert len(sample) >= 120
     assert {task.task for task in tasks} == {"generation", "classification"}
-    held_out = HeldOut(tasks)
-    assert not [example.question for example in sample if held_out.collides(example)]
-    assert all(held_out.collides(task) for task in tasks)
+    kept = without_held_out(sample, tasks)
+    assert [example.question for example in sample if example not in kept] == []
+    assert without_held_out(tasks, tasks) == []
 
 
 def test_near_duplicates_and_quotes_of_held_out_tasks_collide() -> None:
     task = example("Summarise the story of the little red hen in two short sentences.", "x")
-    held_out = HeldOut([task])
-    assert held_out.collides(example("Please summarise the story of the little red hen in two short sentences!", "y"))
     quoting = "First read this. " * 9 + task.question + " Then count the words." * 9
-    assert held_out.collides(example(quoting, "y"))
-    assert held_out.collides(example("Hello", "Hi", task.question, "y"))  # an earlier or later turn counts too
-    assert not held_out.collides(example("Tell the story of the three little pigs to a child of four.", "y"))
+    known = [
+        example("Please summarise the story of the little red hen in two short sentences!", "y"),
+        example(quoting, "y"),
+        example(task.question, "y", "Hello", "Hi"),  # an earlier turn counts too
+    ]
+    new = [example("Tell the story of the three little pigs to a child of four.", "y")]
+    assert without_held_out([*known, *new], [task]) == new
 
 
 def test_a_split_never_parts_a_group() -> None:
@@ -307,11 +311,19 @@ def test_the_control_comes_from_all_that_reached_an_output(tmp_path: Path) -> No
 
 
 def test_a_curated_folders_control_comes_from_its_inputs(tmp_path: Path) -> None:
-    first, second = run_folder(tmp_path / "a", 3, 1), run_folder(tmp_path / "b", 2, 0)
+    first, second = run_folder(tmp_path / "a", 3, 1), run_folder(tmp_path / "b", 4, 0)
     curated = run_folder(tmp_path / "c", 1, 0)
-    parents = [{"path": str(first), "hash": "x"}, {"path": str(second), "hash": "y"}]
+    parents = [open_parent(first).as_json(), open_parent(second).as_json()]
     (curated / "config.json").write_text(json.dumps({"parents": parents}), encoding="utf-8")
-    assert {e.question for e in candidates(curated)} == {"kept 0", "kept 1", "kept 2", "bad 0"}
+    assert {e.question for e in candidates(curated)} == {"kept 0", "kept 1", "kept 2", "kept 3"}
+    with (first / "records.jsonl").open("a", encoding="utf-8") as file:
+        file.write(record("new", PromptSource(prompt=0, seeds=(), pool=())).model_dump_json() + "\n")
+    with pytest.raises(UsageError, match="has changed since"):
+        candidates(curated)
+    shutil.rmtree(second)
+    (curated / "config.json").write_text(json.dumps({"parents": parents[1:]}), encoding="utf-8")
+    with pytest.raises(UsageError, match="which is gone"):
+        candidates(curated)
 
 
 @pytest.mark.parametrize("command", ["run", "evaluate", "merge", "chat"])
