@@ -75,5 +75,5 @@ def commands(merged: Path, adapter: Path, base: str) -> list[str]:
         f"GGUF:   python llama.cpp/convert_hf_to_gguf.py {merged} --outtype q8_0 --outfile {merged.name}.gguf",
         f"Ollama: ollama create {merged.name} -f {merged / 'Modelfile'}",
         f"vLLM:   vllm serve {merged}",
-        f"        vllm serve {base} --enable-lora --lora-modules {adapter.name}={adapter}   (the adapter, on the base as published)",
+        f"        vllm serve {base} --enable-lora --lora-modules {adapter.name}={adapter}",
     ]

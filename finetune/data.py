@@ -31,6 +31,7 @@ from pipeline.text import language_of
 HELD_OUT = Path(__file__).with_name("heldout.jsonl")
 SAMPLE = Path(__file__).with_name("sample.jsonl")
 SAME_CLUSTER_ABOVE = 0.5  # looser: rows of one cluster must not stand on both sides of the split
+PLAIN_TEXT = (".txt", ".md")
 FEWEST_GROUPS = 5  # with fewer there is nothing to spare for watching
 
 Message = tuple[str, str]
@@ -47,6 +48,7 @@ class Example:
     group: str
     task: str = "generation"
     rejected: str = ""  # the answer that lost, in preference pairs
+    learn_from: int = 0  # answers before this message are given, not learnt
 
     @property
     def question(self) -> str:
@@ -94,7 +96,13 @@ def read(path: Path, stage: str = "sft") -> Source:
 
     :raises UsageError: where it cannot be read, holds nothing, or has a row of another shape; the sentence names it.
     """
+    if stage == "pretrain" and (path.is_dir() or path.suffix in PLAIN_TEXT):
+        return _read_documents(path)
     if path.is_dir():
+        if stage != "sft":
+            raise UsageError(
+                f"--stage {stage} takes a file of preference pairs (prompt, chosen, rejected), not a folder."
+            )
         return _read_run_folder(path)
     rows = list(_read_rows(path))
     if not rows:
@@ -113,6 +121,19 @@ def read(path: Path, stage: str = "sft") -> Source:
     if not examples:
         raise UsageError(f"{path}: none of its {len(rows)} rows has an answer, so there is nothing to train on.")
     return Source(path, shape, examples, empty)
+
+
+def _read_documents(path: Path) -> Source:
+    """Plain documents: a file of text, or all of them in a folder, each a document."""
+    files = sorted(file for file in path.rglob("*") if file.suffix in PLAIN_TEXT) if path.is_dir() else [path]
+    try:
+        texts = [file.read_text(encoding="utf-8-sig") for file in files]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} cannot be read as text: {error}.") from error
+    examples = [Example((("assistant", text),), f"document {n}") for n, text in enumerate(texts) if text.strip()]
+    if not examples:
+        raise UsageError(f"{path} holds no text ({', '.join(PLAIN_TEXT)}), so there is nothing to train on.")
+    return Source(path, "plain documents", examples, len(texts) - len(examples))
 
 
 def _read_run_folder(folder: Path) -> Source:
@@ -232,7 +253,7 @@ _STAGE_OF = {"preference pairs (prompt, chosen, rejected)": ("dpo", "reward"), "
 def _shape_of(row: dict[str, Any], path: Path, stage: str) -> str:
     for shape, keys in zip(_SHAPES, _KEYS, strict=True):
         if keys <= row.keys():
-            stages = _STAGE_OF.get(shape, ("sft", "pretrain"))
+            stages = _STAGE_OF.get(shape, ("sft",))
             if stage not in stages:
                 raise UsageError(f"{path} holds {shape}, which is for --stage {' or '.join(stages)}, not {stage}.")
             return shape

@@ -41,7 +41,7 @@ class Method:
 
 
 METHODS = {
-    "qlora": Method("low-rank adapters on all linear layers of an NF4 base (double quantisation, bf16 compute)", 2e-4, True),
+    "qlora": Method("low-rank adapters on all linear layers of an NF4 base, quantised twice, bf16 compute", 2e-4, True),
     "lora": Method("low-rank adapters on all linear layers of a bf16 base", 2e-4),
     "dora": Method("low-rank adapters with a learnt magnitude, on an NF4 base", 2e-4, True),
     "full": Method("every weight, in fp32", 2e-5, cannot="writes a whole model, not an adapter"),
@@ -230,10 +230,13 @@ def generation_config(directory: Path) -> Any:
     return GenerationConfig()
 
 
-def load_base(directory: Path, method: str, device: str) -> Any:
-    """The base, as the method wants it: NF4 with double quantisation, bf16, or fp32 for a full fine-tune."""
+def load_base(directory: Path, method: str, device: str, stage: str = "sft") -> Any:
+    """The base, as the method wants it: NF4 with double quantisation, bf16, or fp32 for a full fine-tune.
+
+    For a reward model its head is a new one, that says one number.
+    """
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
@@ -241,8 +244,12 @@ def load_base(directory: Path, method: str, device: str) -> Any:
     if METHODS[method].four_bit:
         settings["quantization_config"] = nf4()
         settings["device_map"] = {"": device_index(device)}
+    kind: Any = AutoModelForCausalLM
+    if stage == "reward":
+        torch.manual_seed(0)
+        kind, settings["num_labels"] = AutoModelForSequenceClassification, 1
     try:
-        model = AutoModelForCausalLM.from_pretrained(directory, local_files_only=True, use_safetensors=True, **settings)
+        model = kind.from_pretrained(directory, local_files_only=True, use_safetensors=True, **settings)
     except ImportError as error:
         raise UsageError(f"{method} needs bitsandbytes: {INSTALL}") from error
     except (OSError, ValueError, RuntimeError) as error:
@@ -261,6 +268,7 @@ def nf4() -> Any:
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16,
+        llm_int8_skip_modules=["lm_head", "score"],  # heads stay as they are, a reward model's too
     )
 
 
@@ -283,7 +291,7 @@ def keep_gradients_right(model: Any) -> None:
 # ---------------------------------------------------------------- the adapter
 
 
-def adapter_config(recipe: Recipe, model: Any, steps: int) -> Any:
+def adapter_config(recipe: Recipe, model: Any, steps: int, stage: str = "sft") -> Any:
     """What peft shall put on the base; None for a full fine-tune."""
     import peft
 
@@ -298,7 +306,7 @@ def adapter_config(recipe: Recipe, model: Any, steps: int) -> Any:
         extra = {"encoder_hidden_size": model.config.hidden_size} if recipe.method == "ptuning" else {}
         return kinds[recipe.method](task_type="CAUSAL_LM", num_virtual_tokens=recipe.virtual_tokens, **extra)
     lora = {
-        "task_type": "CAUSAL_LM",
+        "task_type": "SEQ_CLS" if stage == "reward" else "CAUSAL_LM",
         "target_modules": "all-linear",
         "lora_alpha": recipe.alpha,
         "lora_dropout": recipe.dropout,

@@ -7,7 +7,7 @@ a run whose rows would teach something else does not start.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from jinja2 import TemplateError
@@ -44,6 +44,41 @@ class Row:
     def answer_tokens(self) -> int:
         return sum(label != IGNORED for label in self.labels)
 
+    @property
+    def length(self) -> int:
+        return len(self.input_ids)
+
+    def features(self, stage: str) -> dict[str, list[int]]:
+        """As the trainer's dataset has it."""
+        return {"input_ids": self.input_ids, "labels": self.labels}
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A preference: what is given, the answer that won, and the one that lost, each with its stop token."""
+
+    given: list[int]
+    chosen: list[int]
+    rejected: list[int]
+
+    @property
+    def input_ids(self) -> list[int]:
+        return self.given + self.chosen
+
+    @property
+    def answer_tokens(self) -> int:
+        return len(self.chosen) + len(self.rejected)
+
+    @property
+    def length(self) -> int:
+        return 2 * len(self.given) + self.answer_tokens  # both are read
+
+    def features(self, stage: str) -> dict[str, list[int]]:
+        """As the trainer's dataset has it: a reward model reads whole conversations."""
+        if stage == "reward":
+            return {"chosen_ids": self.given + self.chosen, "rejected_ids": self.given + self.rejected}
+        return {"prompt_ids": self.given, "chosen_ids": self.chosen, "rejected_ids": self.rejected}
+
 
 @dataclass
 class Audit:
@@ -64,6 +99,7 @@ class Audit:
     stopped: int = 0  # rows whose last learnt token is a stop token
     doubled_start: int = 0  # rows that begin with two start tokens
     lengths: dict[str, int] = field(default_factory=dict)  # p50, p95, p99, longest, of all rows, dropped ones too
+    documents: bool = False  # plain text, where all is learnt and pieces end anywhere
     shown: list[str] = field(default_factory=list)  # two rows, what is learnt between ⟦ and ⟧
 
 
@@ -110,7 +146,7 @@ def _encode(tokenizer: Any, example: Example, stops: Sequence[int]) -> _Piece:
     ids: list[int] = []
     labels: list[int] = []
     for place, (role, _) in enumerate(example.messages):
-        if role != "assistant":
+        if role != "assistant" or place < example.learn_from:
             continue
         given, answer, merged = render_answer(tokenizer, example.messages[: place + 1])
         piece.merged |= merged
@@ -131,13 +167,57 @@ def _encode(tokenizer: Any, example: Example, stops: Sequence[int]) -> _Piece:
 
 def encode_document(tokenizer: Any, text: str) -> Row:
     """A plain document, all of it learnt, with the stop token at its end."""
-    start = (
-        []
-        if tokenizer.bos_token_id is None or not getattr(tokenizer, "add_bos_token", False)
-        else [tokenizer.bos_token_id]
-    )
+    has_start = tokenizer.bos_token_id is not None and getattr(tokenizer, "add_bos_token", False)
+    start = [tokenizer.bos_token_id] if has_start else []
     ids = [*start, *tokenizer.encode(text, add_special_tokens=False), tokenizer.eos_token_id]
     return Row(ids, list(ids))
+
+
+def encode_documents(tokenizer: Any, examples: Sequence[Example], max_length: int) -> tuple[list[Row], Audit]:
+    """Plain documents, cut into pieces of at most `max_length` tokens: for continued pretraining."""
+    rows = []
+    for example in examples:
+        ids = encode_document(tokenizer, example.answer).input_ids
+        pieces = [ids[start : start + max_length] for start in range(0, len(ids), max_length)]
+        rows += [Row(piece, list(piece)) for piece in pieces if len(piece) > 1]
+    audit = Audit(len(examples), "none: plain text", max_length, [tokenizer.eos_token], documents=True)
+    _count(audit, tokenizer, rows, {tokenizer.eos_token_id})
+    return rows, audit
+
+
+def encode_pairs(
+    tokenizer: Any, examples: Sequence[Example], *, stops: Sequence[int], max_length: int, template: str = OWN_TEMPLATE
+) -> tuple[list[Pair], Audit]:
+    """Preference pairs, both answers after the same prompt; pairs with one too long are dropped and counted."""
+    lost = [
+        replace(example, messages=(*example.messages[:-1], ("assistant", example.rejected))) for example in examples
+    ]
+    settings: dict[str, Any] = {"stops": stops, "max_length": max_length, "template": template}
+    pairs, won_rows = [], []
+    unfit = 0
+    for example, other in zip(examples, lost, strict=True):
+        # The last answer alone: earlier turns are given to both.
+        both = [encode(tokenizer, [_last_answer_only(side)], **settings)[0] for side in (example, other)]
+        if not all(both):
+            unfit += 1
+            continue
+        (won, *_), (beaten, *_) = both
+        given = next(place for place, label in enumerate(won.labels) if label != IGNORED)
+        pairs.append(Pair(won.input_ids[:given], _answer(won), _answer(beaten)))
+        won_rows.append(won)
+    _, audit = encode(tokenizer, [], **settings)
+    audit.examples, audit.too_long = len(examples), unfit
+    _count(audit, tokenizer, won_rows, set(stops))
+    return pairs, audit
+
+
+def _last_answer_only(example: Example) -> Example:
+    """The same conversation with earlier answers counted as given: only the last is learnt."""
+    return replace(example, learn_from=len(example.messages) - 1)
+
+
+def _answer(row: Row) -> list[int]:
+    return [label for label in row.labels if label != IGNORED]
 
 
 # ---------------------------------------------------------------- all of them
@@ -151,7 +231,6 @@ def encode(
     max_length: int | None = None,
     longest: int | None = None,
     template: str = OWN_TEMPLATE,
-    documents: bool = False,
 ) -> tuple[list[Row], Audit]:
     """Rows of all examples, and the audit. Rows longer than `max_length` are dropped and counted, never cut.
 
@@ -161,9 +240,6 @@ def encode(
     audit = Audit(len(examples), template, 0, tokenizer.convert_ids_to_tokens(list(stops)))
     rows: list[Row] = []
     for example in examples:
-        if documents:
-            rows.append(encode_document(tokenizer, example.answer))
-            continue
         try:
             piece = _encode(tokenizer, example, stops)
         except (ValueError, TypeError, TemplateError):
@@ -228,7 +304,7 @@ def check(audit: Audit) -> None:
             f"All {audit.too_long} rows are longer than --max-length {audit.max_length} (the median has "
             f"{audit.lengths.get('p50', 0)} tokens): raise it, or shorten the inputs."
         )
-    if audit.stopped < STOPS_AT_LEAST * audit.rows:
+    if audit.stopped < STOPS_AT_LEAST * audit.rows and not audit.documents:
         raise UsageError(
             f"Only {audit.stopped} of {audit.rows} rows end with a stop token ({', '.join(audit.stop_tokens)}): "
             "the model would not learn to stop."
@@ -243,9 +319,10 @@ def describe(audit: Audit) -> list[str]:
     """The audit in lines for people."""
     lengths = ", ".join(f"{name} {value}" for name, value in audit.lengths.items())
     lines = [
-        f"Rows: {audit.rows} from {audit.examples} examples; {audit.tokens} tokens, {audit.answer_tokens} of them learnt",
+        f"Rows: {audit.rows} from {audit.examples} examples; {audit.tokens} tokens, {audit.answer_tokens} learnt",
         f"Lengths: {lengths}; --max-length {audit.max_length} drops {audit.too_long}",
-        f"Template: {audit.template}; {audit.stopped} of {audit.rows} rows teach a stop token ({', '.join(audit.stop_tokens)})",
+        f"Template: {audit.template}; {audit.stopped} of {audit.rows} rows teach a stop token"
+        f" ({', '.join(audit.stop_tokens)})",
     ]
     notes = {
         "do not fit the template and are left out": audit.unfit,

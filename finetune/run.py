@@ -35,6 +35,8 @@ from pipeline import weights as local_weights
 from pipeline.errors import DONE, Interrupted, StopRun, UsageError
 
 WATCHED_SHARE = 0.1
+STAGES = ("sft", "pretrain", "dpo", "reward")
+PIECE = 512  # tokens of a document, and half of a preference pair's, unless --max-length says otherwise
 LIBRARIES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets")
 
 
@@ -71,6 +73,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--new-tokens", type=int, default=evaluate.NEW_TOKENS, metavar="N", help="an answer's most, in the verdict [48]"
     )
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="[auto: a GPU where there is one]")
+    add("--stage", choices=STAGES, default="sft", help="pretrain: on plain documents; dpo, reward: on preference pairs")
+    add("--curve", metavar="25,50,100", help="train on these shares too, in percent: would more data still help?")
     add("--seed", type=int, default=0, metavar="N")
     add(
         "--watch",
@@ -146,6 +150,12 @@ class _Run:
     def __init__(self, options: argparse.Namespace, again: str) -> None:
         self.options, self.again = options, again
         self.recipe = recipe_of(options)
+        if options.stage == "reward" and not METHODS[self.recipe.method].merges:
+            raise UsageError(
+                f"--stage reward trains by lora, qlora, dora, adalora or full, not by {self.recipe.method}."
+            )
+        if options.curve and options.stage != "sft":
+            raise UsageError(f"--curve is for --stage sft, not {options.stage}.")
         self.processes = int(os.environ.get("WORLD_SIZE", "1"))
         self.main_process = os.environ.get("RANK", "0") == "0"
         self.say: Callable[[str], None] = say if self.main_process else lambda text: None
@@ -167,10 +177,11 @@ class _Run:
                 return DONE
         if not self.main_process:
             return DONE
-        folders = {"ours": self.out} | ({"control": self.out / "control"} if len(arms) > 1 else {})
+        if self.options.stage == "reward":
+            return self._report_reward()
         found, pages = evaluate.evaluate(
-            self.base, self.recipe.method, folders, tasks, tokenizer=self.tokenizer, device=self.device,
-            control=about, overlap=overlap, new_tokens=self.options.new_tokens, say=self.say,
+            self.base, self.recipe.method, {arm.name: arm.folder for arm in arms}, tasks, tokenizer=self.tokenizer,
+            device=self.device, control=about, overlap=overlap, new_tokens=self.options.new_tokens, say=self.say,
         )  # fmt: skip
         verdicts.write(self.out, found, pages)
         card.refresh_card(self.out, local_weights.BUNDLED_NAME if self.options.base is None else self.base.name)
@@ -178,23 +189,31 @@ class _Run:
             say(line)
         if self.options.json:
             print(json.dumps(found, ensure_ascii=False))
-        say(
-            f"Next: python -m finetune.chat {self.out}, or generate with it: --model {self.out}; all about it: {self.out / 'verdict.html'}"
-        )
+        say(f"All about it: {self.out / 'verdict.html'}")
+        say(f"Next: python -m finetune.chat {self.out}, or make data with it: --model {self.out}")
+        return DONE
+
+    def _report_reward(self) -> int:
+        """A reward model says no answers; what counts is how often it puts the better one first."""
+        accuracy = json.loads((self.out / "trained.json").read_text(encoding="utf-8"))["accuracy"]
+        if accuracy is None:
+            say("Too few pairs to hold any back: how often it puts the better answer first was not measured")
+        else:
+            say(f"It puts the better answer first in {accuracy:.0%} of the pairs it did not learn from")
         return DONE
 
     # ---------------------------------------------------------------- what to train on
 
     def _arms(self, tasks: Sequence[Example]) -> tuple[list[Arm], float, str | None]:
         """Ours, and the control where there is one; the overlap of the two; and what the control is."""
-        source = read(self.options.data)
+        source = read(self.options.data, self.options.stage)
         self.say(f"{self.options.data}: {len(source.examples)} examples ({source.shape})")
         if source.empty:
             self.say(f"{source.empty} rows have no answer and are left out")
         ours = self._without_held_out(source.examples, tasks, "examples")
         if not ours:
             raise UsageError("Every example collides with a held-out task, so there is nothing to train on.")
-        arms = [Arm(self.out, ours, "ours")]
+        arms = [*self._shares(ours), Arm(self.out, ours, "ours")]
         control, about = self._control(source.path, ours, tasks)
         if control is None:
             return arms, 0.0, None
@@ -203,8 +222,27 @@ class _Run:
         self.say(f"Control: {len(control)} of {about}; {overlap:.0%} of them are among ours")
         return [*arms, Arm(self.out / "control", control, "control")], overlap, about
 
+    def _shares(self, ours: list[Example]) -> list[Arm]:
+        """The arms of --curve but the whole: nested samples, each holding the one before."""
+        if self.options.curve is None:
+            return []
+        try:
+            shares = sorted({int(part) for part in self.options.curve.split(",")} - {100})
+        except ValueError:
+            shares = [0]
+        counts = [len(ours) * share // 100 for share in shares]
+        if not shares or shares[0] <= 0 or shares[-1] > 100 or counts[0] == 0:
+            raise UsageError(
+                f"--curve {self.options.curve}: percentages, say 25,50,100, that leave at least one record."
+            )
+        shuffled = sample_control(ours, len(ours), self.options.seed)
+        return [
+            Arm(self.out / "curve" / str(share), shuffled[:count], f"{share} %")
+            for share, count in zip(shares, counts, strict=True)
+        ]
+
     def _control(self, path: Path, ours: list[Example], tasks: Sequence[Example]) -> tuple[list[Example] | None, str]:
-        if self.options.control == "none":
+        if self.options.control == "none" or self.options.stage != "sft":
             return None, ""
         if self.options.control is not None:
             pool, about = read(Path(self.options.control)).examples, self.options.control
@@ -235,20 +273,15 @@ class _Run:
 
     def _train(self, arm: Arm) -> bool:
         """Train an arm, unless its folder says it is done. False: --plan asked only for what stands before."""
-        recipe, seed = self.recipe, self.options.seed
-        learn, watch = split(arm.examples, self.options.watch, seed)
-        stops = rows.stop_ids(self.tokenizer, methods.generation_config(self.base))
-        longest = getattr(self.config.get_text_config(decoder=True), "max_position_embeddings", None)
-        encoded, audit = rows.encode(
-            self.tokenizer, learn, stops=stops, max_length=recipe.max_length, longest=longest, template=self.template
-        )
+        recipe, stage = self.recipe, self.options.stage
+        learn, watch = split(arm.examples, self.options.watch, self.options.seed)
+        encoded, audit = self._encode(learn, recipe.max_length)
         rows.check(audit)
-        watched, _ = rows.encode(self.tokenizer, watch, stops=stops, max_length=audit.max_length)
+        watched, _ = self._encode(watch, audit.max_length) if watch else ([], None)
         for line in rows.describe(audit) if arm.name == "ours" else rows.describe(audit)[:3]:
             self.say(line)
-        batches = training.plan(
-            encoded, recipe, audit.max_length, packing=recipe.packing, device=self.device, processes=self.processes
-        )
+        packing = recipe.packing and stage in ("sft", "pretrain")
+        batches = self._plan(encoded, audit, packing)
         checkpointing = self._estimate(batches)
         if self.options.plan:
             return False
@@ -257,25 +290,47 @@ class _Run:
         if (arm.folder / "trained.json").is_file():
             self.say(f"{arm.folder} is trained already")
             return True
-        model = methods.load_base(self.base, recipe.method, self.device)
-        packing, why_not = training.can_pack(model, recipe, encoded)
-        if recipe.packing and not packing:
-            self.say(f"No packing: {why_not}")
-            batches = training.plan(
-                encoded, recipe, audit.max_length, packing=False, device=self.device, processes=self.processes
-            )
-        a_token = estimate.seconds_a_token(model, encoded, batches.length)
-        seconds = a_token * audit.tokens * batches.steps * recipe.batch / len(encoded)
-        self.say(
-            f"Time: about {seconds / 60:.1f} minutes for {batches.steps} steps at {1 / a_token:.0f} tokens/s (measured on one micro-batch)"
+        model = methods.load_base(self.base, recipe.method, self.device, stage)
+        if packing:
+            packing, why_not = training.can_pack(model, recipe, encoded)
+            if not packing:
+                self.say(f"No packing: {why_not}")
+                batches = self._plan(encoded, audit, packing)
+        if stage != "reward":
+            self._say_time(estimate.seconds_a_token(model, encoded, batches.length), encoded, batches)
+        setup = training.Setup(
+            arm.folder, self.device, self.options.seed, stage, packing, checkpointing, self.options.log
         )
-        trainer, result = training.train(
-            model, self.tokenizer, encoded, watched, recipe, batches, folder=arm.folder, packing=packing,
-            device=self.device, seed=seed, checkpointing=checkpointing, log=self.options.log, say=self.say,
-        )  # fmt: skip
+        trainer, result = training.train(model, self.tokenizer, encoded, watched, recipe, batches, setup, self.say)
         if self.main_process:
-            self._save(arm, trainer, stops, result, audit)
+            self._save(arm, trainer, result, audit)
         return True
+
+    def _encode(self, examples: Sequence[Example], max_length: int | None) -> tuple[Any, rows.Audit]:
+        """Rows (or pairs) of examples, as the stage wants them, and their audit."""
+        stops = rows.stop_ids(self.tokenizer, methods.generation_config(self.base))
+        longest = getattr(self.config.get_text_config(decoder=True), "max_position_embeddings", None)
+        if self.options.stage == "pretrain":
+            return rows.encode_documents(self.tokenizer, examples, max_length or min(PIECE, longest or PIECE))
+        if self.options.stage in ("dpo", "reward"):
+            most = max_length or min(2 * PIECE, longest or 2 * PIECE)
+            return rows.encode_pairs(self.tokenizer, examples, stops=stops, max_length=most, template=self.template)
+        return rows.encode(
+            self.tokenizer, examples, stops=stops, max_length=max_length, longest=longest, template=self.template
+        )
+
+    def _plan(self, encoded: Any, audit: rows.Audit, packing: bool) -> training.Batches:
+        return training.plan(
+            encoded, self.recipe, audit.max_length, packing=packing, device=self.device, processes=self.processes
+        )
+
+    def _say_time(self, a_token: float, encoded: Any, batches: training.Batches) -> None:
+        a_record = sum(row.length for row in encoded) / len(encoded)
+        seconds = a_token * a_record * batches.steps * self.recipe.batch / self.processes
+        self.say(
+            f"Time: about {seconds / 60:.1f} minutes for {batches.steps} steps,"
+            f" at {1 / a_token:.0f} tokens/s (measured on one micro-batch)"
+        )
 
     def _estimate(self, batches: training.Batches) -> bool:
         """Say what it will take, refuse what will not fit; returns whether to use gradient checkpointing."""
@@ -297,12 +352,13 @@ class _Run:
         versions = {name: importlib.metadata.version(name) for name in LIBRARIES}
         training.fingerprint(arm.folder, {
             "data": hash_examples(arm.examples), "examples": len(arm.examples), "recipe": asdict(self.recipe),
+            "stage": self.options.stage,
             "base": local_weights.find(self.base).identity, "seed": self.options.seed, "watch": self.options.watch,
             "max_length": audit.max_length, "processes": self.processes, "device": self.device, "versions": versions,
         })  # fmt: skip
 
-    def _save(self, arm: Arm, trainer: Any, stops: list[int], result: training.Result, audit: rows.Audit) -> None:
-        """The adapter (or model), the base's own tokenizer files, and last of all trained.json, which says it is done."""
+    def _save(self, arm: Arm, trainer: Any, result: training.Result, audit: rows.Audit) -> None:
+        """The adapter (or model), the base's own tokenizer files, and last of all trained.json: it says all is there."""
         trainer.model.save_pretrained(arm.folder)
         for name in TOKENIZER_FILES:
             if (self.base / name).is_file():
@@ -310,16 +366,19 @@ class _Run:
         if self.template != rows.OWN_TEMPLATE:
             (arm.folder / "chat_template.jinja").write_text(self.tokenizer.chat_template, encoding="utf-8")
         generation = methods.generation_config(self.base)
-        generation.eos_token_id = stops
+        generation.eos_token_id = rows.stop_ids(self.tokenizer, generation)
         generation.save_pretrained(arm.folder)
         training.draw_losses(result, arm.folder / "loss.png")
         done = {"result": asdict(result), "audit": asdict(audit)}
+        if self.options.stage == "reward":
+            done["accuracy"] = trainer.evaluate().get("eval_accuracy") if trainer.eval_dataset else None
         (arm.folder / "trained.json").write_text(
             json.dumps(done, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
         )
         shutil.rmtree(arm.folder / "checkpoints", ignore_errors=True)
         self.say(
-            f"{arm.name}: {result.steps} steps in {result.seconds:.0f} s, {result.tokens_per_second:.0f} tokens/s; saved in {arm.folder}"
+            f"{arm.name}: {result.steps} steps in {result.seconds:.0f} s, {result.tokens_per_second:.0f} tokens/s;"
+            f" saved in {arm.folder}"
         )
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.methods import METHODS, Recipe, adapter_config, keep_gradients_right, quiet
-from finetune.rows import IGNORED, Row
+from finetune.rows import IGNORED, Pair, Row
 
 PACK_LENGTH = {"cpu": 512, "cuda": 2048}
 TOKENS_AT_ONCE = {"cpu": 1024, "cuda": 8192}  # a micro-batch's, padding included
@@ -49,10 +49,16 @@ class Batches:
 
 
 def plan(
-    rows: Sequence[Row], recipe: Recipe, max_length: int, *, packing: bool, device: str, processes: int = 1
+    rows: Sequence[Row] | Sequence[Pair],
+    recipe: Recipe,
+    max_length: int,
+    *,
+    packing: bool,
+    device: str,
+    processes: int = 1,
 ) -> Batches:
     """Micro-batches and steps such that a step sees about `recipe.batch` records, packed or not."""
-    tokens = sum(len(row.input_ids) for row in rows)
+    tokens = sum(row.length for row in rows)
     length = max(max_length, PACK_LENGTH[device]) if packing else max_length
     if packing:
         units = math.ceil(tokens / length)
@@ -101,44 +107,46 @@ def packs_stay_apart(model: Any, rows: Sequence[Row]) -> bool:
 # ---------------------------------------------------------------- the run
 
 
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """Where and how a run trains, beside its recipe."""
+
+    folder: Path
+    device: str
+    seed: int
+    stage: str = "sft"  # sft, pretrain, dpo or reward
+    packing: bool = False
+    checkpointing: bool = False
+    log: bool = False  # for TensorBoard
+
+
 def train(
     model: Any,
     tokenizer: Any,
-    rows: Sequence[Row],
-    watched: Sequence[Row],
+    rows: Sequence[Row] | Sequence[Pair],
+    watched: Sequence[Row] | Sequence[Pair],
     recipe: Recipe,
     batches: Batches,
-    *,
-    folder: Path,
-    packing: bool,
-    device: str,
-    seed: int,
-    checkpointing: bool,
-    log: bool,
+    setup: Setup,
     say: Callable[[str], None],
 ) -> tuple[Any, Result]:
     """Train, from the folder's last checkpoint if there is one. The trainer's model has the best weights."""
     from datasets import Dataset
     from transformers import EarlyStoppingCallback, PrinterCallback
     from transformers.trainer_utils import get_last_checkpoint
-    from trl import SFTTrainer
 
-    checkpoints = folder / "checkpoints"
+    checkpoints = setup.folder / "checkpoints"
     last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
-    sets = [
-        Dataset.from_list([{"input_ids": row.input_ids, "labels": row.labels} for row in part])
-        for part in (rows, watched)
-        if part
-    ]
+    sets = [Dataset.from_list([row.features(setup.stage) for row in part]) for part in (rows, watched) if part]
     started = time.monotonic()
     with quiet():
-        trainer = SFTTrainer(
+        trainer = trainer_of(setup.stage)(
             model=model,
-            args=_arguments(recipe, batches, checkpoints, bool(watched), packing, device, seed, checkpointing, log),
+            args=_arguments(recipe, batches, setup, watch=bool(watched)),
             train_dataset=sets[0],
             eval_dataset=sets[1] if watched else None,
             processing_class=tokenizer,
-            peft_config=adapter_config(recipe, model, batches.steps),
+            peft_config=adapter_config(recipe, model, batches.steps, setup.stage),
             callbacks=[_progress(say)],
         )
         trainer.remove_callback(PrinterCallback)
@@ -150,19 +158,33 @@ def train(
         if last:
             say(f"Going on from {Path(last).name}")
         trainer.train(resume_from_checkpoint=last)
-    return trainer, _result(trainer, batches, time.monotonic() - started, packing)
+    return trainer, _result(trainer, batches, time.monotonic() - started, setup.packing)
 
 
-def _arguments(
-    recipe: Recipe, batches: Batches, folder: Path, watch: bool, packing: bool, device: str, seed: int,
-    checkpointing: bool, log: bool,
-) -> Any:  # fmt: skip
+def trainer_of(stage: str) -> Any:
+    """The library's trainer for a stage."""
+    from trl import DPOTrainer, RewardTrainer, SFTTrainer
+
+    class RenderedDPOTrainer(DPOTrainer):  # type: ignore[misc]
+        """Takes the ids our renderer made; the library's own would render the texts again, in its way."""
+
+        def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
+            return dataset
+
+    return {"dpo": RenderedDPOTrainer, "reward": RewardTrainer}.get(stage, SFTTrainer)
+
+
+def _arguments(recipe: Recipe, batches: Batches, setup: Setup, *, watch: bool) -> Any:
     """The trainer's settings. Every one that differs from the library's default is here."""
-    from trl import SFTConfig
+    from trl import DPOConfig, RewardConfig, SFTConfig
 
     often = max(1, math.ceil(batches.steps / EVALUATIONS))
-    return SFTConfig(
-        output_dir=str(folder),
+    cpu = setup.device == "cpu"
+    kind = {"dpo": DPOConfig, "reward": RewardConfig}.get(setup.stage, SFTConfig)
+    packs = {"packing": setup.packing, "packing_strategy": "bfd", "eval_packing": False} if kind is SFTConfig else {}
+    return kind(
+        **packs,
+        output_dir=str(setup.folder / "checkpoints"),
         max_steps=batches.steps,
         per_device_train_batch_size=batches.at_once,
         per_device_eval_batch_size=batches.at_once,
@@ -171,25 +193,22 @@ def _arguments(
         lr_scheduler_type=recipe.schedule,
         lr_scheduler_kwargs={"min_lr_rate": 0.1} if recipe.schedule == "cosine_with_min_lr" else None,
         warmup_steps=recipe.warmup,
-        optim=recipe.optimizer or ("paged_adamw_8bit" if device == "cuda" else "adamw_torch_fused"),
+        optim=recipe.optimizer or ("adamw_torch_fused" if cpu else "paged_adamw_8bit"),
         weight_decay=recipe.weight_decay,
         adam_beta2=recipe.beta2,
         max_grad_norm=recipe.clip,
         neftune_noise_alpha=recipe.neftune,
         max_length=batches.length,
-        packing=packing,
-        packing_strategy="bfd",
-        eval_packing=False,
-        pad_to_multiple_of=None if device == "cpu" else 8,
-        train_sampling_strategy="group_by_length" if recipe.group_by_length and not packing else "random",
-        bf16=recipe.method != "full" or device == "cuda",
-        use_cpu=device == "cpu",
-        dataloader_pin_memory=device == "cuda",
-        gradient_checkpointing=checkpointing,
-        seed=seed,
+        pad_to_multiple_of=None if cpu else 8,
+        train_sampling_strategy="group_by_length" if recipe.group_by_length and not setup.packing else "random",
+        bf16=recipe.method != "full" or not cpu,
+        use_cpu=cpu,
+        dataloader_pin_memory=not cpu,
+        gradient_checkpointing=setup.checkpointing,
+        seed=setup.seed,
         logging_steps=max(1, math.ceil(batches.steps / 50)),
         logging_first_step=True,
-        report_to=["tensorboard"] if log else "none",
+        report_to=["tensorboard"] if setup.log else "none",
         disable_tqdm=True,
         eval_strategy="steps" if watch else "no",
         eval_steps=often,
@@ -223,7 +242,8 @@ def _progress(say: Callable[[str], None]) -> Any:
                 rate = logs.get("num_tokens", 0.0) / seconds if self.first_step == 0 and seconds else 0.0
                 speed = f" · {rate:.0f} tokens/s" if rate else ""
                 say(
-                    f"step {state.global_step} of {state.max_steps} · loss {logs['loss']:.4f}{speed} · about {left:.0f} s left"
+                    f"step {state.global_step} of {state.max_steps} · loss {logs['loss']:.4f}{speed}"
+                    f" · about {left:.0f} s left"
                 )
 
     return Progress()

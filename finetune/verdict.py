@@ -50,6 +50,7 @@ def judge(
     """
     against = "control" if control else "base"
     difference, low, high = paired_interval(losses["ours"], losses[against])
+    curve = _curve(losses)
     said = decide(low, high) if len(losses["ours"]) >= FEWEST_TASKS else "cannot tell"
     return {
         "verdict": said,
@@ -61,7 +62,28 @@ def judge(
         "tasks": len(losses["ours"]),
         "about_filtering": said if control else None,
         "sentence": _sentence(said, against, control, difference, low, high, len(losses["ours"])),
+        "curve": curve,
         "arms": arms,
+    }
+
+
+def _curve(losses: dict[str, list[Loss]]) -> dict[str, Any] | None:
+    """What the last step up in data did, where there are arms named by their share: would more still help?"""
+    shares = sorted((int(name.removesuffix(" %")) for name in losses if name.endswith(" %")), reverse=True)
+    if not shares:
+        return None
+    difference, low, high = paired_interval(losses["ours"], losses[f"{shares[0]} %"])
+    said = {
+        "better": "lowered the loss: more data would probably still help",
+        "worse": "raised the loss: more data of this kind would probably not help",
+        "cannot tell": "changed the loss by no more than chance may: whether more data would help cannot be told",
+    }[decide(low, high)]
+    return {
+        "from_percent": shares[0],
+        "difference_nats": difference,
+        "interval_95": [low, high],
+        "sentence": f"Going from {shares[0]} % to all of the data {said}"
+        f" ({difference:+.4f} nats a token, {low:+.4f} to {high:+.4f}).",
     }
 
 
@@ -106,7 +128,7 @@ def describe(verdict: dict[str, Any]) -> list[str]:
     rows = table(verdict["arms"])
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-    return [*lines, verdict["sentence"]]
+    return [*lines, *([verdict["curve"]["sentence"]] if verdict["curve"] else []), verdict["sentence"]]
 
 
 def write(folder: Path, verdict: dict[str, Any], tasks: Sequence[dict[str, Any]]) -> None:

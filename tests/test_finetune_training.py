@@ -68,10 +68,8 @@ def train(
     batches = training.plan(rows, recipe, 64, packing=packing, device="cpu")
     batches = replace(batches, **changed)
     model = methods.load_base(base, recipe.method, "cpu")
-    return training.train(
-        model, tokenizer, rows[:20], rows[20:], recipe, batches, folder=tmp_path / folder, packing=packing,
-        device="cpu", seed=0, checkpointing=False, log=False, say=say or (lambda text: None),
-    )  # fmt: skip
+    setup = training.Setup(tmp_path / folder, "cpu", 0, packing=packing)
+    return training.train(model, tokenizer, rows[:20], rows[20:], recipe, batches, setup, say or (lambda text: None))
 
 
 # ---------------------------------------------------------------- quantisation, and the guard
@@ -247,7 +245,7 @@ def test_numbers_that_make_no_sense_are_refused(flags: list[str], said: str) -> 
 def test_arguments_reach_the_trainer(tmp_path: Path) -> None:
     recipe = recipe_of("--preset", "guanaco", "--neftune", "5", "--rslora")
     batches = training.Batches(64, 2, 3, 100)
-    made = training._arguments(recipe, batches, tmp_path, True, False, "cpu", 7, True, False)
+    made = training._arguments(recipe, batches, training.Setup(tmp_path, "cpu", 7, checkpointing=True), watch=True)
     found = (made.learning_rate, made.max_grad_norm, made.neftune_noise_alpha, made.seed, made.warmup_steps)
     assert found == (2e-4, 0.3, 5.0, 7, 0.03)
     assert (made.lr_scheduler_type, made.train_sampling_strategy) == ("constant_with_warmup", "group_by_length")
@@ -390,6 +388,74 @@ def test_a_base_that_cannot_be_trained_is_refused(
     if not torch.cuda.is_available():
         assert finetune(data, "--base", tiny, "--plan", "--device", "cuda") == 2
         assert "torch sees no CUDA device" in capfd.readouterr().err
+
+
+# ---------------------------------------------------------------- stages, and the curve
+
+
+def pairs(count: int = 20) -> list[dict[str, Any]]:
+    return [
+        {"prompt": row["instruction"], "chosen": row["output"], "rejected": "No idea, ask somebody else."}
+        for row in little_rows(count)
+    ]
+
+
+def test_preferences_are_learnt_by_dpo(tiny: Path, tasks: Path, tmp_path: Path) -> None:
+    data, out = write_rows(tmp_path / "pairs.jsonl", pairs()), tmp_path / "out"
+    flags = ["--stage", "dpo", "--steps", 20, "--batch", 4, "--learning-rate", 5e-3, "--watch", 0]
+    assert finetune(data, "--base", tiny, "--out", out, "--tasks", tasks, "--new-tokens", 2, *flags) == 0
+    losses = json.loads((out / "trained.json").read_text())["result"]["losses"]
+    assert losses[0][1] == pytest.approx(0.693, abs=0.02)  # both answers equally likely against the base
+    assert losses[-1][1] < 0.3
+
+
+def test_a_reward_model_puts_the_better_answer_first(
+    tiny: Path, tasks: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    data, out = write_rows(tmp_path / "pairs.jsonl", pairs()), tmp_path / "out"
+    flags = ["--stage", "reward", "--steps", 20, "--batch", 4, "--learning-rate", 5e-3, "--watch", 0.2]
+    assert finetune(data, "--base", tiny, "--out", out, "--tasks", tasks, *flags) == 0
+    assert "puts the better answer first in 100% of the pairs" in capfd.readouterr().err
+    assert json.loads((out / "adapter_config.json").read_text())["task_type"] == "SEQ_CLS"
+    assert finetune(data, "--base", tiny, "--stage", "reward", "--method", "prefix", "--plan") == 2
+
+
+def test_a_pair_is_rendered_as_the_model_is_asked(tiny: Path) -> None:
+    from pipeline.chat_template import render_chat
+
+    tokenizer = weights.load_tokenizer(tiny)
+    messages = (("user", "A"), ("assistant", "B"), ("user", "C"), ("assistant", "good"))
+    example = Example(messages, "", rejected="bad")
+    (pair,), audit = finetune_rows.encode_pairs(tokenizer, [example], stops=[tokenizer.eos_token_id], max_length=512)
+    assert pair.given == render_chat(tokenizer, messages[:-1])
+    assert [tokenizer.decode(ids) for ids in (pair.chosen, pair.rejected)] == ["good<|im_end|>", "bad<|im_end|>"]
+    assert audit.stopped == 1
+
+
+def test_pretraining_learns_plain_documents_in_pieces(tiny: Path, tasks: Path, tmp_path: Path) -> None:
+    folder, out = tmp_path / "docs", tmp_path / "out"
+    folder.mkdir()
+    for number in range(6):
+        (folder / f"{number}.md").write_text(f"# Page {number}\n" + f"A line about number {number}. " * 20)
+    flags = ["--stage", "pretrain", "--max-length", 128, "--steps", 3, "--batch", 4, "--out", out]
+    assert finetune(folder, "--base", tiny, "--tasks", tasks, "--new-tokens", 2, *flags) == 0
+    audit = json.loads((out / "trained.json").read_text())["audit"]
+    assert audit["answer_tokens"] == audit["tokens"] > 6 * 400 * 0.8
+    assert audit["lengths"] == {} or audit["lengths"]["longest"] <= 128
+
+
+def test_a_curve_trains_on_nested_shares(
+    tiny: Path, tasks: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    data, out = write_rows(tmp_path / "data.jsonl", little_rows()), tmp_path / "out"
+    flags = ["--curve", "25,50,100", "--epochs", 1, "--batch", 4, "--new-tokens", 2, "--watch", 0]
+    assert finetune(data, "--base", tiny, "--out", out, "--tasks", tasks, *flags) == 0
+    verdict = json.loads((out / "verdict.json").read_text())
+    assert list(verdict["arms"]) == ["base", "25 %", "50 %", "ours"]
+    counts = [json.loads((out / "curve" / share / "run.json").read_text())["examples"] for share in ("25", "50")]
+    assert counts == [6, 12]
+    assert verdict["curve"]["sentence"] in capfd.readouterr().err
+    assert finetune(data, "--base", tiny, "--tasks", tasks, "--curve", "0,x", "--plan") == 2
 
 
 # ---------------------------------------------------------------- afterwards
