@@ -74,6 +74,7 @@ class Ask:
         self.budget = budget or Budget(model.identity, {})
         self.pace = Pace(concurrency, rpm=rpm, tpm=tpm, slow_start=not model.is_local)
         self.stopped: StopRun | None = None
+        self._crew: list[Ask] = [self]  # all that send in this run: they stop together
         self._journal = journal
         self._retry_failed = retry_failed
         self._pause_s = pause_s
@@ -93,26 +94,46 @@ class Ask:
         self.budget.start(await self._journal.totals())
         self.model.refuse(await self._journal.refused_parameters(self.model.address, self.model.identity))
 
+    def beside(self, model: Model, *, concurrency: int) -> Ask:
+        """Another model asked in the same run: one journal, one budget, one stop."""
+        other = Ask(
+            model,
+            self._journal,
+            concurrency=concurrency,
+            budget=self.budget.beside(model.identity),
+            retry_failed=self._retry_failed,
+            pause_s=self._pause_s,
+        )
+        self._crew.append(other)
+        other._crew = self._crew
+        return other
+
     def stop(self, why: StopRun) -> None:
         """Send nothing more; the first reason given stays.
 
         What is in flight is finished and stored; a local model breaks it off, since nothing was paid for it.
         """
-        self.stopped = self.stopped or why
-        self._halted.set()
-        self.pace.open()
-        self._tell()
-        if self.model.is_local:
-            self.abort()
+        for ask in self._crew:
+            ask.stopped = ask.stopped or why
+            ask._halted.set()
+            ask.pace.open()
+            ask._tell()
+            if ask.model.is_local:
+                ask._break_off()
 
     def abort(self) -> None:
         """Break off what is in flight, too; the journal then says that it was possibly paid."""
+        for ask in self._crew:
+            ask._break_off()
+
+    def _break_off(self) -> None:
         for task in self._under_way.values():
             task.cancel()
 
     async def drain(self) -> None:
         """Wait for what is in flight."""
-        await asyncio.gather(*self._under_way.values(), return_exceptions=True)
+        under_way = [task for ask in self._crew for task in ask._under_way.values()]
+        await asyncio.gather(*under_way, return_exceptions=True)
 
     def key(self, request: Request) -> str:
         """The journal key of a request to this model."""

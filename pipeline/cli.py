@@ -24,9 +24,11 @@ from pipeline import filters
 from pipeline.ask import Ask
 from pipeline.errors import DONE, SHORT, Interrupted, Offline, StopRun, UsageError
 from pipeline.journal import Journal, Totals
+from pipeline.judge import Judge
 from pipeline.llm import Model, Request
-from pipeline.models import open_model
+from pipeline.models import open_judge, open_model
 from pipeline.money import FREE, Budget, Limits, read_prices
+from pipeline.prompts import Prompts
 from pipeline.run import GIVE_UP_AFTER, Generator, Line, Tally
 from pipeline.run_folder import DerivedFiles, locked, read_config, write_json
 from pipeline.settings import Checked, GeneratorSettings, checked, flags_of, parse, resolved, shaping
@@ -100,10 +102,14 @@ class _Run:
             again,
         )
         self.folder = settings.out
+        self.judge: Judge | None = None
+        self.judge_ask: Ask | None = None
         self.started = time.monotonic()
         prices = read_prices(settings.prices)
-        if model.is_local:
-            prices[model.identity] = FREE
+        self.judge_model = open_judge(settings, model) if settings.judge else model
+        for one in (model, self.judge_model):
+            if one.is_local:
+                prices[one.identity] = FREE
         limits = Limits(settings.max_cost, settings.max_total_tokens, settings.max_requests)
         self.budget = Budget(model.identity, prices, limits)
 
@@ -120,6 +126,7 @@ class _Run:
                 retry_failed=self.switches.retry_failed,
             )
             await self.ask.start()
+            judge = await self._open_judge()
             if self.switches.offline:
                 self.ask.stop(Offline("--offline: what is stored does not reach further."))
             with DerivedFiles(self.folder) as files:
@@ -133,13 +140,27 @@ class _Run:
                     concurrency=self.settings.concurrency,
                     summarize=self._summarize,
                     progress=progress,
+                    judge=judge,
                 )
                 try:
                     stopped = await self._interruptible(line)
                 finally:
                     await self.model.close()
+                    await self.judge_model.close()
             progress(line.tally, final=True)
             return await self._report(line.tally, stopped)
+
+    async def _open_judge(self) -> Judge | None:
+        """The judge, if one is wanted, asked beside the generator."""
+        if not self.settings.judge:
+            return None
+        if self.judge_model.identity == self.model.identity:
+            _say("Note: the judge is the model that wrote the records; it will like them. --judge-model names another.")
+        prompts = {language: Prompts(language, self.settings.prompts) for language in ("en", "zh")}
+        self.judge_ask = self.ask.beside(self.judge_model, concurrency=self.settings.concurrency)
+        await self.judge_ask.start()
+        self.judge = Judge(self.judge_ask, prompts, self.settings.extra_body)
+        return self.judge
 
     async def plan(self) -> int:
         """Say what a run would send, and send nothing; a folder that is not there yet is not made."""
@@ -242,7 +263,19 @@ class _Run:
             "cost": self.budget.cost,
             "cost_at_most": self.budget.cost_at_most,
             "cost_per_kept": self.budget.cost_per(tally.kept),
+            "judge": self._judge_counts(),
             "seconds": round(time.monotonic() - self.started, 1),
+        }
+
+    def _judge_counts(self) -> dict[str, Any] | None:
+        if self.judge is None or self.judge_ask is None:
+            return None
+        counts = self.judge_ask.counts
+        return {
+            "model": self.judge_model.identity,
+            "asked": counts.asked,
+            "sent": counts.sent,
+            "unreadable": self.judge.unreadable,
         }
 
     async def _report(self, tally: Tally, stopped: StopRun | None) -> int:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Literal, TypeVar
 
 from pipeline.novelty import NoveltyIndex
@@ -57,6 +57,8 @@ class Candidate:
     record: Record
     siblings: Sequence[Record] = ()
     cut: bool = False  # the reply ended inside this record
+    evidence: str = ""  # what a judge may see of the source: the passage, the facts
+    scores: Mapping[str, float] = field(default_factory=dict)  # what judges said of it
 
 
 Seen = TypeVar("Seen", NewInstruction, Candidate)
@@ -383,6 +385,18 @@ def repeated_output(candidate: Candidate, _: float) -> Found | None:
                 neighbour=Neighbour(id=sibling.id, text=sibling.output),
             )
     return None
+
+
+# the judge, where there is one; its scores are there by now
+
+
+@_filter(RECORD, "AlpaGasus (Chen et al. 2023): the best by a judge beat all", threshold=4)
+def poor(candidate: Candidate, below: float) -> Found | None:
+    """A record that the judge scored below `below`, of 1 to 5; without a judge there is no score, and all pass."""
+    score = candidate.scores.get("judge")
+    if score is None or score >= below:
+        return None
+    return Found(f"the judge gave {score:g} of 5, below {below:g}", score)
 
 
 # ---------------------------------------------------------------- choosing and asking

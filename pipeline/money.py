@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pipeline.errors import UsageError
@@ -69,22 +69,48 @@ class Limits:
     requests: int | None = None
 
 
+@dataclass(slots=True)
+class Spent:
+    """What a folder has spent, by model; shared by the budgets of a run's models."""
+
+    requests: int = 0
+    used: dict[str, Used] = field(default_factory=dict)
+
+
 class Budget:
     """Counts all that the folder ever paid, this run included, against the limits."""
 
     def __init__(self, model: str, prices: Mapping[str, Price], limits: Limits = Limits()) -> None:
         self._model, self._prices, self._limits = model, prices, limits
-        self.requests = 0
-        self.used: dict[str, Used] = {}
+        self._spent = Spent()
         self.start(Totals())
+
+    def beside(self, model: str) -> Budget:
+        """The same budget, as another model of the run spends from it; start it before anything is sent."""
+        other = Budget(model, self._prices, self._limits)
+        other._spent = self._spent
+        return other
+
+    @property
+    def requests(self) -> int:
+        """Sent in all, earlier runs included."""
+        return self._spent.requests
+
+    @property
+    def used(self) -> dict[str, Used]:
+        """Tokens by model."""
+        return self._spent.used
+
+    @property
+    def _now(self) -> Used:
+        return self._spent.used.setdefault(self._model, Used())
 
     def start(self, totals: Totals) -> None:
         """Take in what was spent before. Raises UsageError where --max-cost cannot be watched over."""
-        self.requests = totals.attempts
-        self.used = {model: replace(used) for model, used in totals.used.items() if used.at_most}
-        self._now = self.used.setdefault(self._model, Used())
+        self._spent.requests = totals.attempts
+        self._spent.used = {model: replace(used) for model, used in totals.used.items() if used.at_most}
         if self._limits.cost is not None:
-            for model in self.used:
+            for model in {*self.used, self._model}:
                 if model not in self._prices:
                     raise UsageError(
                         f"--max-cost: the price of {model!r} is unknown; write it into prices.toml,"
@@ -113,7 +139,7 @@ class Budget:
 
     def reserve(self, most_tokens: tuple[int, int]) -> None:
         """A request is about to be sent."""
-        self.requests += 1
+        self._spent.requests += 1
         self._now.prompt_bound += most_tokens[0]
         self._now.completion_bound += most_tokens[1]
 

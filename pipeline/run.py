@@ -13,13 +13,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar
 
 from pipeline.ask import Ask
 from pipeline.errors import StopRun
 from pipeline.filters import Candidate, Filter, Found, judge
+from pipeline.judge import Judge
 from pipeline.llm import Request
 from pipeline.money import Plan
 from pipeline.records import Record, Rejection
@@ -94,8 +95,10 @@ class Line:
         concurrency: int,
         summarize: Callable[[Tally], Awaitable[dict[str, Any]]],
         progress: Callable[[Tally], None],
+        judge: Judge | None = None,
     ) -> None:
         self.tally = Tally()
+        self._judge_of = judge
         self._generator, self._ask, self._files, self._filters = generator, ask, files, filters
         self._target, self._concurrency = target, concurrency
         self._summarize, self._progress = summarize, progress
@@ -167,10 +170,24 @@ class Line:
         )
 
     def _begin(self, item: Any) -> asyncio.Task[Made]:
-        task = asyncio.ensure_future(self._generator.make(item, self._ask))
+        task = asyncio.ensure_future(self._make(item))
         self._being_made += 1
         task.add_done_callback(self._one_made)
         return task
+
+    async def _make(self, item: Any) -> Made:
+        made = await self._generator.make(item, self._ask)
+        return made if self._judge_of is None else await asyncio.gather(*map(self._scored, made))
+
+    async def _scored(self, entry: Candidate | Rejection) -> Candidate | Rejection:
+        """The candidate with its judge's scores; what a filter turns away anyway is not shown to the judge."""
+        if (
+            isinstance(entry, Rejection)
+            or self._judge_of is None
+            or not isinstance(judge(self._filters, entry), Record)
+        ):
+            return entry
+        return replace(entry, scores=await self._judge_of.scores(entry.record, entry.evidence))
 
     def _one_made(self, _: object) -> None:
         self._being_made -= 1
@@ -214,13 +231,13 @@ class Line:
         self._seen.add(record.id)
         judged = judge(self._filters, candidate)
         if not isinstance(judged, Record):
-            self._reject(rejection_of(*judged))
+            self._reject(rejection_of(*judged, scores=candidate.scores))
         elif judged is not record and judged.id in self._seen:  # mended, it is what another record is already
             self.tally.merged += 1
             self._files.merge(judged.id, judged.source[0])
         else:
             self._seen.add(judged.id)
-            self._files.keep(judged)
+            self._files.keep(judged.model_copy(update={"scores": {**judged.scores, **candidate.scores}}))
             self.tally.kept += 1
             self.tally.kept_by_task[judged.task] += 1
 
@@ -247,8 +264,12 @@ class Line:
         self._publishing_s = self._published_at - started
 
 
-def rejection_of(record: Record, filter_: Filter[Any], found: Found) -> Rejection:
+def rejection_of(
+    record: Record, filter_: Filter[Any], found: Found, scores: Mapping[str, float] | None = None
+) -> Rejection:
     """A finished record as the rejection that a filter made of it."""
+    fields = record.model_dump()
+    fields["scores"] |= scores or {}
     return Rejection(
         stage="record",
         filter=filter_.name,
@@ -256,5 +277,5 @@ def rejection_of(record: Record, filter_: Filter[Any], found: Found) -> Rejectio
         value=found.value,
         threshold=None if isinstance(filter_.threshold, str) else filter_.threshold,
         neighbour=found.neighbour,
-        **record.model_dump(),
+        **fields,
     )

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from pipeline import crash
-from pipeline.errors import FolderBusy, StorageError
+from pipeline.errors import FolderBusy, StorageError, UsageError
 from pipeline.records import Record, Rejection, Source
 
 
@@ -30,6 +30,8 @@ def locked(folder: Path) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / ".lock").open("a+", encoding="utf-8")
+    except (FileExistsError, NotADirectoryError) as error:
+        raise UsageError(f"{folder}: a file stands there, or above it; a run needs a folder.") from error
     except OSError as error:
         raise StorageError(f"{folder}: cannot be written ({error.strerror}).") from error
     with lock:
@@ -54,6 +56,8 @@ def read_config(folder: Path) -> dict[str, Any] | None:
         return None
     except (OSError, ValueError) as error:
         raise StorageError(f"{folder / 'config.json'}: cannot be read ({error}).") from error
+    if not isinstance(config, dict) or not isinstance(config.get("shaping"), dict):
+        raise UsageError(f"{folder / 'config.json'}: is not of a run of instructloop; use another --out.")
     return config
 
 

@@ -17,7 +17,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from math import isfinite
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Literal, NoReturn, TypeVar, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
@@ -40,9 +40,13 @@ def _json_object(value: object) -> object:
     if not isinstance(value, str):
         return value
     try:
-        return json.loads(value)
+        return json.loads(value, parse_constant=_no_constant)
     except ValueError as error:
         raise ValueError(f"not JSON ({error})") from error
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
 
 
 def _filter_settings(value: object) -> object:
@@ -114,6 +118,10 @@ class GeneratorSettings(BaseModel):
     filters: FilterSettings = setting(
         {}, "running", "filters off, or thresholds: keywords=off,too_short=2", metavar="NAME=…"
     )
+    judge: bool = setting(False, "running", "have a model score each record that the filters keep")
+    judge_model: str | None = setting(None, "running", "the judge, named as --model is (none: the same model)")
+    judge_base_url: str | None = setting(None, "running", "the judge's endpoint (none: --base-url)", metavar="URL")
+    judge_api_key_env: str = setting("OPENAI_API_KEY", "running", "the variable that holds its key", metavar="NAME")
     concurrency: int = setting(32, "running", "requests in flight at most", gt=0, le=1000)
     deadline: float = setting(300.0, "running", "for one call, in seconds", gt=0)
     max_requests: int | None = setting(None, "running", "sent at most, counting all this folder ever sent", gt=0)

@@ -243,6 +243,13 @@ RECORDS: dict[str, list[tuple[Candidate, str | None]]] = {
         (candidate("甲", "一", ("乙", "二")), None),
         (Candidate(first := record("a", "same"), [first, record("b", "same")]), None),  # the first one stays
     ],
+    "poor": [
+        (replace(candidate("", "Blue."), scores={"judge": 3.0}), "3 of 5, below 4"),
+        (replace(candidate("", "天空是蓝色的。"), scores={"judge": 1.0}), "1 of 5"),
+        (replace(candidate("", "Blue."), scores={"judge": 4.0}), None),
+        (candidate("", "Nobody judged this."), None),
+        (candidate("", "没有人评判过。"), None),
+    ],
 }  # fmt: skip
 
 # filter -> something to judge, a threshold that keeps it, one that turns it away
@@ -250,6 +257,7 @@ THRESHOLDS: dict[str, tuple[Any, float, float]] = {
     "too_short": (new("Write a short poem."), 3, 4),
     "too_long": (new("Write a short poem."), 4, 3),
     "overlong": (candidate("", "word " * 100), 103, 101),
+    "poor": (replace(candidate("", "Blue."), scores={"judge": 3.0}), 3, 4),
     "language": (candidate("", CHINESE), 1.0, 0.5),
     "looping": (candidate("", "I am happy. " * 20), 0.97, 0.9),
 }

@@ -102,22 +102,39 @@ BAD_INSTRUCTIONS = {
     "first_character": "? Explain why bees dance.",
     "novelty": SEED,
 }
-LONG = "ha " * 60
+CHINESE = "海潮在黄昏涨起，带走沙滩上午后的每一个脚印，把它们送回深蓝的远方，明天又是一片崭新的沙滩。"
+
+
+def answers(*pairs: tuple[str, str]) -> list[Json]:
+    return [{"input": input_, "output": output} for input_, output in pairs]
+
+
 BAD_INSTANCES: dict[str, tuple[str, list[Json] | tuple[str, str]]] = {
     "cut_off": ("Tell a tale about old lighthouses.", ('{"instances": [{"input": "x", "output": "Once', "length")),
-    "empty_output": ("Advise a baker on stale bread.", [{"input": "", "output": " "}]),
-    "echo": ("Repeat after me, my dear parrot.", [{"input": "Hello", "output": "hello"}]),
-    "ends_with_colon": ("List some tools for every garden.", [{"input": "", "output": "The tools:"}]),
-    "contradiction": ("Add up both of these numbers.", [{"input": "1 1", "output": o} for o in ("2", "3")]),
-    "repeated_output": ("Greet each guest in your style.", [{"input": i, "output": "Hi, you"} for i in "ab"]),
-    "looping": ("Laugh for as long as possible.", [{"input": "", "output": LONG}]),
+    "empty_output": ("Advise a baker on stale bread.", answers(("", " "))),
+    "echo": ("Repeat after me, my dear parrot.", answers(("Hello", "Hello"))),
+    "ends_with_colon": ("List some tools for every garden.", answers(("", "The tools:"))),
+    "overlong": ("Count sheep until you are asleep.", answers(("", "sheep " * 4001))),
+    "language": ("Paint the evening tide with words.", answers(("", CHINESE))),
+    "looping": ("Laugh for as long as possible.", answers(("", "ha " * 60))),
+    "refusal": ("Predict who wins next Sunday's match.", answers(("", "As an AI language model, I have no opinion."))),
+    "leaked_prompt": ("Judge this soup from its smell.", answers(("", "### Response: salty"))),
+    "control_tokens": ("Close our conversation with a wish.", answers(("", "Farewell <|im_end|>"))),
+    "secrets": ("Show how a cloud login looks.", answers(("", "export AWS_ACCESS_KEY_ID=AKIAQ3EGRZ5TNPLDXW7K"))),
+    "personal_data": ("Where may complaints be sent to?", answers(("", "Write to jane.doe@gmail.com today."))),
+    "links": (
+        "Which page explains last year's economy?",
+        answers(("", "See https://www.nytimes.com/2020/economy.html.")),
+    ),
+    "contradiction": ("Add up both of these numbers.", answers(("1 1", "2"), ("1 1", "3"))),
+    "repeated_output": ("Greet each guest in your style.", answers(("a", "Hi, you"), ("b", "Hi, you"))),
 }
 
 
 async def test_every_filter_acts_in_the_line(tmp_path: Path) -> None:
-    assert [*BAD_INSTRUCTIONS, *BAD_INSTANCES] == [f.name for f in filters.INSTRUCTION] + [
-        f.name for f in filters.RECORD
-    ]
+    assert list(BAD_INSTRUCTIONS) == [f.name for f in filters.INSTRUCTION]
+    judged = ["poor"]  # tests/test_judge.py has a judge
+    assert [*BAD_INSTANCES, *judged] == [f.name for f in filters.RECORD]
     script = dict(BAD_INSTANCES.values())
 
     def instances(question: str) -> Any:
@@ -125,7 +142,7 @@ async def test_every_filter_acts_in_the_line(tmp_path: Path) -> None:
         return answer if isinstance(answer, tuple) else {"instances": answer or [{"input": "", "output": "Cold."}]}
 
     model = Scripted(instructions={"instructions": [*BAD_INSTRUCTIONS.values(), *script, GOOD]}, instances=instances)
-    records, rejected, _ = await made(model, tmp_path, target=2, per_prompt=30)
+    records, rejected, _ = await made(model, tmp_path, target=2, per_prompt=30, filters={"personal_data": "reject"})
     by_instruction = {line["instruction"]: line["filter"] for line in rejected[: len(BAD_INSTRUCTIONS)]}
     assert by_instruction == {text.strip(): name for name, text in BAD_INSTRUCTIONS.items()}
     for name, (instruction, _) in BAD_INSTANCES.items():

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.errors import FolderBusy, StorageError
+from pipeline.errors import FolderBusy, StorageError, UsageError
 from pipeline.records import PromptSource, Record, Rejection, make_record
 from pipeline.run_folder import DerivedFiles, locked, read_config, read_records, write_json
 from tests.conftest import Run, StartServer, against, read_lines
@@ -90,18 +90,17 @@ def test_the_lock_is_given_back_after_an_error(tmp_path: Path) -> None:
         pass
 
 
-def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+def test_a_file_in_the_folders_place_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder", encoding="utf-8")
-    with pytest.raises(StorageError, match="file: cannot be written"), locked(tmp_path / "file"):
-        pass
-    with pytest.raises(StorageError, match="out: cannot be written"), locked(tmp_path / "file" / "out"):
-        pass
+    for folder in (tmp_path / "file", tmp_path / "file" / "out"):
+        with pytest.raises(UsageError, match=f"^{folder}: a file stands there"), locked(folder):
+            pass
 
 
 # ---------------------------------------------------------------- config.json and other JSON
 
 
-@pytest.mark.parametrize("value", [{}, {"ä": "中文\u2028", "n": [1, None, True]}])
+@pytest.mark.parametrize("value", [{"shaping": {}}, {"shaping": {"ä": "中文\u2028"}, "n": [1, None, True]}])
 def test_json_is_read_back(tmp_path: Path, value: dict[str, Any]) -> None:
     write_json(tmp_path / "config.json", value)
     assert read_config(tmp_path) == value
@@ -112,6 +111,13 @@ def test_a_missing_config_is_none_and_a_broken_one_is_named(tmp_path: Path) -> N
     assert read_config(tmp_path) is None
     (tmp_path / "config.json").write_text('{"half": ', encoding="utf-8")
     with pytest.raises(StorageError, match=r"config\.json: cannot be read"):
+        read_config(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["{}", "[1]", '{"shaping": 1}', "null"])
+def test_a_config_of_something_else_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "config.json").write_text(content, encoding="utf-8")
+    with pytest.raises(UsageError, match=r"config\.json: is not of a run of instructloop"):
         read_config(tmp_path)
 
 

@@ -42,6 +42,13 @@ class Seen:
         properties = [body["response_format"]["json_schema"]["schema"]["properties"] for body in self.bodies]
         return {wanted[list_name]["maxItems"] for wanted in properties if list_name in wanted}
 
+    def tokens(self) -> int:
+        return int(self.summary["prompt_tokens"] + self.summary["completion_tokens"])
+
+    def pace(self) -> float:
+        """Seconds a request."""
+        return float(self.summary["seconds"]) / len(self.bodies)
+
     def tasks(self) -> set[str]:
         return {record["task"] for record in self.records}
 
@@ -76,6 +83,7 @@ class Row:
 
 
 OWN_TEMPLATE = "Is it one? $instruction"
+PRICES = "[fake]\ninput = 1\noutput = 2\n"
 OWN_SEEDS = [
     {"id": f"own_{n}", "instruction": text, "instances": [{"output": "Yes."}], "is_classification": n % 2 == 0}
     for n, text in enumerate(["Is moss a plant?", "How do bees sleep?", "May one eat snow?", "Why is rust red?"])
@@ -128,6 +136,30 @@ ROWS: dict[str, Row] = {
         server={"dirty": 0.3},
         same=("--target", "20"),
     ),
+    "judge": Row(
+        None,
+        "true",
+        lambda base, new: not any(r["scores"] for r in base.records) and all(r["scores"] for r in new.records),
+    ),
+    "judge_model": Row(
+        "other",
+        '"other"',
+        lambda base, new: (base.values("model"), new.values("model")) == ({"fake"}, {"fake", "other"}),
+        same=("--target", "6", "--judge"),
+    ),
+    "judge_base_url": Row(
+        "OTHER",
+        '"OTHER"',
+        lambda base, new: (base.values("model"), new.values("model")) == ({"fake", "j"}, {"fake"}),
+        same=("--target", "6", "--judge", "--judge-model", "j"),
+    ),
+    "judge_api_key_env": Row(
+        "MY_KEY",
+        '"MY_KEY"',
+        lambda base, new: (base.ran.returncode, new.ran.returncode) == (5, 0),
+        same=("--target", "6", "--judge", "--judge-model", "j", "--api-key-env", "MY_KEY"),
+        server={"key": "secret"},
+    ),
     "concurrency": Row(
         "6",
         "6",
@@ -142,6 +174,24 @@ ROWS: dict[str, Row] = {
         server={"plan": [{"fault": "delay", "seconds": 0.6, "nth": [2]}]},
     ),
     "max_requests": Row("5", "5", lambda base, new: (len(new.bodies), new.ran.returncode) == (5, 4)),
+    "max_total_tokens": Row(
+        "6000",
+        "6000",
+        lambda base, new: new.ran.returncode == 4 and base.tokens() > 6000 >= new.tokens() > 0,
+    ),
+    "prices": Row(
+        "TMP/prices.toml",
+        '"TMP/prices.toml"',
+        lambda base, new: base.summary["cost"] is None and (new.summary["cost"] or 0) > 0,
+    ),
+    "max_cost": Row(
+        "0.02",
+        "0.02",
+        lambda base, new: new.ran.returncode == 4 and base.summary["cost"] > 0.02 >= new.summary["cost"] > 0,
+        same=("--target", "80", "--prices", "TMP/prices.toml"),
+    ),
+    "rpm": Row("300", "300", lambda base, new: base.pace() < 0.15 <= new.pace()),
+    "tpm": Row("120000", "120000", lambda base, new: base.pace() < 0.1 <= new.pace()),
     "seeds": Row(
         "TMP/own.jsonl",
         '"TMP/own.jsonl"',
@@ -200,6 +250,7 @@ def fill(tmp_path: Path, start_server: StartServer, monkeypatch: pytest.MonkeyPa
     (tmp_path / "own").mkdir()
     (tmp_path / "own" / "self_instruct_identify.md").write_text(OWN_TEMPLATE, encoding="utf-8")
     write_lines(tmp_path / "own.jsonl", OWN_SEEDS)
+    (tmp_path / "prices.toml").write_text(PRICES, encoding="utf-8")
     monkeypatch.setenv("MY_KEY", "secret")
 
     def filled(value: str) -> str:
@@ -231,7 +282,7 @@ def test_a_changed_setting_makes_a_difference(
 
     def run_with(folder: str, more: list[str]) -> Seen:
         server, out = start_server(**row.server), tmp_path / folder
-        return seen(server, run(*against(server, out, *row.same, *more)), out)
+        return seen(server, run(*against(server, out, *map(fill, row.same), *more)), out)
 
     base = run_with("base", [])
     assert base.ran.returncode in (0, 5), base.ran.stderr
@@ -246,10 +297,11 @@ def test_a_change_on_an_existing_folder_is_refused_if_it_shapes_requests(
 ) -> None:
     row = ROWS[name]
     server, out = start_server(**row.server), tmp_path / "out"
-    run(*against(server, out, *row.same))
+    same = [fill(flag) for flag in row.same]
+    run(*against(server, out, *same))
     sent, config = len(server.ledger()), (out / "config.json").read_bytes()
     records = (out / "records.jsonl").read_bytes()
-    changed = against(server, out, *row.same, *flags(name, fill))
+    changed = against(server, out, *same, *flags(name, fill))
     ran = run(*changed)
     if row.shaping is None:
         assert ran.returncode != 2
@@ -333,6 +385,7 @@ def test_a_wrong_file_gets_one_sentence(tmp_path: Path, toml: str, said: str) ->
         (["--language", "de"], "--language: Input should be 'auto', 'en' or 'zh'"),
         (["--concurrency", "0"], "--concurrency: "),
         (["--extra-body", "{"], "--extra-body: not JSON"),
+        (["--extra-body", '{"a": NaN}'], "--extra-body: not JSON (NaN is not JSON)"),
         (["--extra-body", "[1]"], "--extra-body: Input should be a valid dictionary"),
         (["--filters", "echo"], "--filters: 'echo' is not NAME=on, NAME=off or NAME=SETTING"),
         (["--filters", "novelti=0.5"], "there is no filter 'novelti'; the nearest is 'novelty'"),
