@@ -358,7 +358,7 @@ class _Run:
         })  # fmt: skip
 
     def _save(self, arm: Arm, trainer: Any, result: training.Result, audit: rows.Audit) -> None:
-        """The adapter (or model), the base's own tokenizer files, and last of all trained.json: it says all is there."""
+        """The adapter (or model), the base's own tokenizer files, and last of all trained.json: all is there."""
         trainer.model.save_pretrained(arm.folder)
         for name in TOKENIZER_FILES:
             if (self.base / name).is_file():
@@ -369,7 +369,7 @@ class _Run:
         generation.eos_token_id = rows.stop_ids(self.tokenizer, generation)
         generation.save_pretrained(arm.folder)
         training.draw_losses(result, arm.folder / "loss.png")
-        done = {"result": asdict(result), "audit": asdict(audit)}
+        done: dict[str, Any] = {"result": asdict(result), "audit": asdict(audit)}
         if self.options.stage == "reward":
             done["accuracy"] = trainer.evaluate().get("eval_accuracy") if trainer.eval_dataset else None
         (arm.folder / "trained.json").write_text(

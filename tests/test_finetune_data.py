@@ -32,8 +32,8 @@ from pipeline.records import DocumentSource, GraphSource, PromptSource, Rejectio
 from tests.tiny_models import SILENT_TEMPLATE, TEMPLATE, letters, write_rows
 
 pytest.importorskip("transformers", reason="the trainer needs the extra: pip install -e .[local,train]")
-from finetune import rows as finetune_rows  # noqa: E402
-from pipeline.chat_template import render_chat  # noqa: E402
+from finetune import rows as finetune_rows
+from pipeline.chat_template import render_chat
 
 
 def example(*texts: str, group: str = "") -> Example:
@@ -54,6 +54,7 @@ def learnt(tokenizer: Any, row: Any) -> list[str]:
 # ---------------------------------------------------------------- shapes
 
 CONVERSATION = (("user", "Hi"), ("assistant", "Hello"), ("user", "Bye"), ("assistant", "See you"))
+SPEAKERS = ("human", "gpt", "human")
 SHAPES: list[tuple[dict[str, Any], tuple[tuple[str, str], ...]]] = [
     ({"instruction": "Add", "input": "1 1", "output": "2"}, (("user", "Add\n\n1 1"), ("assistant", "2"))),
     ({"instruction": "Hi", "output": "Hello"}, (("user", "Hi"), ("assistant", "Hello"))),
@@ -64,7 +65,7 @@ SHAPES: list[tuple[dict[str, Any], tuple[tuple[str, str], ...]]] = [
         CONVERSATION,
     ),
     (
-        {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Yo"}, {"from": "human", "value": "?"}]},
+        {"conversations": [{"from": who, "value": said} for who, said in zip(SPEAKERS, ("Hi", "Yo", "?"), strict=True)]},
         (("user", "Hi"), ("assistant", "Yo")),
     ),
     ({"prompt": "Hi", "completion": "Hello"}, (("user", "Hi"), ("assistant", "Hello"))),
@@ -329,7 +330,8 @@ def test_a_curated_folders_control_comes_from_its_inputs(tmp_path: Path) -> None
 @pytest.mark.parametrize("command", ["run", "evaluate", "merge", "chat"])
 def test_help_needs_no_torch(command: str) -> None:
     code = (
-        f"import sys\nfrom finetune import {command}\ntry:\n    {command}.main(['--help'])\nexcept SystemExit:\n    pass\n"
+        f"import sys\nfrom finetune import {command}\n"
+        f"try:\n    {command}.main(['--help'])\nexcept SystemExit:\n    pass\n"
         "heavy = {'torch', 'transformers', 'trl', 'peft', 'datasets', 'numpy'} & set(sys.modules)\n"
         "sys.exit(f'imported {heavy}' if heavy else 0)"
     )

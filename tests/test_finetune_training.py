@@ -165,7 +165,7 @@ def test_packed_rows_do_not_see_each_other(tiny: Path, tmp_path: Path) -> None:
 
 
 def test_a_model_that_ignores_positions_is_not_packed(tiny: Path, tmp_path: Path) -> None:
-    class Ignorant(torch.nn.Module):
+    class Ignorant(torch.nn.Module):  # type: ignore[misc]
         """Reads everything in one go, whatever the positions say."""
 
         def __init__(self, inner: Any) -> None:
