@@ -65,8 +65,8 @@ SHAPES: list[tuple[dict[str, Any], tuple[tuple[str, str], ...]]] = [
         CONVERSATION,
     ),
     (
-        {"conversations": [{"from": who, "value": said} for who, said in zip(SPEAKERS, ("Hi", "Yo", "?"), strict=True)]},
-        (("user", "Hi"), ("assistant", "Yo")),
+        {"conversations": [{"from": who, "value": said} for who, said in zip(SPEAKERS, "AB?", strict=True)]},
+        (("user", "A"), ("assistant", "B")),
     ),
     ({"prompt": "Hi", "completion": "Hello"}, (("user", "Hi"), ("assistant", "Hello"))),
     (
@@ -315,14 +315,14 @@ def test_a_curated_folders_control_comes_from_its_inputs(tmp_path: Path) -> None
     first, second = run_folder(tmp_path / "a", 3, 1), run_folder(tmp_path / "b", 4, 0)
     curated = run_folder(tmp_path / "c", 1, 0)
     parents = [open_parent(first).as_json(), open_parent(second).as_json()]
-    (curated / "config.json").write_text(json.dumps({"parents": parents}), encoding="utf-8")
+    (curated / "config.json").write_text(json.dumps({"shaping": {}, "parents": parents}), encoding="utf-8")
     assert {e.question for e in candidates(curated)} == {"kept 0", "kept 1", "kept 2", "kept 3"}
     with (first / "records.jsonl").open("a", encoding="utf-8") as file:
         file.write(record("new", PromptSource(prompt=0, seeds=(), pool=())).model_dump_json() + "\n")
     with pytest.raises(UsageError, match="has changed since"):
         candidates(curated)
     shutil.rmtree(second)
-    (curated / "config.json").write_text(json.dumps({"parents": parents[1:]}), encoding="utf-8")
+    (curated / "config.json").write_text(json.dumps({"shaping": {}, "parents": parents[1:]}), encoding="utf-8")
     with pytest.raises(UsageError, match="which is gone"):
         candidates(curated)
 
