@@ -138,7 +138,6 @@ def train(
     checkpoints = setup.folder / "checkpoints"
     last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
     sets = [Dataset.from_list([row.features(setup.stage) for row in part]) for part in (rows, watched) if part]
-    started = time.monotonic()
     with quiet():
         trainer = trainer_of(setup.stage)(
             model=model,
@@ -157,6 +156,7 @@ def train(
         keep_gradients_right(trainer.model)
         if last:
             say(f"Going on from {Path(last).name}")
+        started = time.monotonic()
         trainer.train(resume_from_checkpoint=last)
     return trainer, _result(trainer, batches, time.monotonic() - started, setup.packing)
 
