@@ -10,16 +10,19 @@ an outage is no outcome: the run stops, and the request is sent again next time.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import random
 import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from pipeline import endpoint, local_model
+from pipeline import crash, endpoint, local_model
 from pipeline.errors import BudgetReached, EndpointError, StopRun
-from pipeline.journal import Ended, Journal, Stored
-from pipeline.llm import Model, ParameterRefused, Reply, Request, RequestFailed
+from pipeline.journal import UNPAID, Ended, Journal, Stored
+from pipeline.llm import Model, ParameterRefused, Reply, Request, RequestFailed, most_prompt_tokens
+from pipeline.money import Budget
+from pipeline.pace import Pace
 from pipeline.text import strip_thinking
 
 if TYPE_CHECKING:
@@ -28,6 +31,9 @@ if TYPE_CHECKING:
 ATTEMPTS = 5  # a request is sent this often before it counts as failed; rate limits do not count
 RATE_LIMITED_S = 600.0  # a request that was told to wait for longer than this in all counts as failed
 LONGEST_BACKOFF_S = 30.0
+OUTAGE_AFTER, OUTAGE_AFTER_S = 20, 30.0  # failures in a row, and seconds without an answer, that call for a probe
+PROBES = 6  # where the server answers each with a 429 or a parameter that it does not take
+STRAIN = ("timeout", "connection", "unreachable", "server_error")  # failures that say: not so many at once
 READERS: dict[str, Callable[[bytes], Reply]] = {"openai": endpoint.parse_reply, "local": local_model.parse_reply}
 
 
@@ -57,49 +63,85 @@ class Ask:
         journal: Journal,
         *,
         concurrency: int,
-        max_requests: int | None = None,
+        budget: Budget | None = None,
+        rpm: float | None = None,
+        tpm: float | None = None,
         retry_failed: bool = False,
         pause_s: float = 1.0,
     ) -> None:
         self.model = model
         self.counts = Counts()
+        self.budget = budget or Budget(model.identity, {})
+        self.pace = Pace(concurrency, rpm=rpm, tpm=tpm, slow_start=not model.is_local)
         self.stopped: StopRun | None = None
+        self._crew: list[Ask] = [self]  # all that send in this run: they stop together
         self._journal = journal
-        self._slots = asyncio.Semaphore(concurrency)
-        self._max_requests = max_requests
         self._retry_failed = retry_failed
         self._pause_s = pause_s
         self._under_way: dict[str, asyncio.Task[Reply]] = {}
-        self._held_back_until = 0.0  # monotonic; set by a server that asks for a pause
-        self._sent_before = 0  # attempts of earlier runs on this folder
-        self._number = 0  # of the latest request sent
+        self._in_flight = 0  # attempts sent and not ended
+        self._number = 0  # of the latest attempt sent
         self._answered_number = 0  # the highest number that was answered
-        self._news = asyncio.Event()  # set, and replaced, whenever an answer or a failure arrives
+        self._answered_at = time.monotonic()
+        self._failures_in_a_row = 0
+        self._news = asyncio.Event()  # set, and replaced, whenever something ended
+        self._halted = asyncio.Event()
         self._probing = asyncio.Lock()
         self._doubtful = 0  # failures waiting to learn whether it is an outage
 
     async def start(self) -> None:
         """Take in what earlier runs on this folder spent and learned."""
-        self._sent_before = (await self._journal.totals()).attempts
+        self.budget.start(await self._journal.totals())
         self.model.refuse(await self._journal.refused_parameters(self.model.address, self.model.identity))
+
+    def beside(self, model: Model, *, concurrency: int) -> Ask:
+        """Another model asked in the same run: one journal, one budget, one stop."""
+        other = Ask(
+            model,
+            self._journal,
+            concurrency=concurrency,
+            budget=self.budget.beside(model.identity),
+            retry_failed=self._retry_failed,
+            pause_s=self._pause_s,
+        )
+        self._crew.append(other)
+        other._crew = self._crew
+        return other
 
     def stop(self, why: StopRun) -> None:
         """Send nothing more; the first reason given stays.
 
         What is in flight is finished and stored; a local model breaks it off, since nothing was paid for it.
         """
-        self.stopped = self.stopped or why
-        if self.model.is_local:
-            for task in self._under_way.values():
-                task.cancel()
+        for ask in self._crew:
+            ask.stopped = ask.stopped or why
+            ask._halted.set()
+            ask.pace.open()
+            ask._tell()
+            if ask.model.is_local:
+                ask._break_off()
+
+    def abort(self) -> None:
+        """Break off what is in flight, too; the journal then says that it was possibly paid."""
+        for ask in self._crew:
+            ask._break_off()
+
+    def _break_off(self) -> None:
+        for task in self._under_way.values():
+            task.cancel()
 
     async def drain(self) -> None:
         """Wait for what is in flight."""
-        await asyncio.gather(*self._under_way.values(), return_exceptions=True)
+        under_way = [task for ask in self._crew for task in ask._under_way.values()]
+        await asyncio.gather(*under_way, return_exceptions=True)
 
     def key(self, request: Request) -> str:
         """The journal key of a request to this model."""
         return hashlib.sha256(request.body(self.model.identity)).hexdigest()
+
+    def is_stored(self, request: Request) -> bool:
+        """Whether it has an outcome already, so that it costs nothing."""
+        return self.key(request) in self._journal
 
     async def __call__(self, request: Request, *, retry: bool = True) -> Reply:
         """The reply, stored or new. `retry=False` keeps a stored failure even under --retry-failed."""
@@ -124,94 +166,137 @@ class Ask:
         return reply
 
     def _require_permission(self) -> None:
-        if self.stopped is None and self._max_requests is not None and self.sent_ever >= self._max_requests:
-            self.stop(BudgetReached(f"--max-requests {self._max_requests} is reached ({self.sent_ever} sent in all)."))
         if self.stopped is not None:
             raise self.stopped
-
-    @property
-    def sent_ever(self) -> int:
-        """Attempts of this folder, earlier runs included."""
-        return self._sent_before + self.counts.sent
 
     # ---------------------------------------------------------------- sending
 
     async def _send(self, key: str, body: bytes, request: Request) -> Reply:
         """Send until there is an outcome: at most ATTEMPTS times, with pauses that grow and are jittered."""
-        failures, waited_s = 0, 0.0
+        most_tokens = (most_prompt_tokens(body), request.max_tokens)
+        likely_tokens = len(body) / 4 + request.max_tokens  # as servers count them against a tpm
+        failures, limited_at, again = 0, None, False
         while True:
-            async with self._slots:
-                await self._wait_while_held_back()
-                self._require_permission()
-                number, attempt = await self._begin(key, body)
-                try:
-                    return await self._attempt(key, attempt, number, request)
-                except ParameterRefused as refused:
-                    await self._journal.refuse_parameter(self.model.address, self.model.identity, refused.parameter)
-                    continue
-                except RequestFailed as error:
-                    failure = error
-            pause_s = min(self._pause_s * 2**failures, LONGEST_BACKOFF_S) * random.uniform(0.5, 1.0)
+            await self.pace.enter(likely_tokens, again=again)
+            try:
+                number, attempt, sent_at = await self._begin(key, body, most_tokens)
+                return await self._attempt(key, attempt, number, request, most_tokens, likely_tokens)
+            except ParameterRefused:
+                continue
+            except RequestFailed as error:
+                failure = error
+            finally:
+                again = True
+                self.pace.leave()
             if failure.outcome == "rate_limit":
-                pause_s = failure.retry_after if failure.retry_after is not None else pause_s
-                self._held_back_until = max(self._held_back_until, time.monotonic() + pause_s)
-            waited_s += pause_s
-            failures += failure.outcome != "rate_limit"
-            if not failure.worth_retrying or failures >= ATTEMPTS or waited_s > RATE_LIMITED_S:
+                limited_at = limited_at or time.monotonic()
+                self.pace.limited(sent_at, failure.retry_after)
+                if time.monotonic() - limited_at < RATE_LIMITED_S:
+                    continue
+            failures += 1
+            self._slow_down(sent_at, failure)
+            if not failure.worth_retrying or failures >= ATTEMPTS or failure.outcome == "rate_limit":
                 return await self._give_up(key, attempt, number, failure)
-            await asyncio.sleep(pause_s)
+            if self._looks_like_an_outage(failure):
+                await self._probe_once(failure)
+            pause_s = min(self._pause_s * 2 ** (failures - 1), LONGEST_BACKOFF_S) * random.uniform(0.5, 1.0)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause_s):
+                    await self._halted.wait()
 
-    async def _begin(self, key: str, body: bytes) -> tuple[int, int]:
+    async def _begin(self, key: str, body: bytes, most_tokens: tuple[int, int]) -> tuple[int, int, float]:
+        """Permission, then the entry in the journal: the attempt's number, its id there, and when it is sent."""
+        while (objection := self.budget.objection(most_tokens)) is not None:
+            self._require_permission()
+            if not self._in_flight:
+                self.stop(BudgetReached(objection))
+            else:
+                await self._news.wait()  # a reply costs less than it might have
+        self._require_permission()
+        self.budget.reserve(most_tokens)
+        self._in_flight += 1
         self.counts.sent += 1
         self._number += 1
-        return self._number, await self._journal.begin_attempt(key, body)
+        number = self._number
+        try:
+            attempt = await self._journal.begin_attempt(key, body, model=self.model.identity, most_tokens=most_tokens)
+        except BaseException:
+            self._in_flight -= 1
+            self._tell()
+            raise
+        crash.point("attempt.begun")
+        return number, attempt, self.pace.now()
 
-    async def _attempt(self, key: str, attempt: int, number: int, request: Request) -> Reply:
+    async def _attempt(
+        self, key: str, attempt: int, number: int, request: Request, most_tokens: tuple[int, int], likely_tokens: float
+    ) -> Reply:
         """One attempt, its end written down whatever it is; `key` "" is a probe, whose reply is no outcome."""
         try:
             reply = await self.model.complete(request)
         except RequestFailed as failure:
             self.counts.faults[failure.outcome] = self.counts.faults.get(failure.outcome, 0) + 1
             ended = Ended(failure.outcome, status=failure.status, detail=failure.detail, raw=failure.raw)
-            await self._journal.end_attempt(attempt, ended)
+            await self._end(attempt, ended, most_tokens)
+            if isinstance(failure, ParameterRefused):
+                address, identity = self.model.address, self.model.identity
+                await self._journal.refuse_parameter(address, identity, failure.parameter)
             raise
         except EndpointError as error:
-            await self._journal.end_attempt(attempt, Ended("endpoint_refused", detail=str(error)))
             self.stop(error)
+            await self._end(attempt, Ended("endpoint_refused", detail=str(error)), most_tokens)
             raise
         except asyncio.CancelledError:
-            await asyncio.shield(self._journal.end_attempt(attempt, Ended("cancelled")))
-            if self.stopped is not None:
-                raise self.stopped from None
+            await asyncio.shield(
+                self._end(attempt, Ended("broken_off" if self.model.is_local else "cancelled"), most_tokens)
+            )
+            self._require_permission()
             raise
+        crash.point("reply.arrived")
+        tokens = (reply.prompt_tokens, reply.completion_tokens)
         ended = Ended(
-            "answered",
-            prompt_tokens=reply.prompt_tokens,
-            completion_tokens=reply.completion_tokens,
-            raw=reply.raw,
+            "answered", prompt_tokens=tokens[0], completion_tokens=tokens[1], raw=reply.raw, flaws=reply.flaws
         )
-        await self._journal.end_attempt(attempt, ended, settles=(key, self.model.reader) if key else None)
+        await self._end(attempt, ended, most_tokens, settles=(key, self.model.reader) if key else None)
+        crash.point("reply.stored")
         self.counts.completion_tokens += reply.completion_tokens or 0
+        self.pace.answered(likely_tokens - sum(tokens) if None not in tokens else 0.0)  # type: ignore[arg-type]
+        self._failures_in_a_row, self._answered_at = 0, time.monotonic()
         self._answered_number = max(self._answered_number, number)
         self._tell()
         return reply
 
-    async def _wait_while_held_back(self) -> None:
-        while (left_s := self._held_back_until - time.monotonic()) > 0 and self.stopped is None:
-            await asyncio.sleep(min(left_s, 1.0))
+    async def _end(
+        self, attempt: int, ended: Ended, most_tokens: tuple[int, int], settles: tuple[str, str] | None = None
+    ) -> None:
+        """Write down how an attempt ended, and count what it cost."""
+        self._in_flight -= 1
+        tokens = (ended.prompt_tokens, ended.completion_tokens)
+        self.budget.settle(most_tokens, tokens, paid=ended.outcome not in UNPAID)
+        self._tell()
+        await self._journal.end_attempt(attempt, ended, settles=settles)
+
+    def _slow_down(self, sent_at: float, failure: RequestFailed) -> None:
+        if failure.outcome in STRAIN:
+            self._failures_in_a_row += 1
+            self.pace.strained(sent_at)
+        if failure.retry_after is not None:
+            self.pace.hold(failure.retry_after)
 
     # ---------------------------------------------------------------- a failure, or an outage?
 
     async def _give_up(self, key: str, attempt: int, number: int, failure: RequestFailed) -> Reply:
-        """Make a failure the request's outcome, once something sent later was answered; else stop the run."""
+        """Make a failure the request's outcome, once something sent later was answered; else stop the run.
+
+        Nobody waits for ever here: each thing that could change the answer (a reply, the end of another request,
+        the stop of the run) is news, and where nothing else is on its way, a probe is.
+        """
         self._doubtful += 1
         self._tell()
         try:
             while self._answered_number < number:
+                self._require_permission()
                 if self._doubtful == len(self._under_way):  # nothing else is on its way that could tell
-                    async with self._probing:
-                        if self._answered_number < number:
-                            await self._probe(failure)
+                    await self._probe_once(failure, unless_answered=number)
                 else:
                     await self._news.wait()
         finally:
@@ -220,26 +305,54 @@ class Ask:
         await self._journal.end_attempt(attempt, ended, settles=(key, "failed"))
         return Reply(text="", finish_reason="failed", prompt_tokens=None, completion_tokens=None, raw=b"")
 
+    def _looks_like_an_outage(self, failure: RequestFailed) -> bool:
+        if failure.outcome == "unreachable" and not self._answered_number:  # a wrong address: say so at once
+            return self._failures_in_a_row >= 2
+        silent_s = time.monotonic() - self._answered_at
+        return self._failures_in_a_row >= OUTAGE_AFTER and silent_s >= OUTAGE_AFTER_S
+
+    async def _probe_once(self, failure: RequestFailed, *, unless_answered: int | None = None) -> None:
+        """Probe, one caller at a time; who had to wait for another's probe is often answered by it."""
+        async with self._probing:
+            self._require_permission()
+            if unless_answered is None:
+                doubtful = self._looks_like_an_outage(failure)
+            else:
+                doubtful = self._answered_number < unless_answered
+            if doubtful:
+                await self._probe(failure)
+
     async def _probe(self, failure: RequestFailed) -> None:
         """Send the smallest request there is, to learn whether the endpoint answers anything at all."""
-        self._require_permission()
-        probe = Request((("user", "Say OK."),), max_tokens=1, sample=self._number)
+        probe = Request((("user", "Say OK."),), max_tokens=16, sample=self._number)
         body = probe.body(self.model.identity)
-        number, attempt = await self._begin(hashlib.sha256(body).hexdigest(), body)
-        try:
-            await self._attempt("", attempt, number, probe)
-        except RequestFailed as second:
-            outage = EndpointError(
-                f"{self.model.address} does not answer: {failure.detail}; then a probe failed too: {second.detail}."
-            )
-            self.stop(outage)
-            self._tell()
-            raise outage from second
+        key = hashlib.sha256(body).hexdigest()
+        most_tokens = (most_prompt_tokens(body), probe.max_tokens)
+        for _ in range(PROBES):
+            await self.pace.enter(again=True)
+            try:
+                number, attempt, sent_at = await self._begin(key, body, most_tokens)
+                await self._attempt("", attempt, number, probe, most_tokens, 0.0)
+                return
+            except RequestFailed as error:
+                second = error
+            finally:
+                self.pace.leave()
+            if second.outcome == "rate_limit":
+                self.pace.limited(sent_at, second.retry_after)
+            elif not isinstance(second, ParameterRefused):
+                break
+        outage = EndpointError(
+            f"{self.model.address} does not answer: {failure.detail}; then a probe failed too: {second.detail}."
+        )
+        self.stop(outage)
+        raise outage from second
 
     def _ended(self, key: str, task: asyncio.Task[Reply]) -> None:
         del self._under_way[key]
-        if not task.cancelled():
-            task.exception()  # seen: its waiter may be gone
+        error = None if task.cancelled() else task.exception()
+        if isinstance(error, StopRun):  # storage failed, say; its waiter may be gone, or far from the head of the line
+            self.stop(error)
         self._tell()
 
     def _tell(self) -> None:

@@ -6,8 +6,11 @@ Only this file prints. Progress and messages go to stderr; stdout holds the summ
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import dataclasses
 import importlib.metadata
 import json
+import re
 import shlex
 import signal
 import sys
@@ -19,13 +22,17 @@ from typing import Any, TypeVar
 
 from pipeline import filters
 from pipeline.ask import Ask
-from pipeline.errors import DONE, SHORT, Interrupted, Offline, StopRun, UsageError
+from pipeline.endpoint import without_secrets
+from pipeline.errors import DONE, SHORT, Interrupted, Offline, StopRun, StorageError, UsageError
 from pipeline.journal import Journal, Totals
-from pipeline.llm import Model
-from pipeline.models import open_model
+from pipeline.judge import Judge
+from pipeline.llm import Model, Request
+from pipeline.models import open_judge, open_model
+from pipeline.money import FREE, Budget, Limits, read_prices
+from pipeline.prompts import Prompts
 from pipeline.run import GIVE_UP_AFTER, Covering, Generator, Line, Tally
 from pipeline.run_folder import DerivedFiles, locked, read_config, write_json
-from pipeline.settings import GeneratorSettings, parse, resolved, shaping
+from pipeline.settings import Checked, GeneratorSettings, checked, flags_of, parse, resolved, shaping
 
 Settings = TypeVar("Settings", bound=GeneratorSettings)
 
@@ -39,17 +46,47 @@ def run_command(
     prepare: Callable[[Settings], Generator[Any]],
 ) -> int:
     """Parse, run, report; returns the exit code. `prepare` checks the sources and builds the generator."""
-    again = shlex.join(["python", "-m", command, *(sys.argv[1:] if argv is None else argv)])
+    again = _without_secrets(["python", "-m", command, *(sys.argv[1:] if argv is None else argv)])
     try:
         settings, switches = parse(settings_model, argv, command=command, about=about)
         generator = prepare(settings)
         model = open_model(settings)
-        return asyncio.run(_Run(settings, switches, generator, model, again).run())
+        run = _Run(settings, switches, generator, model, again)
+        return asyncio.run(run.plan() if switches.plan else run.run())
     except StopRun as stop:
-        _say(str(stop))
+        _say(f"{stop} Go on with: {again}" if isinstance(stop, StorageError) else str(stop))
         return stop.exit_code
     except KeyboardInterrupt:  # before the run could take the signal itself
         return Interrupted.exit_code
+
+
+def run_deriving(
+    settings_model: type[Checked],
+    argv: Sequence[str] | None,
+    *,
+    command: str,
+    about: str,
+    work: Callable[[Checked, Callable[[str], None]], tuple[dict[str, Any], int]],
+) -> int:
+    """Parse, work, report, for commands that ask no model; returns the exit code.
+
+    `work` is given the settings and what says a line; it returns the summary and the exit code.
+    """
+    try:
+        parser = flags_of(settings_model, command=command, about=about)
+        parser.add_argument("--json", action="store_true", help="print the summary as JSON on stdout")
+        arguments = parser.parse_args(argv)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        summary, code = work(checked(settings_model, arguments), _say)
+    except StopRun as stop:
+        _say(str(stop))
+        return stop.exit_code
+    except KeyboardInterrupt:
+        _say("Interrupted; what was there before is as it was.")
+        return Interrupted.exit_code
+    if arguments.json:
+        print(json.dumps(summary, ensure_ascii=False))
+    return code
 
 
 class _Run:
@@ -66,7 +103,16 @@ class _Run:
             again,
         )
         self.folder = settings.out
+        self.judge: Judge | None = None
+        self.judge_ask: Ask | None = None
         self.started = time.monotonic()
+        prices = read_prices(settings.prices)
+        self.judge_model = open_judge(settings, model) if settings.judge else model
+        for one in (model, self.judge_model):
+            if one.is_local:
+                prices[one.identity] = FREE
+        limits = Limits(settings.max_cost, settings.max_total_tokens, settings.max_requests)
+        self.budget = Budget(model.identity, prices, limits)
 
     async def run(self) -> int:
         with locked(self.folder), Journal(self.folder / "journal.sqlite") as self.journal:
@@ -75,10 +121,13 @@ class _Run:
                 self.model,
                 self.journal,
                 concurrency=self.settings.concurrency,
-                max_requests=self.settings.max_requests,
+                budget=self.budget,
+                rpm=self.settings.rpm,
+                tpm=self.settings.tpm,
                 retry_failed=self.switches.retry_failed,
             )
             await self.ask.start()
+            judge = await self._open_judge()
             if self.switches.offline:
                 self.ask.stop(Offline("--offline: what is stored does not reach further."))
             with DerivedFiles(self.folder) as files:
@@ -92,20 +141,57 @@ class _Run:
                     concurrency=self.settings.concurrency,
                     summarize=self._summarize,
                     progress=progress,
+                    judge=judge,
                 )
                 try:
                     stopped = await self._interruptible(line)
                 finally:
                     await self.model.close()
+                    await self.judge_model.close()
             progress(line.tally, final=True)
             return await self._report(line.tally, stopped)
 
+    async def _open_judge(self) -> Judge | None:
+        """The judge, if one is wanted, asked beside the generator."""
+        if not self.settings.judge:
+            return None
+        if self.judge_model.identity == self.model.identity:
+            _say("Note: the judge is the model that wrote the records; it will like them. --judge-model names another.")
+        prompts = {language: Prompts(language, self.settings.prompts) for language in ("en", "zh")}
+        self.judge_ask = self.ask.beside(self.judge_model, concurrency=self.settings.concurrency)
+        await self.judge_ask.start()
+        self.judge = Judge(self.judge_ask, prompts, self.settings.extra_body)
+        return self.judge
+
+    async def plan(self) -> int:
+        """Say what a run would send, and send nothing; a folder that is not there yet is not made."""
+        with contextlib.ExitStack() as open_ones:
+            stored: Callable[[Request], bool] = lambda request: False  # noqa: E731
+            if (self.folder / "journal.sqlite").exists():
+                open_ones.enter_context(locked(self.folder))
+                journal = open_ones.enter_context(Journal(self.folder / "journal.sqlite"))
+                self.budget.start(await journal.totals())
+                stored = Ask(self.model, journal, concurrency=1).is_stored
+            plan = self.generator.plan(self.settings.target, stored)
+        price = self.budget.price_of(plan.prompt_tokens, plan.completion_tokens)
+        found = dataclasses.asdict(plan) | {"cost": price, "spent": self.budget.cost}
+        if self.switches.json:
+            print(json.dumps(found, ensure_ascii=False))
+        _say(
+            f"Would send about {plan.requests} requests: {plan.prompt_tokens} tokens to read, {plan.completion_tokens}"
+            f" to write, {_usd(price)}. Spent so far: {_usd(self.budget.cost)}."
+        )
+        _say(f"Assumed: {plan.assumes}")
+        _say(f"Nothing was sent. To do it: {self.again.replace(' --plan', '')}")
+        return DONE
+
     async def _interruptible(self, line: Line) -> StopRun | None:
-        """Run the line; the first SIGINT or SIGTERM drains it, the second breaks off."""
+        """Run the line; the first SIGINT, SIGTERM or SIGHUP drains it, the second breaks off."""
         task = asyncio.ensure_future(line.run())
 
         def on_signal() -> None:
             if isinstance(self.ask.stopped, Interrupted):
+                self.ask.abort()
                 task.cancel()
                 return
             in_flight = "nothing is in flight" if self.model.is_local else "finishing what is in flight"
@@ -113,12 +199,22 @@ class _Run:
             self.ask.stop(Interrupted("Interrupted."))
 
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             loop.add_signal_handler(number, on_signal)
         try:
             return await task
         except asyncio.CancelledError:
             raise Interrupted(f"Stopped at once. Go on with: {self.again}") from None
+
+    def _spent(self, summary: dict[str, Any]) -> str:
+        unsure = f"; {summary['possibly_paid']} calls brought no reply and were possibly paid" * bool(
+            summary["possibly_paid"]
+        )
+        if summary["cost"] is None:
+            return f"Spent by this folder: {_usd(None)}{unsure}."
+        each = summary["cost_per_kept"]
+        rate = f", {each:.6f} a kept record" if each is not None else ""
+        return f"Spent by this folder: {_usd(summary['cost'])}{rate}; at most {_usd(summary['cost_at_most'])}{unsure}."
 
     # ---------------------------------------------------------------- config.json
 
@@ -148,6 +244,7 @@ class _Run:
 
     async def _summarize(self, tally: Tally) -> dict[str, Any]:
         counts, totals = self.ask.counts, await self.journal.totals()
+        own = self.generator.coverage() if isinstance(self.generator, Covering) else {}
         return {
             "target": self.settings.target,
             "kept": tally.kept,
@@ -159,14 +256,29 @@ class _Run:
             "answered": counts.answered,
             "parsed": counts.answered - counts.unreadable,
             "failed": counts.failed,
-            "faults": counts.faults,
+            "faults": dict(totals.faults),
             "think_blocks": counts.think_blocks,
             "sent_ever": totals.attempts,
             "possibly_paid": totals.unknown,
             "prompt_tokens": totals.prompt_tokens,
             "completion_tokens": totals.completion_tokens,
+            "cost": self.budget.cost,
+            "cost_at_most": self.budget.cost_at_most,
+            "cost_per_kept": self.budget.cost_per(tally.kept),
+            "judge": self._judge_counts(),
             "seconds": round(time.monotonic() - self.started, 1),
-            **(self.generator.coverage() if isinstance(self.generator, Covering) else {}),
+            **own,
+        }
+
+    def _judge_counts(self) -> dict[str, Any] | None:
+        if self.judge is None or self.judge_ask is None:
+            return None
+        counts = self.judge_ask.counts
+        return {
+            "model": self.judge_model.identity,
+            "asked": counts.asked,
+            "sent": counts.sent,
+            "unreadable": self.judge.unreadable,
         }
 
     async def _report(self, tally: Tally, stopped: StopRun | None) -> int:
@@ -182,6 +294,7 @@ class _Run:
             f" sent in this run {self.ask.counts.sent}, by this folder ever {summary['sent_ever']};"
             f" {summary['completion_tokens']} tokens written, {summary['seconds']} s."
         )
+        _say(self._spent(summary))
         _say(f"Records: {self.folder / 'records.jsonl'}; rejections: {self.folder / 'rejected.jsonl'}.")
         if stopped is not None:
             _say(f"{stopped} Go on with: {self.again}")
@@ -202,6 +315,15 @@ class _Run:
             return SHORT
         _say(f"Next: read the records; for more of them, the same command with a larger --target: {self.again}")
         return DONE
+
+
+def _usd(amount: float | None) -> str:
+    return "cost unknown (no price in prices.toml)" if amount is None else f"{amount:.4f} USD"
+
+
+def _without_secrets(command: list[str]) -> str:
+    """The command to go on with; passwords and queries in addresses are taken out, for it may end up in a log."""
+    return shlex.join(re.sub(r"\w+://\S+", lambda url: without_secrets(url.group()), part) for part in command)
 
 
 def _changes(folder: Path, names: list[str], before: dict[str, Any], now: dict[str, Any], totals: Totals) -> str:
@@ -233,8 +355,7 @@ class Progress:
         self._shown = now
         line = self._line(tally, now - self._started)
         if self._terminal:
-            sys.stderr.write(f"\r{line:<100}" + ("\n" if final else ""))
-            sys.stderr.flush()
+            _say(f"\r{line:<100}", end="\n" if final else "")
         else:
             _say(line)
 
@@ -246,6 +367,8 @@ class Progress:
             parts.append(f"{counts.completion_tokens / seconds:.0f} tokens/s")
         if faults := sum(counts.faults.values()):
             parts.append(f"{faults} faults")
+        if cost := self._ask.budget.cost:
+            parts.append(_usd(cost) + (f", {cost / tally.kept:.5f} a record" if tally.kept else ""))
         if self._target and 0 < tally.kept < self._target and counts.sent:
             parts.append(f"about {_duration(seconds * (self._target - tally.kept) / tally.kept)} left")
         return " · ".join(parts)
@@ -257,5 +380,7 @@ def _duration(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
 
 
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+def _say(text: str, end: str = "\n") -> None:
+    """To stderr; where its reader is gone (a parent that died), the run goes on without it."""
+    with contextlib.suppress(OSError):
+        print(text, file=sys.stderr, end=end, flush=True)

@@ -1,19 +1,18 @@
 """Any OpenAI-compatible endpoint: OpenAI, vLLM, llama-server, Ollama, a gateway.
 
-The SDK sends, and nothing else: its retries are off (they pay up to three times), its timeout is no deadline,
-and its parsing is left out, since the raw bytes are what the journal keeps. What a server refuses (JSON schema,
-`temperature`, `max_tokens` …) is learned once and left out from then on.
+The SDK sends, and nothing else: its retries are off (they pay up to three times), its timeout is no deadline
+(`capped` has one), and its parsing is left out, since the raw bytes are what the journal keeps. What a server
+refuses (JSON schema, `temperature`, `max_tokens` …) is learned once and left out from then on.
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
 import time
 from collections.abc import Callable, Mapping
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
 from pipeline.errors import EndpointError
 from pipeline.llm import ParameterRefused, Reply, Request, RequestFailed
@@ -21,7 +20,7 @@ from pipeline.llm import ParameterRefused, Reply, Request, RequestFailed
 if TYPE_CHECKING:
     from openai import APIStatusError, AsyncOpenAI
 
-LONGEST_PAUSE_S = 120.0  # no server may ask for a longer one
+REASONING = ("reasoning_content", "reasoning")  # where servers put a model's thinking
 # Words by which servers name what they do not take; looked for in a 400's message and `param`.
 PARAMETER_WORDS = {
     "json_schema": ("response_format", "json_schema", "guided", "grammar", "structured output", "schema"),
@@ -38,14 +37,21 @@ class Endpoint:
     reader = "openai"
     is_local = False
 
-    def __init__(self, model: str, *, base_url: str | None, api_key: str, deadline_s: float = 300.0) -> None:
+    def __init__(
+        self,
+        model: str,
+        *,
+        base_url: str | None,
+        api_key: str,
+        deadline_s: float = 300.0,
+        largest_body: int | None = None,
+    ) -> None:
         self._model = model
         self._base_url = base_url
         self._api_key = api_key
         self._deadline_s = deadline_s
+        self._largest_body = largest_body  # in bytes; None: what `capped` allows
         self._refused: set[str] = set()
-        self._settled = False  # whether a request was taken as we send them now
-        self._settling = asyncio.Lock()
         self._client: AsyncOpenAI | None = None
         self.address = without_secrets(base_url or "https://api.openai.com/v1")
 
@@ -56,45 +62,53 @@ class Endpoint:
     def refuse(self, parameters: set[str]) -> None:
         self._refused |= parameters
 
-    async def complete(self, request: Request) -> Reply:
-        if self._settled:
-            return await self._send(request)
-        async with (
-            self._settling
-        ):  # one call at a time until the server has taken one, so that each refusal is paid once
-            reply = await self._send(request)
-            self._settled = True
-            return reply
-
     async def close(self) -> None:
         if self._client is not None:
             await self._client.close()
 
     # ---------------------------------------------------------------- one call
 
-    async def _send(self, request: Request) -> Reply:
+    async def complete(self, request: Request) -> Reply:
         import httpx2
         import openai
 
+        from pipeline.capped import TransferFailed
+
         if self._client is None:
-            self._client = openai.AsyncOpenAI(
-                api_key=self._api_key,
-                base_url=self._base_url,
-                max_retries=0,
-                timeout=httpx2.Timeout(self._deadline_s),
-                http_client=openai.DefaultAioHttpClient(),
-            )
+            self._client = self._open()
         body, sent = self._body(request)
         try:
-            async with asyncio.timeout(self._deadline_s):
-                response = await self._client.post("/chat/completions", body=body, cast_to=httpx2.Response)
+            response = await self._client.post(
+                "/chat/completions", body=body, cast_to=httpx2.Response, options={"idempotency_key": "none"}
+            )  # no header comes of it, as of the random one that the SDK would draw
         except openai.APIStatusError as error:
-            raise self._failure(error, sent) from error
-        except (TimeoutError, openai.APITimeoutError) as error:
-            raise RequestFailed("timeout", f"no complete reply within {self._deadline_s:g} s") from error
-        except openai.APIConnectionError as error:
-            raise RequestFailed("connection", f"{self.address}: {error.__cause__ or error}") from error
+            raise self._failure(error, sent) from None
+        except TransferFailed as error:  # the SDK lets through what its own transports would not raise
+            detail = f"{self.address}: {error}"
+            raise RequestFailed(error.outcome, detail, status=error.status, raw=error.part or None) from None
         return parse_reply(response.content)
+
+    def _open(self) -> AsyncOpenAI:
+        import httpx2
+        import openai
+
+        from pipeline.capped import LARGEST_BODY, CappedTransport
+
+        parts = urlsplit(self._base_url or "")
+        query = dict(parse_qsl(parts.query))  # a gateway's version, or its key
+        transport = CappedTransport(
+            deadline_s=self._deadline_s,
+            secrets=(self._api_key, parts.password or "", *query.values()),
+            largest_body=self._largest_body or LARGEST_BODY,
+        )
+        return openai.AsyncOpenAI(
+            api_key=self._api_key,
+            base_url=parts._replace(query="", fragment="").geturl() or None,
+            default_query=query,
+            max_retries=0,
+            timeout=None,
+            http_client=httpx2.AsyncClient(transport=transport, timeout=None, trust_env=False),
+        )
 
     def _body(self, request: Request) -> tuple[dict[str, Any], set[str]]:
         """The request as negotiated, and which of the parameters that a server may refuse are in it."""
@@ -123,7 +137,7 @@ class Endpoint:
         """What an HTTP error status means for us; of the server's own words a short line is kept."""
         status, raw = error.status_code, error.response.content
         said = _error_text(error.body) or raw[:200].decode("utf-8", "replace")
-        detail = f"{status}: {' '.join(said.split())[:200]}".replace(self._api_key, "***")
+        detail = f"{status}: {' '.join(said.split())[:200]}"
         if status in (401, 403):
             return EndpointError(f"{self.address} refused the key ({detail}).")
         if status == 404:
@@ -134,7 +148,6 @@ class Endpoint:
             parameter = _refused_parameter(said, sent)
             if parameter is not None:
                 self._refused.add(parameter)
-                self._settled = False
                 return ParameterRefused(parameter, detail, status=status, raw=raw)
             return RequestFailed("bad_request", detail, status=status, worth_retrying=False, raw=raw)
         retry_after = parse_retry_after(error.response.headers) if status in (429, 503) else None
@@ -155,8 +168,9 @@ def parse_reply(raw: bytes) -> Reply:
     Raises RequestFailed("malformed_reply") where they are no chat completion: an HTML page, cut JSON, no choices.
     A refusal, a content filter and an empty answer are replies: they have a finish reason and were paid for.
     """
+    flaws: list[str] = []
     try:
-        body = json.loads(raw)
+        body = _load(raw, flaws)
         choice = body["choices"][0]
         message = choice["message"]
         text = message.get("content")
@@ -167,19 +181,44 @@ def parse_reply(raw: bytes) -> Reply:
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
         start = raw[:80].decode("utf-8", "replace")
         raise RequestFailed("malformed_reply", f"not a chat completion: {start!r}", status=200, raw=raw) from error
+    if None in tokens:
+        flaws.append("no_usage")
+    if finish_reason in ("length", "content_filter", "tool_calls"):
+        flaws.append(finish_reason)
     if refusal and not text:
         text, finish_reason = str(refusal), "refusal"
+        flaws.append("refusal")
+    elif not isinstance(text, str) or not text.strip():
+        flaws.append("reasoning_only" if any(message.get(name) for name in REASONING) else "empty_reply")
     return Reply(
         text=text if isinstance(text, str) else "",
         finish_reason=str(finish_reason),
         prompt_tokens=tokens[0],
         completion_tokens=tokens[1],
         raw=raw,
+        flaws=tuple(flaws),
     )
 
 
+def _load(raw: bytes, flaws: list[str]) -> Any:
+    """The JSON value, with what it should not hold noted: a key twice (the last one counts), NaN and its kin."""
+
+    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(items)
+        if len(found) < len(items) and "duplicate_keys" not in flaws:
+            flaws.append("duplicate_keys")
+        return found
+
+    def constant(name: str) -> float:
+        if "nan" not in flaws:
+            flaws.append("nan")
+        return float(name.replace("Infinity", "inf"))
+
+    return json.loads(raw, object_pairs_hook=pairs, parse_constant=constant)
+
+
 def parse_retry_after(headers: Mapping[str, str], now: Callable[[], float] = time.time) -> float | None:
-    """Seconds to wait by `retry-after-ms` or `Retry-After` (seconds or a date), between 0 and LONGEST_PAUSE_S."""
+    """Seconds to wait by `retry-after-ms` or `Retry-After` (seconds or a date), at least 0; `pace` caps them."""
     for name, seconds_each in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
         value = headers.get(name)
         if value is None:
@@ -192,13 +231,16 @@ def parse_retry_after(headers: Mapping[str, str], now: Callable[[], float] = tim
             except (ValueError, OverflowError):
                 continue
         if seconds == seconds:  # not NaN
-            return min(max(seconds, 0.0), LONGEST_PAUSE_S)
+            return max(seconds, 0.0)
     return None
 
 
 def without_secrets(url: str) -> str:
     """The address without user name, password, query and fragment."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # no address, so nothing of it is safe to show
+        return "(no address)"
     host = parts.netloc.rpartition("@")[2]
     return urlunsplit((parts.scheme, host, parts.path, "", ""))
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from pipeline.ask import Ask
 from pipeline.filters import Candidate
-from pipeline.llm import JsonObject, Request
+from pipeline.llm import JsonObject, Reply, Request
 from pipeline.parsing import Unreadable, read_items, read_value
 from pipeline.prompts import Prompts
 from pipeline.records import PromptSource, Record, Rejection, Stage, Task, Turn, make_record
@@ -113,24 +113,31 @@ class InstanceWriter:
             ask.counts.unreadable += 1
             return [self._rejection(trail, "reply", "parse", unreadable.detail, value=unreadable.reason)]
 
-    async def _identify(self, trail: Trail) -> bool:
-        values = {"instruction": trail.task.instruction}
-        messages = self._chat(trail, "self_instruct_identify", values, self._examples.identify)
+    def identify_request(self, instruction: str) -> Request:
+        """Is it a classification task?"""
+        messages = self._prompts.chat("self_instruct_identify", {"instruction": instruction}, self._examples.identify)
         schema = object_schema({"classification": {"type": "boolean"}})
-        request = Request(messages, max_tokens=64, temperature=0.0, schema=schema, extra=self._extra)
-        value = read_value(await trail.asked(request), "classification")
+        return Request(messages, max_tokens=64, temperature=0.0, schema=schema, extra=self._extra)
+
+    def instances_request(self, instruction: str, is_classification: bool) -> Request:
+        """Its instances: the label first, or the input first."""
+        examples = self._examples.output_first if is_classification else self._examples.input_first
+        values = {"instruction": instruction, "count": self._per_task}
+        fields = object_schema({name: {"type": "string"} for name in _names(is_classification)})
+        messages = self._prompts.chat(_template(is_classification), values, examples)
+        return self._request(messages, list_schema("instances", fields, self._per_task))
+
+    async def _identify(self, trail: Trail) -> bool:
+        trail.prompts |= self._prompts.hashes("self_instruct_identify")
+        value = read_value(await trail.asked(self.identify_request(trail.task.instruction)), "classification")
         if not isinstance(value, bool):
             raise Unreadable("wrong_shape", f"'classification' is no truth value: {value!r}")
         return value
 
     async def _instances(self, trail: Trail, is_classification: bool) -> Made:
-        first, second = ("label", "input") if is_classification else ("input", "output")
-        template = "self_instruct_output_first" if is_classification else "self_instruct_input_first"
-        examples = self._examples.output_first if is_classification else self._examples.input_first
-        values = {"instruction": trail.task.instruction, "count": self._per_task}
-        fields = object_schema({first: {"type": "string"}, second: {"type": "string"}})
-        messages = self._chat(trail, template, values, examples)
-        request = self._request(messages, list_schema("instances", fields, self._per_task))
+        first, second = _names(is_classification)
+        trail.prompts |= self._prompts.hashes(_template(is_classification))
+        request = self.instances_request(trail.task.instruction, is_classification)
         items = read_items(await trail.asked(request), "instances")
         if not items.values:
             raise Unreadable("no_instances", "the list of instances is empty")
@@ -150,7 +157,8 @@ class InstanceWriter:
         """One instance as a candidate; with `turns` above 1, as the conversation that goes on from it."""
         texts = _texts(value, names, partial=cut)
         if texts is None:
-            return self._rejection(trail, "record", "parse", f"no {names[0]} and {names[1]}: {str(value)[:80]}")
+            said = replace_surrogates(str(value)[:80])
+            return self._rejection(trail, "record", "parse", f"no {names[0]} and {names[1]}: {said}")
         kind: Task = "classification" if names[0] == "label" else "generation"
         output, input_ = texts if kind == "classification" else texts[::-1]
         instruction = trail.task.instruction
@@ -164,11 +172,10 @@ class InstanceWriter:
             schema = object_schema({"user": {"type": "string"}, "assistant": {"type": "string"}})
             reply = await branch.asked(self._request(messages, schema))
             try:
-                turns.append((read_value(reply, "user").strip(), read_value(reply, "assistant").strip()))
-            except (Unreadable, AttributeError) as error:
+                turns.append(_turn(reply))
+            except Unreadable as error:
                 branch.ask.counts.unreadable += 1
-                reason = error.reason if isinstance(error, Unreadable) else "wrong_shape"
-                return self._rejection(branch, "reply", "parse", f"turn {len(turns) + 1}: {error}", value=reason)
+                return self._rejection(branch, "reply", "parse", f"turn {len(turns) + 1}: {error}", value=error.reason)
         user, assistant = turns.pop()
         return Candidate(self._record(branch, kind, user, "", assistant, turns))
 
@@ -259,6 +266,14 @@ def list_schema(name: str, items: JsonObject, at_most: int) -> dict[str, Any]:
     return object_schema({name: {"type": "array", "items": items, "minItems": 1, "maxItems": at_most}})
 
 
+def _names(is_classification: bool) -> tuple[str, str]:
+    return ("label", "input") if is_classification else ("input", "output")
+
+
+def _template(is_classification: bool) -> str:
+    return "self_instruct_output_first" if is_classification else "self_instruct_input_first"
+
+
 def _texts(value: object, names: tuple[str, str], *, partial: bool) -> tuple[str, str] | None:
     """The two texts of an instance; where the reply was cut off the second may be missing, and is empty."""
     if not isinstance(value, dict):
@@ -267,6 +282,17 @@ def _texts(value: object, names: tuple[str, str], *, partial: bool) -> tuple[str
     if not isinstance(first, str) or not isinstance(second, str):
         return None
     return replace_surrogates(first).strip(), replace_surrogates(second).strip()
+
+
+def _turn(reply: Reply) -> Turn:
+    """What the user says next, and the assistant's answer; neither may be missing or blank."""
+    turn = []
+    for name in ("user", "assistant"):
+        value = read_value(reply, name)
+        if not isinstance(value, str) or not value.strip():
+            raise Unreadable("wrong_shape", f"{name!r} is no text: {str(value)[:80]!r}")
+        turn.append(replace_surrogates(value).strip())
+    return turn[0], turn[1]
 
 
 def _short_ones(tasks: list[SeedTask], random_: random.Random) -> list[SeedTask]:

@@ -10,26 +10,37 @@ with several), group commit: whatever is waiting when the thread looks is one tr
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
 import queue
 import sqlite3
 import threading
 import time
 import zlib
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
+from pipeline import crash
 from pipeline.errors import StorageError, UsageError
+from pipeline.llm import most_prompt_tokens
+from pipeline.text import replace_surrogates
 
 Result = TypeVar("Result")
 Operation = Callable[[sqlite3.Connection], object]
 
-LAYOUT = 1
 LARGEST_GROUP = 256  # operations in one commit
+# Nothing is owed for an attempt that ended like this: it was refused, or never got through.
+UNPAID = (
+    "rate_limit", "server_error", "conflict", "bad_request", "refused_parameter", "endpoint_refused", "unreachable",
+    "broken_off",  # a local model's
+)  # fmt: skip
 
-_TABLES = f"""
+# Layout 1. Later ones are what _MIGRATIONS makes of it, one step a layout, so that old journals and new ones are alike.
+_TABLES = """
 CREATE TABLE requests (               -- what was asked
     key TEXT PRIMARY KEY,             -- SHA-256 of the request as asked (llm.Request.key)
     body BLOB NOT NULL                -- its canonical JSON, compressed by zlib
@@ -44,7 +55,7 @@ CREATE TABLE attempts (               -- each time it was sent, written before i
     prompt_tokens INTEGER,
     completion_tokens INTEGER,
     detail TEXT,                      -- one sentence about a failure
-    raw BLOB                          -- the reply's exact bytes
+    raw BLOB                          -- the bytes that came back, exactly
 );
 CREATE TABLE outcomes (               -- how it ended: the attempt that answered, or the last one that failed
     key TEXT PRIMARY KEY REFERENCES requests (key),
@@ -57,8 +68,31 @@ CREATE TABLE refused_parameters (     -- what an endpoint was found not to take
     parameter TEXT NOT NULL,
     PRIMARY KEY (endpoint, model, parameter)
 ) WITHOUT ROWID;
-PRAGMA user_version = {LAYOUT};
 """
+
+
+def _to_layout_2(connection: sqlite3.Connection) -> None:
+    """What each attempt was for and may have cost at most, and what was odd about its reply."""
+    for column in (
+        "model TEXT NOT NULL DEFAULT ''",  # whose price counts
+        "prompt_bound INTEGER NOT NULL DEFAULT 0",  # where the tokens are not known, there were not more than this;
+        "completion_bound INTEGER NOT NULL DEFAULT 0",  # 0 once it is known that nothing was paid
+        "flaws TEXT",  # of a reply: refusal, length, no_usage …, with blanks in between
+    ):
+        connection.execute(f"ALTER TABLE attempts ADD COLUMN {column}")
+    for key, packed in connection.execute("SELECT key, body FROM requests").fetchall():
+        body = zlib.decompress(packed)
+        asked = json.loads(body)
+        connection.execute(
+            "UPDATE attempts SET model = ?, prompt_bound = ?, completion_bound = ? WHERE key = ?",
+            (asked["model"], most_prompt_tokens(body), asked["max_tokens"], key),
+        )
+    unpaid = ", ".join(f"'{name}'" for name in UNPAID)
+    connection.execute(f"UPDATE attempts SET prompt_bound = 0, completion_bound = 0 WHERE outcome IN ({unpaid})")
+
+
+_MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (_to_layout_2,)
+LAYOUT = 1 + len(_MIGRATIONS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +114,21 @@ class Ended:
     completion_tokens: int | None = None
     detail: str | None = None
     raw: bytes | None = None
+    flaws: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class Used:
+    """Tokens of one model: those that servers said, and the most that the attempts without a word may have had."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    prompt_bound: int = 0
+    completion_bound: int = 0
+
+    @property
+    def at_most(self) -> int:
+        return self.prompt_tokens + self.completion_tokens + self.prompt_bound + self.completion_bound
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,9 +139,17 @@ class Totals:
     attempts: int = 0
     answered: int = 0
     failed: int = 0
-    unknown: int = 0  # attempts whose outcome never arrived: possibly paid
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
+    unknown: int = 0  # attempts that brought no reply and may have been paid for all the same
+    faults: Mapping[str, int] = field(default_factory=dict)  # class of failed attempt, or flaw of a reply -> how often
+    used: Mapping[str, Used] = field(default_factory=dict)  # by model
+
+    @property
+    def prompt_tokens(self) -> int:
+        return sum(used.prompt_tokens for used in self.used.values())
+
+    @property
+    def completion_tokens(self) -> int:
+        return sum(used.completion_tokens for used in self.used.values())
 
 
 class Journal:
@@ -102,10 +159,12 @@ class Journal:
     StorageError from then on, and nothing that was committed is lost.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._queue: queue.SimpleQueue[tuple[Operation, Future[object]] | None] = queue.SimpleQueue()
+    def __init__(self, path: Path, *, max_pages: int | None = None) -> None:
+        """`max_pages` bounds the file as a full disk would (SQLite's max_page_count)."""
+        self._path, self._max_pages = path, max_pages
+        self._queue: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
         self._opened: Future[object] = Future()
+        self._broken: sqlite3.Error | None = None  # why nothing more is written
         self._stored: set[bytes] = set()
         self._requested: set[bytes] = set()
         self._thread = threading.Thread(target=self._work, name="journal", daemon=True)
@@ -140,35 +199,45 @@ class Journal:
 
         return await self._submit(read)
 
-    async def begin_attempt(self, key: str, body: bytes) -> int:
-        """Write down that a request is about to be sent; `body` is its canonical JSON. Returns the attempt's id."""
+    async def begin_attempt(self, key: str, body: bytes, *, model: str, most_tokens: tuple[int, int]) -> int:
+        """Write down that a request is about to be sent; `body` is its canonical JSON. Returns the attempt's id.
+
+        `most_tokens` (prompt, completion) is what it can cost at most: what counts until its usage is known.
+        """
         new = bytes.fromhex(key) not in self._requested
         self._requested.add(bytes.fromhex(key))
 
         def write(connection: sqlite3.Connection) -> int:
             if new:
                 connection.execute("INSERT OR IGNORE INTO requests VALUES (?, ?)", (key, zlib.compress(body, 1)))
-            cursor = connection.execute("INSERT INTO attempts (key, started) VALUES (?, ?)", (key, time.time()))
+            cursor = connection.execute(
+                "INSERT INTO attempts (key, started, model, prompt_bound, completion_bound) VALUES (?, ?, ?, ?, ?)",
+                (key, time.time(), model, *most_tokens),
+            )
             return cursor.lastrowid or 0
 
-        return await self._submit(write)
+        return await self._submit(write, writes=True)
 
     async def end_attempt(self, attempt: int, ended: Ended, *, settles: tuple[str, str] | None = None) -> None:
         """Write down how an attempt ended. `settles` is (key, reader) where that is the request's outcome."""
 
+        detail = None if ended.detail is None else replace_surrogates(ended.detail)
+        maybe_paid = ended.outcome not in UNPAID
+
         def write(connection: sqlite3.Connection) -> None:
             connection.execute(
                 "UPDATE attempts SET ended = ?, outcome = ?, status = ?, prompt_tokens = ?, completion_tokens = ?,"
-                " detail = ?, raw = ? WHERE id = ?",
+                " detail = ?, raw = ?, flaws = ?, prompt_bound = prompt_bound * ?,"
+                " completion_bound = completion_bound * ? WHERE id = ?",
                 (time.time(), ended.outcome, ended.status, ended.prompt_tokens, ended.completion_tokens,
-                 ended.detail, ended.raw, attempt),
+                 detail, ended.raw, " ".join(ended.flaws) or None, maybe_paid, maybe_paid, attempt),
             )  # fmt: skip
             if settles is not None:
                 connection.execute(
                     "INSERT OR REPLACE INTO outcomes VALUES (?, ?, ?)", (settles[0], attempt, settles[1])
                 )
 
-        await self._submit(write)
+        await self._submit(write, writes=True)
         if settles is not None:
             self._stored.add(bytes.fromhex(settles[0]))
 
@@ -180,7 +249,7 @@ class Journal:
                 "INSERT OR IGNORE INTO refused_parameters VALUES (?, ?, ?)", (endpoint, model, parameter)
             )
 
-        await self._submit(write)
+        await self._submit(write, writes=True)
 
     async def refused_parameters(self, endpoint: str, model: str) -> set[str]:
         """What `refuse_parameter` was told before, in this run or an earlier one."""
@@ -195,25 +264,44 @@ class Journal:
         """Counts over everything the folder ever asked and paid."""
 
         def read(connection: sqlite3.Connection) -> Totals:
-            row = connection.execute(
+            counts = connection.execute(
                 "SELECT (SELECT count(*) FROM requests), count(*),"
                 " (SELECT count(*) FROM outcomes WHERE reader != 'failed'),"
-                " (SELECT count(*) FROM outcomes WHERE reader = 'failed'), coalesce(sum(ended IS NULL), 0),"
-                " coalesce(sum(prompt_tokens), 0), coalesce(sum(completion_tokens), 0) FROM attempts"
+                " (SELECT count(*) FROM outcomes WHERE reader = 'failed'),"
+                " coalesce(sum(outcome IS NOT 'answered' AND prompt_bound > 0), 0) FROM attempts"
             ).fetchone()
-            return Totals(*row)
+            faults: Counter[str] = Counter()
+            ends = "SELECT outcome, flaws, count(*) FROM attempts WHERE ended IS NOT NULL GROUP BY outcome, flaws"
+            for outcome, flaws, number in connection.execute(ends):
+                for name in (flaws or "").split() if outcome == "answered" else [outcome]:
+                    faults[name] += number
+            used = connection.execute(
+                "SELECT model, coalesce(sum(prompt_tokens), 0), coalesce(sum(completion_tokens), 0),"
+                " coalesce(sum(prompt_bound) FILTER (WHERE prompt_tokens IS NULL), 0),"
+                " coalesce(sum(completion_bound) FILTER (WHERE completion_tokens IS NULL), 0)"
+                " FROM attempts GROUP BY model"
+            )
+            by_model = {row[0]: Used(*row[1:]) for row in used}
+            requests, attempts, answered, failed, unknown = counts
+            return Totals(requests, attempts, answered, failed, unknown, dict(faults.most_common()), by_model)
 
         return await self._submit(read)
 
     # ---------------------------------------------------------------- the one thread
 
-    async def _submit(self, operation: Callable[[sqlite3.Connection], Result]) -> Result:
-        future: Future[object] = Future()
-        self._queue.put((operation, future))
+    async def _submit(self, operation: Callable[[sqlite3.Connection], Result], *, writes: bool = False) -> Result:
+        if writes and self._broken is not None:
+            raise self._unwritable(self._broken)
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Result] = loop.create_future()
+        self._queue.put(_Waiting(operation, writes, future, loop))
         try:
-            return await asyncio.shield(asyncio.wrap_future(future))  # type: ignore[arg-type]
+            return await future
         except sqlite3.Error as error:
-            raise StorageError(f"{self._path}: the journal could not be written ({error}).") from error
+            raise self._unwritable(error) from error
+
+    def _unwritable(self, error: sqlite3.Error) -> StorageError:
+        return StorageError(f"{self._path}: the journal could not be written ({error}); nothing stored is lost.")
 
     def _work(self) -> None:
         try:
@@ -233,33 +321,79 @@ class Journal:
             self._commit(connection, group)
         connection.close()
 
-    def _commit(self, connection: sqlite3.Connection, group: list[tuple[Operation, Future[object]]]) -> None:
+    def _commit(self, connection: sqlite3.Connection, group: list[_Waiting]) -> None:
         """Run a group of operations in one transaction; nobody hears of success before it is on the disk."""
+        writes = any(waiting.writes for waiting in group)
+        results: list[object] = []
+        failure: Exception | None = None
         try:
+            if self._broken is not None and writes:
+                raise self._broken
             connection.execute("BEGIN")
-            results = [operation(connection) for operation, _ in group]
+            results = [waiting.operation(connection) for waiting in group]
+            if writes:
+                crash.point("commit.before")
             connection.execute("COMMIT")
-        except sqlite3.Error as error:
+            if writes:
+                crash.point("commit.after")
+        except Exception as error:  # noqa: BLE001 - handed to whoever waits; a thread that died would leave them waiting
+            failure = error
+            if writes and isinstance(error, sqlite3.Error):
+                self._broken = self._broken or error
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
-            for _, future in group:
-                future.set_exception(error)
-        else:
-            for (_, future), result in zip(group, results, strict=True):
-                future.set_result(result)
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            group[0].loop.call_soon_threadsafe(_deliver, group, results, failure)
 
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self._path, isolation_level=None)
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA foreign_keys = OFF")  # rows of one request arrive in their own order
+        if self._max_pages is not None:
+            connection.execute(f"PRAGMA max_page_count = {self._max_pages}")
         layout = connection.execute("PRAGMA user_version").fetchone()[0]
         if layout > LAYOUT:
             raise UsageError(
                 f"{self._path}: was written by a newer instructloop (layout {layout}; this one reads up to {LAYOUT})."
             )
-        if layout == 0:
-            connection.executescript(f"BEGIN; {_TABLES} COMMIT;")
+        if layout < LAYOUT:
+            _bring_up_to_date(connection, layout)
+        crash.point("journal.open")
         self._stored = {bytes.fromhex(row[0]) for row in connection.execute("SELECT key FROM outcomes")}
         self._requested = {bytes.fromhex(row[0]) for row in connection.execute("SELECT key FROM requests")}
         return connection
+
+
+def _bring_up_to_date(connection: sqlite3.Connection, layout: int) -> None:
+    """From an earlier layout, or from an empty file (0), to this one, in one transaction."""
+    connection.execute("BEGIN IMMEDIATE")
+    if layout == 0:
+        for statement in _TABLES.split(";"):
+            connection.execute(statement)
+    for migrate in _MIGRATIONS[max(0, layout - 1) :]:
+        migrate(connection)
+    connection.execute(f"PRAGMA user_version = {LAYOUT}")
+    crash.point("journal.create" if layout == 0 else "journal.migrate")
+    connection.execute("COMMIT")
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    """An operation on its way to the thread, and who waits for its result."""
+
+    operation: Operation
+    writes: bool
+    future: asyncio.Future[Any]
+    loop: asyncio.AbstractEventLoop
+
+
+def _deliver(group: list[_Waiting], results: list[object], failure: Exception | None) -> None:
+    """Tell everyone in a group how it went; in the loop's own thread, so that a group costs one wake-up."""
+    for number, waiting in enumerate(group):
+        if waiting.future.done():  # cancelled
+            continue
+        if failure is None:
+            waiting.future.set_result(results[number])
+        else:
+            waiting.future.set_exception(failure)

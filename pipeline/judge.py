@@ -28,12 +28,22 @@ class Opinion:
 
 
 class Judge:
-    """Reads records in the language they are in; `ask` reaches the judge's own model."""
+    """Reads records in the language they are in, through `ask`, its own model's."""
 
     def __init__(
         self, ask: Callable[[Request], Awaitable[Reply]], prompts: dict[str, Prompts], extra: JsonObject
     ) -> None:
         self._ask, self._prompts, self._extra = ask, prompts, extra
+        self.unreadable = 0  # replies that were no verdict
+
+    async def scores(self, record: Record, source: str = "") -> dict[str, float]:
+        """Filter and score names -> values, for a record's `scores`; empty where the reply was no verdict."""
+        try:
+            opinion = await self.opinion(record, source)
+        except Unreadable:
+            self.unreadable += 1
+            return {}
+        return {"judge" if name == "score" else f"judge_{name}": float(value) for name, value in opinion.scores.items()}
 
     async def opinion(self, record: Record, source: str = "") -> Opinion:
         """The verdict on a record. `source` is the passage or the facts it rests on, "" where there are none.
@@ -41,9 +51,11 @@ class Judge:
         Raises Unreadable where the reply is no verdict.
         """
         reply = await self._ask(judge_request(record, source, self._prompts[record.language], self._extra))
-        verdict = read_object(reply)
-        scores = {name: verdict.get(name) for name in CRITERIA if name != "grounding" or source}
-        whole = {name: value for name, value in scores.items() if isinstance(value, int) and LOWEST <= value <= HIGHEST}
+        names = [name for name in CRITERIA if name != "grounding" or source]
+        verdict = read_object(reply, *names)
+        scores = {name: verdict[name] for name in names}
+        allowed = range(LOWEST, HIGHEST + 1)
+        whole = {name: value for name, value in scores.items() if type(value) is int and value in allowed}
         if len(whole) < len(scores):
             raise Unreadable("wrong_shape", f"a score is missing or out of range: {scores}")
         return Opinion(str(verdict.get("reason", "")), whole)

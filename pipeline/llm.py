@@ -60,6 +60,7 @@ class Reply:
     prompt_tokens: int | None
     completion_tokens: int | None
     raw: bytes
+    flaws: tuple[str, ...] = ()  # what is odd about it, by class: refusal, length, no_usage … (docs/reliability.md)
 
 
 class RequestFailed(Exception):
@@ -114,6 +115,14 @@ class Model(Protocol):
 
     async def close(self) -> None:
         """Let go of connections, threads and memory."""
+
+
+UNNAMED_TOKENS = 128  # what a chat template may add to a request that its JSON does not show
+
+
+def most_prompt_tokens(body: bytes) -> int:
+    """More tokens than a request with this canonical JSON can have: none is shorter than a byte."""
+    return len(body) + UNNAMED_TOKENS
 
 
 def canonical_json(value: object) -> bytes:

@@ -24,7 +24,7 @@ from pipeline import weights as local_weights
 from pipeline.chat_template import render_chat
 from pipeline.errors import EndpointError, UsageError
 from pipeline.llm import Reply, Request, RequestFailed, canonical_json
-from pipeline.text import one_line, strip_thinking
+from pipeline.text import one_line
 
 if TYPE_CHECKING:
     from pipeline.continuous_batch import ContinuousBatch, Row
@@ -294,7 +294,7 @@ def parse_reply(raw: bytes) -> Reply:
     """A reply from its exact bytes: fresh ones and those replayed from a journal are made here alike."""
     body = json.loads(raw)
     return Reply(
-        text=strip_thinking(body["text"]),
+        text=body["text"],
         finish_reason=body["finish_reason"],
         prompt_tokens=body["prompt_tokens"],
         completion_tokens=body["completion_tokens"],

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from pipeline.endpoint import Endpoint
+from pipeline.endpoint import Endpoint, without_secrets
 from pipeline.errors import EndpointError, UsageError
 from pipeline.llm import Model, Reply, Request
 from pipeline.local_model import LocalModel
@@ -30,18 +30,40 @@ def open_model(settings: GeneratorSettings, environment: Mapping[str, str] = os.
     if settings.base_url is None and (_looks_like_a_path(settings.model) or Path(settings.model).is_dir()):
         return LocalModel.from_directory(Path(settings.model), batch=settings.concurrency)
     base_url = settings.base_url or environment.get("OPENAI_BASE_URL") or None
-    if base_url is not None and urlsplit(base_url).scheme not in ("http", "https"):
-        raise UsageError(f"--base-url {base_url!r}: not an http:// or https:// address.")
+    host = "api.openai.com" if base_url is None else _host(base_url)
     key = environment.get(settings.api_key_env, "")
     if not key:
-        if base_url is None or urlsplit(base_url).hostname not in LOCAL_HOSTS:
-            host = urlsplit(base_url).hostname if base_url else "api.openai.com"
+        if host not in LOCAL_HOSTS:
             raise UsageError(
                 f"The model {settings.model!r} is asked at {host},"
                 f" which needs a key: set {settings.api_key_env}, or name another variable by --api-key-env."
             )
         key = "none"  # local servers take any
     return Endpoint(settings.model, base_url=base_url, api_key=key, deadline_s=settings.deadline)
+
+
+def open_judge(settings: GeneratorSettings, generator: Model) -> Model:
+    """The model that judges: the one named for it, else the generator's own."""
+    if settings.judge_model is None:
+        return generator
+    judge = {
+        "model": settings.judge_model,
+        "base_url": settings.judge_base_url or settings.base_url,
+        "api_key_env": settings.judge_api_key_env,
+    }
+    return open_model(settings.model_copy(update=judge))
+
+
+def _host(base_url: str) -> str:
+    """The host of an endpoint's address; raises UsageError where it is none."""
+    try:
+        parts = urlsplit(base_url)
+        host, _ = parts.hostname, parts.port  # a port that is none shows only when it is looked at
+    except ValueError as error:
+        raise UsageError(f"--base-url: not an address ({error}).") from error
+    if parts.scheme not in ("http", "https") or not host:
+        raise UsageError(f"--base-url {without_secrets(base_url)!r}: not an http:// or https:// address.")
+    return host
 
 
 class NoModel:

@@ -6,12 +6,17 @@ A reply that cannot be read stays in the journal and becomes a rejection; it is 
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from pydantic_core import from_json
 
 from pipeline.llm import Reply
+
+MOST_STARTS = 20  # brackets looked at: chatter seldom holds more before the JSON
+_BRACKET = re.compile(r"[{\[]")
 
 
 class Unreadable(Exception):
@@ -32,33 +37,50 @@ class Items:
 
 def read_items(reply: Reply, name: str) -> Items:
     """The list under `name` in the reply's JSON object; a bare list is taken as well."""
-    value, cut = _read_json(reply)
-    if isinstance(value, dict):
-        value = value.get(name)
-    if not isinstance(value, list):
-        raise Unreadable("wrong_shape", f"the JSON holds no list {name!r}")
-    return Items(value, cut)
+    value, cut = _find(
+        reply,
+        lambda value: isinstance(value, dict) and isinstance(value.get(name), list),
+        lambda value: isinstance(value, list),
+        wanted=f"list {name!r}",
+    )
+    return Items(value[name] if isinstance(value, dict) else value, cut)
 
 
-def read_object(reply: Reply) -> dict[str, Any]:
-    """The reply's JSON object, which must be complete."""
-    value, cut = _read_json(reply)
+def read_object(reply: Reply, *names: str) -> dict[str, Any]:
+    """The JSON object in the reply that has these names; it must be complete."""
+    value, cut = _find(
+        reply,
+        lambda value: isinstance(value, dict) and all(name in value for name in names),
+        wanted=", ".join(map(repr, names)),
+    )
     if cut:
         raise Unreadable("cut_off", "the reply was cut off by the token limit")
-    if not isinstance(value, dict):
-        raise Unreadable("wrong_shape", "the JSON is no object")
-    return value
+    return dict(value)
 
 
 def read_value(reply: Reply, name: str) -> Any:
     """The value under `name` in the reply's JSON object, which must be complete."""
-    value = read_object(reply)
-    if name not in value:
-        raise Unreadable("wrong_shape", f"the JSON holds no {name!r}")
+    value = read_object(reply, name)
     return value[name]
 
 
-def _read_json(reply: Reply) -> tuple[Any, bool]:
+def _find(reply: Reply, *fits: Callable[[Any], bool], wanted: str) -> tuple[Any, bool]:
+    """The first JSON value of the reply that fits, by the first of `fits` that any value meets; and whether it is cut.
+
+    Chatter may hold JSON too ("as in [1]"), so the first value is not always the one that was asked for.
+    """
+    values = _json_values(reply)
+    for fit in fits:
+        for value, cut in values:
+            if fit(value):
+                return value, cut
+    if any(cut for _, cut in values):
+        raise Unreadable("cut_off", "the reply was cut off before anything in it was complete")
+    raise Unreadable("wrong_shape", f"the JSON holds no {wanted}")
+
+
+def _json_values(reply: Reply) -> list[tuple[Any, bool]]:
+    """The objects and lists of the reply that stand in no other one, each with whether the token limit cut it off."""
     if reply.finish_reason == "failed":
         raise Unreadable("request_failed", "the request failed for good")
     if reply.finish_reason in ("refusal", "content_filter"):
@@ -66,18 +88,35 @@ def _read_json(reply: Reply) -> tuple[Any, bool]:
     if not reply.text.strip():
         raise Unreadable("empty_reply", "the reply is empty")
     decoder = json.JSONDecoder(parse_constant=_no_constant)
-    starts = [at for at, character in enumerate(reply.text) if character in "{["]
-    for at in starts[:20]:  # chatter seldom holds more brackets than that before the JSON
+    values: list[tuple[Any, bool]] = []
+    start = _BRACKET.search(reply.text)
+    for _ in range(MOST_STARTS):
+        if start is None:
+            break
+        at = start.start()
         try:
-            return decoder.raw_decode(reply.text, at)[0], False
+            value, end = decoder.raw_decode(reply.text, at)
+            values.append((value, False))
         except (ValueError, RecursionError):
-            continue
-    if reply.finish_reason == "length" and starts:
-        try:
-            return from_json(reply.text[starts[0] :], allow_partial="trailing-strings"), True
-        except ValueError:
-            raise Unreadable("cut_off", "the reply was cut off before anything in it was complete") from None
-    raise Unreadable("not_json", f"no JSON in {reply.text[:80]!r}")
+            end = at + 1
+            beginning = _beginning(reply.text[at:])
+            if beginning is not None:  # all the rest belongs to it, so nothing inside it is looked at by itself
+                values += [(beginning, True)] if reply.finish_reason == "length" else []
+                break
+        start = _BRACKET.search(reply.text, end)
+    if not values and reply.finish_reason == "length" and _BRACKET.search(reply.text):
+        raise Unreadable("cut_off", "the reply was cut off before anything in it was complete")
+    if not values:
+        raise Unreadable("not_json", f"no JSON in {reply.text[:80]!r}")
+    return values
+
+
+def _beginning(text: str) -> Any:
+    """What is there of a JSON value whose end is missing; None where the text is no beginning of one."""
+    try:
+        return from_json(text, allow_partial="trailing-strings", allow_inf_nan=False)
+    except ValueError:
+        return None
 
 
 def _no_constant(name: str) -> NoReturn:

@@ -30,7 +30,7 @@ def _luhn(digits: str) -> bool:
 
 def _card(match: re.Match[str]) -> bool:
     digits = re.sub(r"\D", "", match.group())
-    return len(set(digits)) > 2 and _luhn(digits)
+    return len(set(digits)) > 1 and _luhn(digits)
 
 
 def _chinese_identity(match: re.Match[str]) -> bool:

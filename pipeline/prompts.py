@@ -30,10 +30,15 @@ class Prompts:
     """
 
     def __init__(self, language: str, own: Path | None = None) -> None:
+        self._texts: dict[str, str] = {}
         self._paths = {path.stem: path for path in sorted((SHIPPED / language).glob("*.md"))}
         if own is not None:
-            self._paths |= self._find_own(own, language)
-        self._texts: dict[str, str] = {}
+            found = self._find_own(own, language)
+            wanted = {name: self._names(name) for name in found}
+            self._paths |= found
+            self._texts.clear()
+            for name in found:  # here, before anything is sent or written
+                self._compare_names(name, given=wanted[name])
 
     def _find_own(self, own: Path, language: str) -> dict[str, Path]:
         if not own.is_dir():
@@ -51,7 +56,9 @@ class Prompts:
         """The template's own text, without white space around it."""
         if name not in self._texts:
             try:
-                self._texts[name] = self._paths[name].read_text(encoding="utf-8").strip()
+                self._texts[name] = self._paths[name].read_text(encoding="utf-8-sig").strip()
+            except OSError as error:
+                raise UsageError(f"{self._paths[name]}: cannot be read ({error.strerror}).") from error
             except UnicodeDecodeError as error:
                 raise UsageError(f"{self._paths[name]}: not UTF-8 text ({error}).") from error
         return self._texts[name]
@@ -61,20 +68,25 @@ class Prompts:
     ) -> tuple[tuple[str, str], ...]:
         """The messages of a request; each example is (values, the answer).
 
-        Raises UsageError where the template and the values do not name the same things: a shipped template is
-        right, so it is one of the user's that is not.
+        Raises UsageError where the template and the values do not name the same things.
         """
+        self._compare_names(name, given=set(values))
         system, user = self._sections(name)
-        given = set(values)
-        wanted = {*Template(system).get_identifiers(), *Template(user).get_identifiers()}
-        if wanted != given:
-            wrong = [f"${n} is unknown" for n in sorted(wanted - given)]
-            wrong += [f"${n} is missing" for n in sorted(given - wanted)]
-            raise UsageError(f"{self._paths[name]}: {', '.join(wrong)}.")
         messages = [("system", Template(system).safe_substitute(values))] if system else []
         for example, answer in examples:
             messages += [("user", Template(user).substitute(example)), ("assistant", answer)]
         return (*messages, ("user", Template(user).substitute(values)))
+
+    def _names(self, name: str) -> set[str]:
+        """The $names of a template."""
+        return {found for section in self._sections(name) for found in Template(section).get_identifiers()}
+
+    def _compare_names(self, name: str, given: set[str]) -> None:
+        wanted = self._names(name)
+        if wanted != given:
+            wrong = [f"${n} is unknown" for n in sorted(wanted - given)]
+            wrong += [f"${n} is missing" for n in sorted(given - wanted)]
+            raise UsageError(f"{self._paths[name]}: {', '.join(wrong)}.")
 
     def _sections(self, name: str) -> tuple[str, str]:
         """The texts under `# system` ("" where there is none) and `# user`; without headings all is the user's."""

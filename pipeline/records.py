@@ -59,7 +59,16 @@ class GraphSource(BaseModel):
     triples: tuple[tuple[str, str, str], ...]
 
 
-Source = PromptSource | DocumentSource | GraphSource
+class FileSource(BaseModel):
+    """Made elsewhere: the row of a plain file that `pipeline.curate` took in."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    file: str = Field(description="name of the file, without its folder")
+    line: int = Field(description="number of the row, from 1; of the line, where the format has lines")
+
+
+Source = PromptSource | DocumentSource | GraphSource | FileSource
 
 
 class Record(BaseModel):

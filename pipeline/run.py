@@ -13,13 +13,16 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from pipeline.ask import Ask
 from pipeline.errors import StopRun
 from pipeline.filters import Candidate, Filter, Found, judge
+from pipeline.judge import Judge
+from pipeline.llm import Request
+from pipeline.money import Plan
 from pipeline.records import Record, Rejection
 from pipeline.run_folder import DerivedFiles
 
@@ -63,13 +66,16 @@ class Generator(Protocol[Item]):
     async def make(self, item: Item, ask: Ask) -> Made:
         """One item's candidates. It may depend on nothing but the item and the settings."""
 
+    def plan(self, target: int | None, stored: Callable[[Request], bool]) -> Plan:
+        """What a run would still send, for --plan; `money.plan_of` adds requests up. `stored` says what is free."""
+
 
 @runtime_checkable
 class Covering(Protocol):
-    """A generator that says what of its source the kept records cover; its words join the summary."""
+    """A generator that says what of its source the records cover; its words join the summary."""
 
-    def cover(self, record: Record) -> None:
-        """Take note of a kept record."""
+    def cover(self, entry: Record | Rejection, *, kept: bool) -> None:
+        """Take note of a record that was kept, or of what was turned away or merged into an earlier one."""
 
     def coverage(self) -> dict[str, Any]:
         """Further keys of the summary, JSON-ready."""
@@ -100,8 +106,10 @@ class Line:
         concurrency: int,
         summarize: Callable[[Tally], Awaitable[dict[str, Any]]],
         progress: Callable[[Tally], None],
+        judge: Judge | None = None,
     ) -> None:
         self.tally = Tally()
+        self._judge_of = judge
         self._generator, self._ask, self._files, self._filters = generator, ask, files, filters
         self._target, self._concurrency = target, concurrency
         self._summarize, self._progress = summarize, progress
@@ -173,10 +181,24 @@ class Line:
         )
 
     def _begin(self, item: Any) -> asyncio.Task[Made]:
-        task = asyncio.ensure_future(self._generator.make(item, self._ask))
+        task = asyncio.ensure_future(self._make(item))
         self._being_made += 1
         task.add_done_callback(self._one_made)
         return task
+
+    async def _make(self, item: Any) -> Made:
+        made = await self._generator.make(item, self._ask)
+        return made if self._judge_of is None else await asyncio.gather(*map(self._scored, made))
+
+    async def _scored(self, entry: Candidate | Rejection) -> Candidate | Rejection:
+        """The candidate with its judge's scores; what a filter turns away anyway is not shown to the judge."""
+        if (
+            isinstance(entry, Rejection)
+            or self._judge_of is None
+            or not isinstance(judge(self._filters, entry), Record)
+        ):
+            return entry
+        return replace(entry, scores=await self._judge_of.scores(entry.record, entry.evidence))
 
     def _one_made(self, _: object) -> None:
         self._being_made -= 1
@@ -208,6 +230,7 @@ class Line:
                 self._reject(candidate)
             elif candidate.record.id in self._seen:
                 self.tally.merged += 1
+                self._cover(candidate.record, kept=False)
                 self._files.merge(candidate.record.id, candidate.record.source[0])
             else:
                 self._judge(candidate)
@@ -220,23 +243,28 @@ class Line:
         self._seen.add(record.id)
         judged = judge(self._filters, candidate)
         if not isinstance(judged, Record):
-            self._reject(rejection_of(*judged))
+            self._reject(rejection_of(*judged, scores=candidate.scores))
         elif judged is not record and judged.id in self._seen:  # mended, it is what another record is already
             self.tally.merged += 1
+            self._cover(record, kept=False)
             self._files.merge(judged.id, judged.source[0])
         else:
             self._seen.add(judged.id)
-            self._files.keep(judged)
+            self._files.keep(judged.model_copy(update={"scores": {**judged.scores, **candidate.scores}}))
             self.tally.kept += 1
             self.tally.kept_by_task[judged.task] += 1
-            if isinstance(self._generator, Covering):
-                self._generator.cover(judged)
+            self._cover(judged, kept=True)
 
     def _reject(self, rejection: Rejection) -> None:
         self._files.reject(rejection)
         self.tally.rejected[rejection.filter] += 1
+        self._cover(rejection, kept=False)
         if rejection.stage == "reply":
             self.tally.reasons[str(rejection.value)] += 1
+
+    def _cover(self, entry: Record | Rejection, *, kept: bool) -> None:
+        if isinstance(self._generator, Covering):
+            self._generator.cover(entry, kept=kept)
 
     # ---------------------------------------------------------------- showing and publishing
 
@@ -255,8 +283,12 @@ class Line:
         self._publishing_s = self._published_at - started
 
 
-def rejection_of(record: Record, filter_: Filter[Any], found: Found) -> Rejection:
+def rejection_of(
+    record: Record, filter_: Filter[Any], found: Found, scores: Mapping[str, float] | None = None
+) -> Rejection:
     """A finished record as the rejection that a filter made of it."""
+    fields = record.model_dump()
+    fields["scores"] |= scores or {}
     return Rejection(
         stage="record",
         filter=filter_.name,
@@ -264,5 +296,5 @@ def rejection_of(record: Record, filter_: Filter[Any], found: Found) -> Rejectio
         value=found.value,
         threshold=None if isinstance(filter_.threshold, str) else filter_.threshold,
         neighbour=found.neighbour,
-        **record.model_dump(),
+        **fields,
     )

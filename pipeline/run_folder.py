@@ -19,7 +19,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from pipeline.errors import FolderBusy, StorageError
+from pipeline import crash
+from pipeline.errors import FolderBusy, StorageError, UsageError
 from pipeline.records import Record, Rejection, Source
 
 
@@ -29,6 +30,8 @@ def locked(folder: Path) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / ".lock").open("a+", encoding="utf-8")
+    except (FileExistsError, NotADirectoryError) as error:
+        raise UsageError(f"{folder}: a file stands there, or above it; a run needs a folder.") from error
     except OSError as error:
         raise StorageError(f"{folder}: cannot be written ({error.strerror}).") from error
     with lock:
@@ -41,6 +44,7 @@ def locked(folder: Path) -> Iterator[None]:
         since = time.strftime("%Y-%m-%d %H:%M:%S")
         lock.write(f"process {os.getpid()} on {socket.gethostname()} since {since}")
         lock.flush()
+        crash.point("folder.locked")
         yield
 
 
@@ -52,6 +56,8 @@ def read_config(folder: Path) -> dict[str, Any] | None:
         return None
     except (OSError, ValueError) as error:
         raise StorageError(f"{folder / 'config.json'}: cannot be read ({error}).") from error
+    if not isinstance(config, dict) or not isinstance(config.get("shaping"), dict):
+        raise UsageError(f"{folder / 'config.json'}: is not of a run of instructloop; use another --out.")
     return config
 
 
@@ -72,6 +78,7 @@ class DerivedFiles:
         self._folder = folder
         self._merged: dict[str, list[Source]] = {}
         self._parts: dict[str, IO[str]] = {}
+        self._broken: StorageError | None = None  # a line is missing: nothing is published any more
 
     def __enter__(self) -> DerivedFiles:
         for name in ("records", "rejected"):
@@ -97,6 +104,8 @@ class DerivedFiles:
 
     def publish(self, summary: dict[str, Any]) -> None:
         """Bring records.jsonl, rejected.jsonl and summary.json up to date."""
+        if self._broken is not None:
+            raise self._broken
         for name, part in self._parts.items():
             with _storage_errors(self._folder):
                 part.flush()
@@ -105,8 +114,12 @@ class DerivedFiles:
         write_json(self._folder / "summary.json", summary)
 
     def _write(self, name: str, line: str) -> None:
-        with _storage_errors(self._folder):
-            self._parts[name].write(line + "\n")
+        try:
+            with _storage_errors(self._folder):
+                self._parts[name].write(line + "\n")
+        except StorageError as error:
+            self._broken = error
+            raise
 
     def _with_sources(self, line: str) -> str:
         if not self._merged:
@@ -137,12 +150,14 @@ def _aside(path: Path) -> Iterator[IO[str]]:
             yield file
             file.flush()
             os.fsync(file.fileno())
+        crash.point("file.written")
         aside.replace(path)
         directory = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(directory)
         finally:
             os.close(directory)
+        crash.point("file.renamed")
 
 
 @contextlib.contextmanager

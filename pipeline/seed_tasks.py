@@ -32,7 +32,7 @@ class SeedTask(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     id: str = Field(min_length=1)
-    instruction: str = Field(min_length=1)
+    instruction: str = Field(min_length=1, pattern=r"\S")
     instances: tuple[Instance, ...] = Field(min_length=1)
     is_classification: bool
     name: str = ""

@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import random
 import re
 import sys
 from collections import deque
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from pipeline.errors import UsageError
 from pipeline.filters import NewInstruction
 from pipeline.instances import WRITING_TEMPERATURE, WRITING_TOP_P, Examples, InstanceWriter, NewTask, list_schema
 from pipeline.llm import Reply, Request
+from pipeline.money import Plan, plan_of
 from pipeline.novelty import NoveltyIndex
 from pipeline.parsing import Unreadable, read_items
 from pipeline.prompts import Prompts
@@ -35,11 +37,13 @@ from pipeline.records import PromptSource, Rejection, content_id
 from pipeline.run import Made, Outlook
 from pipeline.seed_tasks import SeedTask, fingerprint, load_seed_tasks
 from pipeline.settings import GeneratorSettings, setting
-from pipeline.text import language_of, one_line, replace_surrogates
+from pipeline.text import estimate_tokens, language_of, one_line, replace_surrogates
 
 MAX_TOKENS, MAX_TOKENS_BUNDLED = 1024, 320  # of a reply; the bundled model often finds no end
 SHAPING_VERSION = 1  # of the code below that builds prompts, samples the pool and reads instructions
 SEEDS_SHOWN, POOL_SHOWN = 6, 2  # tasks in an instruction prompt
+NEW_OF_ASKED, KEPT_OF_ASKED, INSTANCE_TOKENS = 0.5, 0.5, 80  # what --plan assumes, and says
+PLANNED_FROM = 20  # prompts, and tasks, that stand for all in --plan
 BARREN_PROMPTS = 30  # prompts in a row without a new instruction, after which the chain ends
 
 
@@ -171,6 +175,8 @@ class SelfInstruct:
         }
         try:
             items = read_items(reply, "instructions")
+            if not items.values:
+                raise Unreadable("no_instructions", "the list of instructions is empty")
         except Unreadable as unreadable:
             ask.counts.unreadable += 1
             rejection = self._reject_instruction(ask.model.identity, "parse", unreadable.detail, **known)
@@ -200,6 +206,36 @@ class SelfInstruct:
 
     async def make(self, item: NewTask, ask: Ask) -> Made:
         return await self._writer.write(item, ask)
+
+    # ---------------------------------------------------------------- --plan
+
+    def plan(self, target: int | None, stored: Callable[[Request], bool]) -> Plan:
+        """What the target takes, by the yields below; each prompt depends on earlier replies, so none is known."""
+        settings, wanted = self._settings, target or 0
+        per_prompt, per_task = settings.per_prompt * NEW_OF_ASKED, settings.per_task * KEPT_OF_ASKED
+        tasks = math.ceil(wanted / per_task)
+        prompts = math.ceil(tasks / per_prompt)
+        texts = [task.instruction for task in self._seeds.values()]
+        expected = min(self._max_tokens, settings.per_prompt * sum(map(estimate_tokens, texts)) / len(texts))
+        first = [self._instruction_request(self._draw(number, ())) for number in range(min(prompts, PLANNED_FROM))]
+        sample = list(self._seeds.values())[:PLANNED_FROM]
+        writing = min(self._max_tokens, settings.per_task * INSTANCE_TOKENS)
+        second: list[tuple[Request, float]] = []
+        for task in sample:
+            second.append((self._writer.identify_request(task.instruction), 8))
+            second += [(self._writer.instances_request(task.instruction, task.is_classification), writing)]
+        chain = plan_of(((request, expected) for request in first), "", prompts / max(1, len(first)))
+        rest = plan_of(second, "", tasks / len(sample))
+        done = sum(map(stored, first))
+        return Plan(
+            chain.requests + rest.requests,
+            chain.prompt_tokens + rest.prompt_tokens,
+            chain.completion_tokens + rest.completion_tokens,
+            f"a prompt brings {per_prompt:g} new instructions of {settings.per_prompt} asked for, an instruction"
+            f" {per_task:g} kept records of {settings.per_task} asked for, in about {INSTANCE_TOKENS} tokens each;"
+            " the real yield depends on the model, and what is stored already is not taken off"
+            + (f" ({done} of the first {len(first)} prompts are)." if done else "."),
+        )
 
     # ---------------------------------------------------------------- rejections
 

@@ -15,13 +15,14 @@ import json
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
+from math import isfinite
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
-from urllib.parse import urlsplit
+from typing import Annotated, Any, Literal, NoReturn, TypeVar, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from pipeline import filters
+from pipeline.endpoint import without_secrets
 from pipeline.errors import UsageError
 
 Kind = Literal["shaping", "deriving", "running"]
@@ -43,9 +44,13 @@ def _json_object(value: object) -> object:
     if not isinstance(value, str):
         return value
     try:
-        return json.loads(value)
+        return json.loads(value, parse_constant=_no_constant)
     except ValueError as error:
         raise ValueError(f"not JSON ({error})") from error
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
 
 
 def _filter_settings(value: object) -> object:
@@ -56,7 +61,7 @@ def _filter_settings(value: object) -> object:
     for part in filter(None, (part.strip() for part in value.split(","))):
         name, equals, wanted = part.partition("=")
         if not equals:
-            raise ValueError(f"{part!r} is not NAME=on, NAME=off or NAME=THRESHOLD")
+            raise ValueError(f"{part!r} is not NAME=on, NAME=off or NAME=SETTING")
         try:
             result[name] = wanted == "on" if wanted in ("on", "off") else float(wanted)
         except ValueError:
@@ -72,8 +77,12 @@ def _known_filters(value: dict[str, float | str | bool]) -> dict[str, float | st
         if isinstance(wanted, bool) or wanted in filter_.choices:
             continue
         if filter_.choices or isinstance(wanted, str) or filter_.threshold is None:
-            ways = ", ".join(filter_.choices) or ("a number" if filter_.threshold is not None else "nothing else")
-            raise ValueError(f"the filter {name!r} takes on, off, or {ways}")
+            ways = ["on", "off", *filter_.choices] + ["a number"] * (
+                not filter_.choices and filter_.threshold is not None
+            )
+            raise ValueError(f"the filter {name!r} takes {', '.join(ways[:-1])} or {ways[-1]}")
+        if not isfinite(wanted):
+            raise ValueError(f"the filter {name!r}: {wanted} is no threshold")
         if name == "novelty" and not 0 <= wanted < 1:
             raise ValueError("novelty's threshold lies from 0 to below 1")
     return value
@@ -113,9 +122,20 @@ class GeneratorSettings(BaseModel):
     filters: FilterSettings = setting(
         {}, "running", "filters off, or thresholds: keywords=off,too_short=2", metavar="NAME=…"
     )
+    judge: bool = setting(False, "running", "have a model score each record that the filters keep")
+    judge_model: str | None = setting(None, "running", "the judge, named as --model is (none: the same model)")
+    judge_base_url: str | None = setting(None, "running", "the judge's endpoint (none: --base-url)", metavar="URL")
+    judge_api_key_env: str = setting("OPENAI_API_KEY", "running", "the variable that holds its key", metavar="NAME")
     concurrency: int = setting(32, "running", "requests in flight at most", gt=0, le=1000)
     deadline: float = setting(300.0, "running", "for one call, in seconds", gt=0)
     max_requests: int | None = setting(None, "running", "sent at most, counting all this folder ever sent", gt=0)
+    max_total_tokens: int | None = setting(None, "running", "read and written at most, counted likewise", gt=0)
+    max_cost: float | None = setting(
+        None, "running", "spent at most, counted likewise, what is in flight at its worst", metavar="USD", gt=0
+    )
+    prices: Path = setting(Path("prices.toml"), "running", "what models cost", metavar="FILE")
+    rpm: float | None = setting(None, "running", "requests a minute at most, where the limit is known", gt=0)
+    tpm: float | None = setting(None, "running", "tokens a minute at most, where the limit is known", gt=0)
 
     @property
     def needs_model(self) -> bool:
@@ -124,6 +144,7 @@ class GeneratorSettings(BaseModel):
 
 
 Settings = TypeVar("Settings", bound=GeneratorSettings)
+Checked = TypeVar("Checked", bound=BaseModel)
 
 
 def parse(
@@ -134,6 +155,21 @@ def parse(
     Raises UsageError for an unknown key (naming the nearest), a wrong value, or a file that cannot be read.
     argparse itself exits 2 for a flag it does not know.
     """
+    parser = flags_of(model, command=command, about=about)
+    switches = parser.add_argument_group("switches")
+    switches.add_argument(
+        "--accept-changes", action="store_true", help="go on in a folder made with other shaping settings"
+    )
+    switches.add_argument("--offline", action="store_true", help="send nothing: derive the records from what is stored")
+    switches.add_argument("--retry-failed", action="store_true", help="ask again what failed for good")
+    switches.add_argument("--plan", action="store_true", help="send nothing: say what would be sent, and its price")
+    switches.add_argument("--json", action="store_true", help="print the summary as JSON on stdout")
+    arguments = parser.parse_args(argv)
+    return checked(model, arguments), arguments
+
+
+def flags_of(model: type[BaseModel], *, command: str, about: str) -> argparse.ArgumentParser:
+    """A parser with a flag for each setting of the model, and --config; only what is given appears in its result."""
     parser = argparse.ArgumentParser(
         prog=f"python -m {command}", description=about, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -149,23 +185,26 @@ def parse(
             options["action"] = argparse.BooleanOptionalAction
         else:
             options["metavar"] = extra["metavar"] or _metavar(field.annotation)
+        if get_origin(field.annotation) is tuple:
+            options["nargs"] = "+"
         if extra["positional"]:
-            parser.add_argument(name, nargs="*", **options)
+            parser.add_argument(name, **options | {"nargs": "*"})
         else:
             parser.add_argument(_flag(name), **options)
-    switches = parser.add_argument_group("switches")
-    switches.add_argument("--config", metavar="FILE", type=Path, help="a TOML file with the same keys; flags win")
-    switches.add_argument(
-        "--accept-changes", action="store_true", help="go on in a folder made with other shaping settings"
-    )
-    switches.add_argument("--offline", action="store_true", help="send nothing: derive the records from what is stored")
-    switches.add_argument("--retry-failed", action="store_true", help="ask again what failed for good")
-    switches.add_argument("--json", action="store_true", help="print the summary as JSON on stdout")
-    arguments = parser.parse_args(argv)
+    parser.add_argument("--config", metavar="FILE", type=Path, help="a TOML file with the same keys; flags win")
+    return parser
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def checked(model: type[Checked], arguments: argparse.Namespace) -> Checked:
+    """The settings, from --config and the flags, which win. Raises UsageError for what is unknown or wrong."""
     flags = {name: value for name, value in vars(arguments).items() if name in model.model_fields}
     values = read_toml(arguments.config, model) | flags
     try:
-        return model.model_validate(values), arguments
+        return model.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
         name = str(first["loc"][0]) if first["loc"] else ""
@@ -174,11 +213,7 @@ def parse(
         raise UsageError(f"{where}: {said} (given: {first['input']!r}).") from error
 
 
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
-
-
-def read_toml(path: Path | None, model: type[GeneratorSettings]) -> dict[str, Any]:
+def read_toml(path: Path | None, model: type[BaseModel]) -> dict[str, Any]:
     """The keys of a config file, hyphens made underscores."""
     if path is None:
         return {}
@@ -205,8 +240,8 @@ def shaping(settings: GeneratorSettings) -> dict[str, Any]:
 def resolved(settings: GeneratorSettings) -> dict[str, Any]:
     """All settings, JSON-ready, for config.json. It holds no key: only the name of the variable that holds it."""
     dumped = settings.model_dump(mode="json")
-    if settings.base_url and urlsplit(settings.base_url).username is not None:
-        dumped["base_url"] = "(an address with a password in it, not written down)"
+    if settings.base_url:
+        dumped["base_url"] = without_secrets(settings.base_url)
     return dumped
 
 

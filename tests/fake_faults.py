@@ -132,8 +132,9 @@ class Exchange:
         messages = self.body["messages"]
         prompt = "\n\n".join(text_of(message) for message in messages)
         users = [message for message in messages if message.get("role") == "user"]
-        writer = Writer(int(self.key[:16], 16), text_of(users[-1]) if users else "", self.options.dirty)
-        prepared = self.options.prepared.get(text_of(users[-1])) if users else None
+        source = text_of(users[-1]) if users else ""
+        writer = Writer(int(self.key[:16], 16), source, self.options.dirty, self.options.plant)
+        prepared = self.options.prepared.get(source)
         text, finish = (prepared, "stop") if prepared is not None else writer.answer(self.schema(prompt))
         limit = self.body.get("max_completion_tokens") or self.body.get("max_tokens")
         if limit and len(text) > 4 * limit:
@@ -392,6 +393,7 @@ async def gzip_bomb(exchange: Exchange, unpacked_mb: int = 256) -> None:
     await exchange.send_bytes(200, packed, {"content-encoding": "gzip"})
 
 
+@functools.lru_cache(maxsize=1)  # 1.5 GB take seconds to pack; asked again, it comes at once
 def packed_with_blanks(body: bytes, blank_mb: int) -> bytes:
     packer, blanks = zlib.compressobj(wbits=31), b" " * 2**20
     return b"".join([packer.compress(body), *(packer.compress(blanks) for _ in range(blank_mb)), packer.flush()])

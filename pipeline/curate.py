@@ -1,0 +1,289 @@
+"""The command that makes one good set out of several runs: merge, decontaminate, dedup across, choose.
+
+    python -m pipeline.curate outputs/A outputs/B --out outputs/C --against heldout.jsonl --select 1000
+
+It reads run folders, and plain files of Alpaca's shape that were made elsewhere (parents.py). In this order:
+
+    exact merge          one record for equal ones, with all sources
+    below_score          --min-score NAME=X
+    contaminated         --against FILE: holds a benchmark's item (decontaminate.py)
+    near_duplicate       nearly the same words as a better record (near_duplicates.py)
+    semantic_duplicate   the same question in other words (semantic.py)
+    not_selected         --select N: score first, diverse always (selection.py)
+
+Of alike records the one with the higher --rank-by score stays, then the earlier one; every loser names it. What is
+turned away is in rejected.jsonl with its reason. Nothing is asked of any model but the embedding model, which is local.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import re
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict
+
+from pipeline import near_duplicates, semantic
+from pipeline.cli import run_deriving
+from pipeline.curation import Curation, Embedded
+from pipeline.decontaminate import CJK_CHARACTERS, SIMILARITY, WORDS, Benchmark, Item, load_items
+from pipeline.embeddings import EmbeddingCache, EmbeddingModel
+from pipeline.errors import DONE, SHORT, UsageError
+from pipeline.parents import Parent, open_parent, read_parent
+from pipeline.rows import file_hash
+from pipeline.run_folder import DerivedFiles, locked, read_config, write_json
+from pipeline.selection import KINDS, Quota, groups_of
+from pipeline.settings import nearest, setting
+from pipeline.spool import Spool
+
+GENERATOR = "curate"  # what config.json says made the folder
+
+# ---------------------------------------------------------------- settings
+
+
+def _off(value: object) -> object:
+    return None if value == "off" else value
+
+
+def _scores(value: object) -> object:
+    """ "judge=4,fit=0.5" as {"judge": 4.0, "fit": 0.5}."""
+    if not isinstance(value, str):
+        return value
+    pairs = [part.partition("=") for part in value.split(",") if part.strip()]
+    for name, equals, _ in pairs:
+        if not equals:
+            raise ValueError(f"{name.strip()!r} is not NAME=X")
+    return {name.strip(): number for name, _, number in pairs}
+
+
+_QUOTA = re.compile(r"(?P<kind>\w+)(?::(?P<value>.+))?=(?P<limit>\d+(?:\.\d+)?)(?P<share>%?)")
+
+
+def _quotas(value: object) -> object:
+    """ "source=20,task:classification=30%" as two quotas."""
+    given = [value] if isinstance(value, str) else value
+    if not isinstance(given, list | tuple) or not all(isinstance(part, str) for part in given):
+        raise ValueError("not KIND=LIMIT or KIND:VALUE=LIMIT")
+    quotas = []
+    for part in ",".join(given).split(","):
+        found = _QUOTA.fullmatch(part.strip())
+        if found is None or found["kind"] not in KINDS:
+            raise ValueError(f"{part!r} is not KIND=LIMIT or KIND:VALUE=LIMIT, with a kind of {', '.join(KINDS)}")
+        share = bool(found["share"])
+        limit = float(found["limit"]) / (100 if share else 1)
+        quotas.append(Quota(found["kind"], found["value"], limit, share))
+    return tuple(quotas)
+
+
+Similarity = Annotated[float | None, BeforeValidator(_off)]
+Scores = Annotated[dict[str, float], BeforeValidator(_scores)]
+Quotas = Annotated[tuple[Quota, ...], BeforeValidator(_quotas)]
+
+
+class CurateSettings(BaseModel):
+    """The flags of `pipeline.curate`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    inputs: tuple[Path, ...] = setting(
+        (), "deriving", "run folders, or files: jsonl, json, csv (.gz), parquet", metavar="INPUT", positional=True
+    )
+    out: Path = setting(Path("outputs/curated"), "running", "the folder to make", metavar="DIR")
+    min_score: Scores = setting({}, "deriving", "least scores: judge=4,fit=0.5", metavar="NAME=X")
+    rank_by: str = setting("judge", "deriving", "the score by which one record is better than another", metavar="NAME")
+    against: tuple[Path, ...] = setting(
+        (), "deriving", "benchmark files: jsonl, json, parquet, csv, txt", metavar="FILE"
+    )
+    ngram_words: int = setting(WORDS, "deriving", "words in a row that give a benchmark item away", gt=1)
+    ngram_cjk: int = setting(CJK_CHARACTERS, "deriving", "the same in CJK characters", gt=1)
+    near_benchmark: float = setting(SIMILARITY, "deriving", "ROUGE-L with a benchmark question", gt=0, le=1)
+    near_duplicates: Similarity = setting(
+        near_duplicates.THRESHOLD, "deriving", "Jaccard of 3-word runs, or off", metavar="X|off", gt=0, le=1
+    )
+    semantic_duplicates: Similarity = setting(
+        semantic.THRESHOLD, "deriving", "cosine of embeddings, or off", metavar="X|off", gt=0, le=1
+    )
+    embedding_model: str | None = setting(
+        None,
+        "deriving",
+        "a sentence-transformers model, by folder or name (none: the packaged one)",
+        metavar="NAME|DIR",
+    )
+    embedding_languages: tuple[str, ...] = setting(
+        (), "deriving", "what it knows, if its card does not say", metavar="en"
+    )
+    select: int | None = setting(None, "deriving", "choose N: score first, diverse always", gt=0)
+    quota: Quotas = setting(
+        (), "deriving", "at most, of --select: source=20,task:classification=30%%", metavar="KIND[:VALUE]=N|N%%"
+    )
+
+
+# ---------------------------------------------------------------- the command
+
+
+def curate(settings: CurateSettings, say: Callable[[str], None]) -> tuple[dict[str, Any], int]:
+    """Make the folder; returns its summary and the exit code. Raises UsageError before anything is written."""
+    started = time.monotonic()
+    _check(settings)
+    parents = [open_parent(path) for path in settings.inputs]
+    items = load_items(settings.against)
+    model = None
+    if settings.semantic_duplicates is not None:
+        model = EmbeddingModel(settings.embedding_model, settings.embedding_languages)
+    scratch = _existing(settings.out)
+    with Spool(scratch) as spool:
+        counts = _read_all(parents, spool, settings)
+        _check_against_data(settings, counts)
+        with locked(settings.out), contextlib.ExitStack() as stack:
+            say(f"  {len(spool):8} records: {counts.read} read, {counts.read - len(spool)} merged as exact duplicates")
+            curation = Curation(spool, settings.rank_by, say)
+            cache = stack.enter_context(EmbeddingCache(settings.out / "cache.sqlite")) if model is not None else None
+            _run_steps(settings, curation, items, model, cache, scratch)
+            summary = _summary(curation, counts, started)
+            _write(settings, curation, parents, summary)
+    return summary, _report(settings, summary, say)
+
+
+def _run_steps(
+    settings: CurateSettings,
+    curation: Curation,
+    items: Sequence[Item],
+    model: EmbeddingModel | None,
+    cache: EmbeddingCache | None,
+    scratch: Path,
+) -> None:
+    if settings.min_score:
+        curation.step("below_score", curation.below_score(settings.min_score))
+    if settings.against:
+        benchmark = Benchmark(
+            items, words=settings.ngram_words, cjk=settings.ngram_cjk, similarity=settings.near_benchmark
+        )
+        curation.step("contaminated", curation.contaminated(benchmark))
+    if settings.near_duplicates is not None:
+        curation.step("near_duplicate", curation.near_duplicates(settings.near_duplicates))
+    embedded = None
+    if model is not None and cache is not None and settings.semantic_duplicates is not None:
+        embedded = Embedded(curation, model, cache, scratch)
+        curation.step("semantic_duplicate", curation.semantic_duplicates(embedded, settings.semantic_duplicates))
+    if settings.select is not None:
+        curation.step("not_selected", curation.not_selected(settings.select, settings.quota, embedded))
+
+
+def _report(settings: CurateSettings, summary: dict[str, Any], say: Callable[[str], None]) -> int:
+    """The last lines; returns the exit code."""
+    out, kept = settings.out, summary["kept"]
+    say(f"Kept {kept} of {summary['read']}. Records: {out / 'records.jsonl'}; rejections: {out / 'rejected.jsonl'}.")
+    if not kept:
+        say(f"Nothing was kept; {out / 'rejected.jsonl'} says why. Loosen what took most, and run it again.")
+        return SHORT
+    if settings.select is not None and kept < settings.select:
+        say(f"Short of --select {settings.select}: that is all there is, or all that the quotas allow.")
+        say(f"Next: read {out / 'rejected.jsonl'}; loosen --min-score or --quota, or give more inputs.")
+        return SHORT
+    say(f"Next: read some of {out / 'rejected.jsonl'}, then train: python -m finetune.run {out}")
+    return DONE
+
+
+@dataclass
+class _Counts:
+    """What was seen while reading."""
+
+    read: int = 0
+    scores: Counter[str] = field(default_factory=Counter)
+    groups: set[tuple[str, str]] = field(default_factory=set)  # those that a quota names
+
+
+def _read_all(parents: Sequence[Parent], spool: Spool, settings: CurateSettings) -> _Counts:
+    counts = _Counts()
+    named = {(quota.kind, quota.value) for quota in settings.quota if quota.value is not None}
+    for parent in parents:
+        for record in read_parent(parent):
+            counts.read += 1
+            counts.scores.update(record.scores.keys())
+            if named:
+                counts.groups |= named & groups_of(record)
+            spool.add(record)
+    if not len(spool):
+        raise UsageError("The inputs hold no record.")
+    return counts
+
+
+def _check(settings: CurateSettings) -> None:
+    """The folder must be new, or one that this command made; quotas are of a selection."""
+    out = settings.out
+    if not settings.inputs:
+        raise UsageError("Name at least one run folder or file.")
+    for path in settings.inputs:
+        if out.resolve() in (path.resolve(), path.resolve().parent):
+            raise UsageError(f"--out: {out} holds one of the inputs; choose another folder.")
+    config = read_config(out)
+    maker = config.get("generator") if config is not None else None
+    if maker != GENERATOR and (config is not None or (out / "records.jsonl").exists()):
+        raise UsageError(f"--out: {out} is a run folder made by {maker or 'something else'}; choose another.")
+    if settings.quota and settings.select is None:
+        raise UsageError("--quota: a quota limits what --select chooses; give --select N too.")
+
+
+def _check_against_data(settings: CurateSettings, counts: _Counts) -> None:
+    """Names that nothing in the data has are mistakes."""
+    for name in settings.min_score:
+        if not counts.scores[name]:
+            hint = nearest(name, counts.scores) if counts.scores else "they have no scores at all"
+            raise UsageError(f"--min-score: no record has a score {name!r}; {hint}.")
+    if settings.rank_by not in counts.scores and "rank_by" in settings.model_fields_set:
+        raise UsageError(f"--rank-by: no record has a score {settings.rank_by!r}.")
+    for quota in settings.quota:
+        if quota.value is not None and (quota.kind, quota.value) not in counts.groups:
+            raise UsageError(f"--quota: no record has the {quota.kind} {quota.value!r}.")
+
+
+def _existing(folder: Path) -> Path:
+    """The nearest folder above that is there: on the same disk, where scratch may lie without a trace."""
+    return next(parent for parent in folder.absolute().parents if parent.is_dir())
+
+
+def _summary(curation: Curation, counts: _Counts, started: float) -> dict[str, Any]:
+    lost = curation.lost
+    return {
+        "read": counts.read,
+        "merged": counts.read - len(curation.spool),
+        "funnel": dict(curation.funnel),
+        "kept": len(curation.spool) - len(lost),
+        "rejected": dict(Counter(loss.filter for loss in lost.values()).most_common()),
+        "seconds": round(time.monotonic() - started, 1),
+    }
+
+
+def _write(settings: CurateSettings, curation: Curation, parents: Sequence[Parent], summary: dict[str, Any]) -> None:
+    config = {
+        "generator": GENERATOR,
+        "parents": [parent.as_json() for parent in parents],
+        "against": [{"path": str(path), "sha256": file_hash(path)} for path in settings.against],
+        "shaping": {},  # nothing here enters a request
+        "settings": settings.model_dump(mode="json"),
+        "versions": {name: importlib.metadata.version(name) for name in ("instructloop", "pydantic")},
+    }
+    with DerivedFiles(settings.out) as files:
+        for place, record in enumerate(curation.spool.records()):
+            if place in curation.lost:
+                files.reject(curation.rejection(place, record))
+            else:
+                files.keep(record)
+        write_json(settings.out / "config.json", config)
+        files.publish(summary)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    return run_deriving(CurateSettings, argv, command="pipeline.curate", about=__doc__ or "", work=curate)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,213 @@
+"""What a folder has spent and what it may spend: prices, limits, and a plan's estimate.
+
+Whatever is not known counts at its worst: a request in flight, a reply without usage and a call that broke off cost
+what they can cost at most (`journal.Used`). So a limit is never crossed, however the server answers, as long as it
+keeps to `max_tokens`. A price that nobody wrote down is unknown, never 0.
+"""
+
+from __future__ import annotations
+
+import math
+import tomllib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from pipeline.errors import UsageError
+from pipeline.journal import Totals, Used
+from pipeline.llm import Request
+from pipeline.text import estimate_tokens
+
+MESSAGE_TOKENS = 4  # what a chat template adds to a message, about
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """USD for a million tokens."""
+
+    input: float
+    output: float
+
+    def of(self, prompt_tokens: float, completion_tokens: float) -> float:
+        return (prompt_tokens * self.input + completion_tokens * self.output) / 1e6
+
+
+FREE = Price(0.0, 0.0)
+
+
+def read_prices(path: Path) -> dict[str, Price]:
+    """The prices by model of a file as prices.toml is; none where there is no such file.
+
+    Raises UsageError for what is no price, so that a typing mistake is never a price of 0.
+    """
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path}: cannot be read as prices ({error}).") from error
+    prices = {}
+    for model, table in tables.items():
+        if not isinstance(table, dict) or set(table) != {"input", "output"} or not all(map(_is_price, table.values())):
+            raise UsageError(
+                f'{path}: ["{model}"] must hold `input` and `output`, USD for a million tokens, and nothing else.'
+            )
+        prices[model] = Price(**table)
+    return prices
+
+
+def _is_price(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the user allows a folder to spend in all; None: no limit."""
+
+    cost: float | None = None
+    total_tokens: int | None = None
+    requests: int | None = None
+
+
+@dataclass(slots=True)
+class Spent:
+    """What a folder has spent, by model; shared by the budgets of a run's models."""
+
+    requests: int = 0
+    used: dict[str, Used] = field(default_factory=dict)
+
+
+class Budget:
+    """Counts all that the folder ever paid, this run included, against the limits."""
+
+    def __init__(self, model: str, prices: Mapping[str, Price], limits: Limits = Limits()) -> None:
+        self._model, self._prices, self._limits = model, prices, limits
+        self._spent = Spent()
+        self.start(Totals())
+
+    def beside(self, model: str) -> Budget:
+        """The same budget, as another model of the run spends from it; start it before anything is sent."""
+        other = Budget(model, self._prices, self._limits)
+        other._spent = self._spent
+        return other
+
+    @property
+    def requests(self) -> int:
+        """Sent in all, earlier runs included."""
+        return self._spent.requests
+
+    @property
+    def used(self) -> dict[str, Used]:
+        """Tokens by model."""
+        return self._spent.used
+
+    @property
+    def _now(self) -> Used:
+        return self._spent.used.setdefault(self._model, Used())
+
+    def start(self, totals: Totals) -> None:
+        """Take in what was spent before. Raises UsageError where --max-cost cannot be watched over."""
+        self._spent.requests = totals.attempts
+        self._spent.used = {model: replace(used) for model, used in totals.used.items() if used.at_most}
+        if self._limits.cost is not None:
+            for model in {*self.used, self._model}:
+                if model not in self._prices:
+                    raise UsageError(
+                        f"--max-cost: the price of {model!r} is unknown; write it into prices.toml,"
+                        " or limit the run by --max-total-tokens or --max-requests."
+                    )
+
+    def objection(self, most_tokens: tuple[int, int]) -> str | None:
+        """Why a request of at most so many tokens (prompt, completion) may not be sent; None where it may."""
+        limits = self._limits
+        if limits.requests is not None and self.requests + 1 > limits.requests:
+            return f"--max-requests {limits.requests} is reached ({self.requests} sent in all)."
+        at_most = sum(used.at_most for used in self.used.values())
+        if limits.total_tokens is not None and at_most + sum(most_tokens) > limits.total_tokens:
+            return (
+                f"--max-total-tokens {limits.total_tokens} is reached: {at_most} are used,"
+                f" and the next request may take {sum(most_tokens)}."
+            )
+        if limits.cost is not None:
+            spent, next_one = self.cost_at_most or 0.0, self._prices[self._model].of(*most_tokens)
+            if spent + next_one > limits.cost:
+                return (
+                    f"--max-cost {limits.cost:g} is reached: {spent:.6f} USD are spent,"
+                    f" and the next request may cost {next_one:.6f}."
+                )
+        return None
+
+    def reserve(self, most_tokens: tuple[int, int]) -> None:
+        """A request is about to be sent."""
+        self._spent.requests += 1
+        self._now.prompt_bound += most_tokens[0]
+        self._now.completion_bound += most_tokens[1]
+
+    def settle(self, most_tokens: tuple[int, int], tokens: tuple[int | None, int | None], *, paid: bool) -> None:
+        """It ended; `tokens` (prompt, completion) are what the server said, None where it did not."""
+        if not paid or tokens[0] is not None:
+            self._now.prompt_bound -= most_tokens[0]
+        if not paid or tokens[1] is not None:
+            self._now.completion_bound -= most_tokens[1]
+        self._now.prompt_tokens += tokens[0] or 0
+        self._now.completion_tokens += tokens[1] or 0
+
+    @property
+    def cost(self) -> float | None:
+        """USD by what servers said; None where a model's price is unknown."""
+        return self._sum(lambda used: (used.prompt_tokens, used.completion_tokens))
+
+    @property
+    def cost_at_most(self) -> float | None:
+        """The same, with what nobody said (calls in flight, too) at its worst."""
+        return self._sum(
+            lambda used: (used.prompt_tokens + used.prompt_bound, used.completion_tokens + used.completion_bound)
+        )
+
+    def cost_per(self, kept: int) -> float | None:
+        """USD a kept record; None where the cost is unknown, or nothing was kept."""
+        cost = self.cost
+        return cost / kept if cost is not None and kept else None
+
+    def price_of(self, prompt_tokens: float, completion_tokens: float) -> float | None:
+        """USD for so many tokens of this run's model; None where its price is unknown."""
+        price = self._prices.get(self._model)
+        return None if price is None else price.of(prompt_tokens, completion_tokens)
+
+    def _sum(self, tokens: Callable[[Used], tuple[int, int]]) -> float | None:
+        total = 0.0
+        for model, used in self.used.items():
+            if not used.at_most:
+                continue
+            if model not in self._prices:
+                return None
+            total += self._prices[model].of(*tokens(used))
+        return total
+
+
+# ---------------------------------------------------------------- --plan
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a run would still send, estimated; `assumes` says in a sentence what that rests on."""
+
+    requests: int
+    prompt_tokens: int
+    completion_tokens: int
+    assumes: str
+
+
+def plan_of(requests: Iterable[tuple[Request, float]], assumes: str, times: float = 1.0) -> Plan:
+    """A plan from requests with the tokens expected of their replies; `times` scales a sample up to all there are."""
+    number = prompt = completion = 0.0
+    for request, expected in requests:
+        number += times
+        prompt += times * prompt_tokens(request)
+        completion += times * expected
+    return Plan(round(number), round(prompt), round(completion), assumes)
+
+
+def prompt_tokens(request: Request) -> float:
+    """About how many tokens a request's messages have."""
+    return sum(MESSAGE_TOKENS + estimate_tokens(content) for _, content in request.messages)

@@ -1,0 +1,396 @@
+"""Each filter, by texts it keeps and texts it turns away, in English and Chinese; a filter without rows fails.
+
+To add a filter, add its rows to INSTRUCTIONS or RECORDS below, and to THRESHOLDS if it has one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from pipeline import filters
+from pipeline.filters import Candidate, Filter, NewInstruction
+from pipeline.novelty import NoveltyIndex
+from pipeline.records import PromptSource, Record, make_record
+from pipeline.self_instruct import Pool
+from pipeline.text import language_of
+
+POOL = {"s1": "Name three rivers that flow through Germany.", "s2": "请说出三条流经德国的河流的名字。"}
+
+
+def new(text: str) -> NewInstruction:
+    index = NoveltyIndex(0.7)
+    for id_, kept in POOL.items():
+        index.add(kept, id_)
+    return NewInstruction(text, index, POOL)
+
+
+def record(
+    input_: str, output: str, instruction: str = "Do it.", task: Any = "generation", language: str = "en"
+) -> Record:
+    return make_record(
+        instruction=instruction, input=input_, output=output, task=task, generator="g", model="m", language=language,
+        source=PromptSource(prompt=0, seeds=(), pool=()), prompts={}, requests=(),
+    )  # fmt: skip
+
+
+def candidate(input_: str, output: str, *more: tuple[str, str], cut: bool = False, **fields: Any) -> Candidate:
+    """The candidate (input, output); `more` are its siblings, those before it given first and itself last."""
+    own = record(input_, output, **fields)
+    return Candidate(own, [*(record(*pair, **fields) for pair in more), own], cut)
+
+
+ENGLISH = "The weather tomorrow will be cloudy in the morning, and in the afternoon the sun comes out for some hours."
+CHINESE = "明天上午多云，下午天气转晴，气温比今天略高，适合带孩子们去公园散步。"
+
+# filter -> rows of (text, what the reason says; None: kept)
+INSTRUCTIONS: dict[str, list[tuple[str, str | None]]] = {
+    "too_short": [
+        ("Write a poem.", "3 words"),
+        ("Go!", "1 words"),
+        ("Write a short poem.", None),
+        ("It's a well-known fact.", None),  # an apostrophe or hyphen splits no word
+        ("写首诗吧", "2.67 words"),
+        ("写一首小诗", None),
+        ("", "0 words"),
+        ("... --- !!!", "0 words"),
+    ],
+    "too_long": [
+        ("word " * 151, "151 words"),
+        ("word " * 150, None),
+        ("字" * 226, "151 words"),
+        ("字" * 225, None),
+    ],
+    "keywords": [
+        ("Describe the image below.", "'image'"),
+        ("Which FILES are old?", "'FILES'"),
+        ("Go to the shop and buy milk.", "'Go to'"),
+        ("Make a flowchart of tea making.", "'flowchart'"),
+        ("打开file并总结其内容。", "'file'"),  # no blank between the scripts
+        ("Explain what a mapping is in algebra.", None),
+        ("Write a profile of a young baker.", None),
+        ("Explain the paragraph on imagery and filed taxes.", None),
+        ("How does one plan a good plotline?", None),
+        ("Undergo tobacco counselling: list pros and cons.", None),  # "go to" across two words
+        ("根据图片写一段描述。", "'图片'"),
+        ("请画一只猫。", "'画一'"),
+        ("画出这条函数的曲线。", "'画出'"),
+        ("播放这段音频并记录下来。", "'音频'"),
+        ("为新产品写一份推广计划。", None),
+        ("推荐三部适合全家看的动画。", None),
+        ("介绍这部动画一集大约多长。", None),
+        ("说说漫画一般怎样分镜。", None),
+        ("这幅油画出自哪位大师之手？", None),
+        ("用一段话刻画出老人的性格。", None),
+        ("介绍一位擅长绘画的古人。", None),
+    ],
+    "asks_for_program": [
+        ("Write a program that sorts numbers.", "write a program"),
+        ("write a Program to add two numbers.", "write a program"),
+        ("Explain how to write a program well.", None),
+        ("Write an essay about programs.", None),
+        ("编写一个程序，把数字排序。", "write a program"),
+        ("写程序计算圆的面积。", "write a program"),
+        ("写一个程序员面试时的自我介绍。", None),
+        ("解释怎样编写程序。", None),
+    ],
+    "first_character": [
+        ("? Name a colour.", "'?'"),
+        ("- Name a colour.", "'-'"),
+        ("🙂 Name a colour.", "'🙂'"),
+        (" Name a colour.", "' '"),
+        ("", "''"),
+        ("3 colours of the rainbow, please.", None),
+        ("Élan: what does the word mean?", None),
+        ("“Hope” by Dickinson: what is it about?", None),
+        ("，请说出一种颜色。", "'，'"),
+        ("请说出一种颜色。", None),
+        ("《红楼梦》的作者是谁？", None),
+        ("２０２４年有多少天？", None),
+    ],
+    "novelty": [
+        ("Name three rivers that flow through Germany.", "ROUGE-L 1.000 with s1"),
+        ("Name three big rivers that flow through Germany.", "ROUGE-L 0.933 with s1"),
+        ("Which rivers of Germany are the longest?", None),
+        ("请说出三条流经德国的大河的名字。", "with s2"),
+        ("德国最长的河叫什么？", None),
+    ],
+}  # fmt: skip
+
+# filter -> rows of (candidate, what the reason says; None: kept)
+RECORDS: dict[str, list[tuple[Candidate, str | None]]] = {
+    "cut_off": [
+        (candidate("in", "An answer that", cut=True), "token limit"),
+        (candidate("in", "An answer that ends."), None),
+        (candidate("输入", "一个没有写完的", cut=True), "token limit"),
+        (candidate("输入", "一个写完的答案。"), None),
+    ],
+    "empty_output": [
+        (candidate("some text", ""), "empty"),
+        (candidate("some text", " \n\t\u3000"), "empty"),
+        (candidate("一段文字", "\u3000"), "empty"),
+        (candidate("", "0"), None),
+        (candidate("", "好"), None),
+    ],
+    "echo": [
+        (candidate("Hello there", "Hello  there\n"), "the input"),
+        (candidate("", "Do it.", instruction="Do it."), "the instruction"),
+        (candidate("你好，世界", "你好，世界"), "the input"),
+        (candidate("", "写一首诗", instruction="写一首诗"), "the instruction"),
+        (candidate("", "do IT.", instruction="Do it."), "the instruction"),
+        (candidate("Hello there", "HELLO THERE"), None),  # case may be the task
+        (candidate("Hello there", "Hello there, you"), None),
+        (candidate("", "Done.", instruction="Do it."), None),
+        (candidate("你好", "你好吗"), None),
+    ],
+    "ends_with_colon": [
+        (candidate("Steps:", "One."), "the input ends"),
+        (candidate("", "The answer is: \n"), "the output ends"),
+        (candidate("", "步骤如下："), "the output ends"),
+        (candidate("Time: 10:30", "A note: late"), None),
+        (candidate("时间：十点", "好：晚了"), None),
+    ],
+    "overlong": [
+        (candidate("word " * 2001, "word " * 2001), "4004 words"),
+        (candidate("字" * 3001, "字" * 3001), "words, more than 4000"),
+        (candidate("word " * 1990, "word " * 1990), None),
+        (candidate("字" * 2900, "字" * 2900), None),
+    ],
+    "language": [
+        (candidate("", ENGLISH, language="zh"), "the output is written in 'en'"),
+        (candidate("", CHINESE), "the output is written in 'zh'"),
+        (candidate("", "Yes, of course.", instruction=CHINESE), "the instruction is written in 'zh'"),
+        (candidate("", "Le chat dort paisiblement sur le vieux canapé du salon pendant que la pluie tombe."), "'fr'"),
+        (candidate("", ENGLISH), None),
+        (candidate("", CHINESE, language="zh"), None),
+        (candidate("", CHINESE, instruction="Translate the weather report into Chinese."), None),
+        (candidate("", "Oui, merci."), None),  # too short to tell
+        (candidate("", "def total(values):\n    return sum(value for value in values if value)"), None),
+    ],
+    "looping": [
+        (candidate("", "I am happy. " * 20), "of the output's"),
+        (candidate("ha ha " * 20, "Laughter."), "of the input's"),
+        (candidate("", "我很开心。" * 20), "of the output's"),
+        (candidate("", "I am happy. " * 5), None),  # under 24 tokens
+        (candidate("", "<tr><td>1</td><td>2</td></tr>\n" * 9), None),  # markup repeats by nature
+        (candidate("", " ".join(f"word{n}" for n in range(40))), None),
+        (candidate("", "春眠不觉晓，处处闻啼鸟。夜来风雨声，花落知多少。白日依山尽，黄河入海流。"), None),
+    ],
+    "refusal": [
+        (candidate("", "As an AI language model, I do not eat."), "declines"),
+        (candidate("", "I'm sorry, but I cannot help with that request."), "declines"),
+        (candidate("", "I am unable to access the link you sent."), "declines"),
+        (candidate("", "作为一个人工智能，我没有感情。"), "declines"),
+        (candidate("", "抱歉，我无法回答这个问题。"), "declines"),
+        (candidate("", "I can't live without my family."), None),
+        (candidate("", "I'm sorry to hear that your dog is ill."), None),
+        (candidate("", "作为一名医生，他每天早起。"), None),
+    ],
+    "leaked_prompt": [
+        (candidate("", 'Answer with JSON: {"x": 1}'), "a piece of a prompt"),
+        (candidate("<noinput>", "Blue."), "the input holds '<noinput>'"),
+        (candidate("", "### Response:\nBlue."), "a piece of a prompt"),
+        (candidate("", "请用 JSON 回答：蓝色。"), "a piece of a prompt"),
+        (candidate("", "JSON is a text format; answer the phone with care."), None),
+        (candidate("", "用 JSON 表示这条记录很方便。"), None),
+    ],
+    "control_tokens": [
+        (candidate("", "Fine.<|im_end|>"), "control token '<|im_end|>'"),
+        (candidate("<start_of_turn>user", "Fine."), "the input holds"),
+        (candidate("", "[INST] go on [/INST]"), "control token"),
+        (candidate("", "好的，我知道了。<|eot_id|>"), "control token"),
+        (candidate("", "if a <| b then c |> d; x[INSTANCE]; <strong>"), None),
+        (candidate("", "请看列表[一]和<标题>。"), None),
+    ],
+    "secrets": [
+        (candidate("", "Use AKIAIOSFODNN7EXAMPLE to log in."), "AWS key"),
+        (candidate("-----BEGIN RSA PRIVATE KEY-----", "Keep it."), "private key"),
+        (candidate("", "数据库的连接串请填写这个：postgres://admin:hunter22@db/main"), "password in a URL"),
+        (candidate("", "The risk-averse ask-me-anything desk-sk is http://localhost:8000/x."), None),
+        (candidate("", "密钥请放进环境变量，不要写进代码。"), None),
+    ],
+    "personal_data": [
+        (candidate("", "Write to jane.doe@gmail.com today."), "mended: Write to [e-mail address] today."),
+        (candidate("", "Pay with 4111 1111 1111 1111 now."), "mended: Pay with [card number] now."),
+        (candidate("", "Call +1 415-555-2671."), "mended: Call [phone number]."),
+        (candidate("", "请拨打13800138000联系我。"), "mended: 请拨打[phone number]联系我。"),
+        (candidate("", "身份证号11010519491231002X已登记。"), "mended: 身份证号[identity number]已登记。"),
+        (candidate("", "Write to someone@example.com, order 1234 5678 9012 3456."), None),
+        (candidate("", "身份证号110105194912310021不对，订单号20230801。"), None),
+    ],
+    "links": [
+        (candidate("", "See https://www.nytimes.com/2020/05/24/economy.html."), "nobody gave"),
+        (candidate("", "想了解更多内容，请打开这个网页：http://zhihu.com/q"), "nobody gave"),
+        (candidate("https://a.org/x", "The page is https://a.org/x."), None),
+        (candidate("", "Open https://www.example.com first."), None),
+        (candidate("", "想了解更多内容，请打开这个网页：http://example.org"), None),
+    ],
+    "contradiction": [
+        (candidate("2+2", "5", ("2+2", "4")), "in two ways: '2+2'"),
+        (candidate("3+3", "6", ("2+2", "4"), ("2+2", "5")), "in two ways: '2+2'"),  # a bystander goes too
+        (candidate("一加一", "三", ("一加一", "二")), "in two ways: '一加一'"),
+        (candidate("2+2", "4", ("2+2", "4")), None),
+        (candidate("", "a poem", ("", "another poem")), None),
+        (candidate("一", "甲", ("二", "乙")), None),
+    ],
+    "repeated_output": [
+        (candidate("a", "same", ("b", "same")), "the same output"),
+        (candidate("甲", "同样", ("乙", "同样")), "the same output"),
+        (candidate("a", "yes", ("b", "yes"), task="classification"), None),  # labels repeat
+        (candidate("a", "one", ("b", "two")), None),
+        (candidate("甲", "一", ("乙", "二")), None),
+        (Candidate(first := record("a", "same"), [first, record("b", "same")]), None),  # the first one stays
+    ],
+    "poor": [
+        (replace(candidate("", "Blue."), scores={"judge": 3.0}), "3 of 5, below 4"),
+        (replace(candidate("", "天空是蓝色的。"), scores={"judge": 1.0}), "1 of 5"),
+        (replace(candidate("", "Blue."), scores={"judge": 4.0}), None),
+        (candidate("", "Nobody judged this."), None),
+        (candidate("", "没有人评判过。"), None),
+    ],
+}  # fmt: skip
+
+# filter -> something to judge, a threshold that keeps it, one that turns it away
+THRESHOLDS: dict[str, tuple[Any, float, float]] = {
+    "too_short": (new("Write a short poem."), 3, 4),
+    "too_long": (new("Write a short poem."), 4, 3),
+    "overlong": (candidate("", "word " * 100), 103, 101),
+    "poor": (replace(candidate("", "Blue."), scores={"judge": 3.0}), 3, 4),
+    "language": (candidate("", CHINESE), 1.0, 0.5),
+    "looping": (candidate("", "I am happy. " * 20), 0.97, 0.9),
+}
+
+ALL: list[Filter[Any]] = [*filters.INSTRUCTION]
+ALL += filters.RECORD
+REGISTERED = {f.name: f for f in ALL}
+ROWS: list[tuple[str, Any, str | None]] = [
+    *((name, new(text), said) for name, rows in INSTRUCTIONS.items() for text, said in rows),
+    *((name, seen, said) for name, rows in RECORDS.items() for seen, said in rows),
+]
+
+
+def reason(filter_: Filter[Any], seen: Any) -> str | None:
+    """Why it is turned away; "mended: OUTPUT" where it goes on changed; None where it is kept as it is."""
+    if isinstance(seen, NewInstruction):
+        objection = filters.first_objection([filter_], seen)
+        return None if objection is None else objection[1].reason
+    judged = filters.judge([filter_], seen)
+    if isinstance(judged, Record):
+        return None if judged is seen.record else f"mended: {judged.output}"
+    return judged[2].reason
+
+
+@pytest.mark.parametrize(("name", "seen", "said"), ROWS, ids=[f"{name}-{n}" for n, (name, *_) in enumerate(ROWS)])
+def test_rows(name: str, seen: Any, said: str | None) -> None:
+    found = reason(REGISTERED[name], seen)
+    if said is None:
+        assert found is None
+    else:
+        assert found is not None
+        assert said in found
+
+
+def test_every_filter_has_rows() -> None:
+    assert list(INSTRUCTIONS) == [f.name for f in filters.INSTRUCTION]
+    assert list(RECORDS) == [f.name for f in filters.RECORD]
+    assert len(REGISTERED) == len(ALL), "two filters share a name"
+    assert list(filters.ALL) == [*INSTRUCTIONS, *RECORDS]
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+@pytest.mark.parametrize("kept", [True, False], ids=["kept", "rejected"])
+def test_every_filter_keeps_and_rejects_in_both_languages(language: str, kept: bool) -> None:
+    def texts(seen: Any) -> str:
+        return seen.text if isinstance(seen, NewInstruction) else seen.record.input + seen.record.output
+
+    shown = {name for name, seen, said in ROWS if (said is None) == kept and language_of(texts(seen)) == language}
+    assert shown == set(REGISTERED)
+
+
+@pytest.mark.parametrize("name", REGISTERED)
+def test_a_filter_can_be_switched_off_and_on(name: str) -> None:
+    stage: list[Filter[Any]] = [*(filters.INSTRUCTION if name in INSTRUCTIONS else filters.RECORD)]
+    seen = next(seen for row, seen, said in ROWS if row == name and said is not None)
+
+    def objecting(setting: dict[str, float | bool]) -> set[str]:
+        return {f.name for f in filters.chosen(stage, setting) if reason(f, seen) is not None}
+
+    assert name in objecting({})
+    assert objecting({name: True}) == objecting({})
+    assert objecting({name: False}) == objecting({}) - {name}
+
+
+@pytest.mark.parametrize("name", [f.name for f in ALL if f.threshold is not None and not f.choices])
+def test_thresholds_act(name: str) -> None:
+    if name == "novelty":  # its threshold is the index's, which the pool sets
+        return check_novelty_threshold()
+    seen, keeps, rejects = THRESHOLDS[name]
+    found = [reason(filters.chosen([REGISTERED[name]], {name: value})[0], seen) for value in (keeps, rejects)]
+    assert found[0] is None
+    assert found[1] is not None
+    return None
+
+
+@pytest.mark.parametrize(
+    ("name", "choice", "said"),
+    [
+        ("control_tokens", "reject", "the output holds the control token '<|im_end|>'"),
+        ("control_tokens", "neutralise", "mended: Mail a@b.de.< |im_end|>"),
+        ("personal_data", "reject", "holds personal data"),
+        ("personal_data", "redact", "mended: Mail [e-mail address].<|im_end|>"),
+    ],
+)
+def test_choices_act(name: str, choice: str, said: str) -> None:
+    chosen = filters.chosen([REGISTERED[name]], {name: choice})[0]
+    assert reason(chosen, candidate("", "Mail a@b.de.<|im_end|>")) == said
+
+
+def test_every_choice_is_tried() -> None:
+    tried = {tuple(args[:2]) for mark in test_choices_act.pytestmark for args in mark.args[1]}  # type: ignore[attr-defined]
+    assert tried == {(f.name, choice) for f in ALL for choice in f.choices}
+
+
+def test_a_mended_record_has_the_id_of_its_texts_and_is_seen_by_what_follows() -> None:
+    seen = candidate("", "Write to jane.doe@gmail.com <|im_end|>")
+    chosen = filters.chosen(filters.RECORD, {"control_tokens": "neutralise"})
+    judged = filters.judge(chosen, seen)
+    assert isinstance(judged, Record)
+    assert judged == record("", "Write to [e-mail address] < |im_end|>")
+
+
+def check_novelty_threshold() -> None:
+    text = "Name three big rivers that flow through Germany."  # 7 of 8 words in common: F = 14/15
+    for threshold, novel in ((0.93, False), (0.94, True)):
+        pool = Pool([], threshold)
+        pool.add(POOL["s1"])
+        chosen = filters.chosen([REGISTERED["novelty"]], {"novelty": threshold})[0]
+        assert (reason(chosen, NewInstruction(text, pool.index, pool.texts)) is None) == novel
+
+
+def test_the_published_limits_are_the_defaults() -> None:
+    assert {name: f.threshold for name, f in REGISTERED.items() if f.source.startswith("Self-Instruct:")} == {
+        "too_short": 3, "too_long": 150, "asks_for_program": None, "first_character": None, "novelty": 0.7,
+        "cut_off": None, "empty_output": None, "echo": None, "ends_with_colon": None, "contradiction": None,
+    }  # fmt: skip
+
+
+def test_novelty_names_what_it_collided_with() -> None:
+    objection = filters.first_objection([REGISTERED["novelty"]], new(POOL["s1"]))
+    assert objection is not None
+    assert objection[1].neighbour is not None
+    assert (objection[1].neighbour.id, objection[1].neighbour.text, objection[1].value) == ("s1", POOL["s1"], 1.0)
+
+
+def test_a_contradiction_takes_all_siblings() -> None:
+    task = [record("2+2", "4"), record("2+2", "5"), record("3+3", "6"), record("", "none")]
+    seen = [Candidate(sibling, task) for sibling in task]
+    assert all(reason(REGISTERED["contradiction"], one) for one in seen)
+    assert not any(reason(REGISTERED["contradiction"], replace(one, siblings=[one.record])) for one in seen)
+
+
+def test_the_first_filter_that_objects_is_named() -> None:
+    objection = filters.first_objection(filters.RECORD, candidate("in:", "", cut=True))
+    assert objection is not None
+    assert objection[0].name == "cut_off"
