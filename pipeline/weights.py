@@ -195,7 +195,7 @@ def load(weights: Weights) -> tuple[Any, Any]:
     if weights.adapter is not None:
         model = _put_on_adapter(model, weights.adapter)
         if _has_tokenizer(weights.adapter):
-            tokenizer = _load_tokenizer(weights.adapter)
+            tokenizer = load_tokenizer(weights.adapter)
     return model.to(device).eval(), tokenizer
 
 
@@ -278,10 +278,10 @@ def _load_directory(directory: Path) -> tuple[Any, Any]:
     if info["missing_keys"]:  # transformers would fill them with random numbers and go on
         missing = sorted(info["missing_keys"])
         raise UsageError(f"{directory} is incomplete: {len(missing)} weights are missing, {missing[0]} among them")
-    return model, _load_tokenizer(directory)
+    return model, load_tokenizer(directory)
 
 
-def _load_tokenizer(directory: Path) -> Any:
+def load_tokenizer(directory: Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
@@ -296,6 +296,10 @@ def _put_on_adapter(model: Any, adapter: Path) -> Any:
         from peft import PeftModel
     except ImportError as error:
         raise UsageError(f"{adapter} is an adapter, and reading it needs peft: pip install peft") from error
+    if (adapter / "generation_config.json").is_file():  # the trainer notes there which tokens end a reply
+        from transformers import GenerationConfig
+
+        model.generation_config = GenerationConfig.from_pretrained(adapter, local_files_only=True)
     try:
         with warnings.catch_warnings(
             category=FutureWarning, action="ignore"

@@ -292,9 +292,10 @@ class Teller:
         drafted = self.speaker.draft(question)
         winner = self.name(question.answers[0])
         loser = self.name(next(node for node in question.asked if node != question.answers[0]))
-        pairs = [
-            f"{winner}.", f"It is {winner}.", f"Of the two, {winner}.", f"{winner} comes out ahead of {loser}.",
-        ] if not self.zh else [f"{winner}。", f"是{winner}。", f"两者之中是{winner}。", f"答案是{winner}，其次才轮到{loser}。"]  # fmt: skip
+        pairs = self.both(
+            f"{winner}.|It is {winner}.|Of the two, {winner}.|{winner} comes out ahead of {loser}.",
+            f"{winner}。|是{winner}。|两者之中是{winner}。|答案是{winner}，其次才轮到{loser}。",
+        ).split("|")
         return Draft(drafted.instruction, capital(self.random.choice(pairs)))
 
     def _true(self, question: Question) -> Draft:

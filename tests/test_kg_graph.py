@@ -42,10 +42,10 @@ def test_neighbourhoods_are_those_of_the_triples(facts: list[tuple[str, str, str
         assert {graph.relation_keys[r] for r in graph.relations_into(node)} == {r for _, r, o in facts if o == key}
         assert graph.out_degree(node) == len({f for f in facts if f[0] == key})
     for fact in set(facts):
-        s, r, o = graph.node(fact[0]), graph.relation(fact[1]), graph.node(fact[2])
-        assert graph.has(s, r, o)
-        assert graph.has(o, r, s) == ((fact[2], fact[1], fact[0]) in facts)  # direction is kept
-        assert graph.by_subject[list(graph.facts()).index((s, r, o))] == graph.packed(fact)
+        subject, relation, object_ = graph.node(fact[0]), graph.relation(fact[1]), graph.node(fact[2])
+        assert graph.has(subject, relation, object_)
+        assert graph.has(object_, relation, subject) == (fact[::-1] in facts), "direction is kept"
+        assert graph.by_subject[list(graph.facts()).index((subject, relation, object_))] == graph.packed(fact)
 
 
 # ---------------------------------------------------------------- questions
@@ -247,7 +247,7 @@ def test_what_cannot_be_packed_is_refused() -> None:
 
     class Large(dict[str, int]):
         def __len__(self) -> int:
-            return 2**28
+            return 2**33
 
     builder._nodes = Large(builder._nodes)
     with pytest.raises(GraphError, match="too large"):

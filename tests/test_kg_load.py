@@ -21,7 +21,8 @@ FILES = {
     "columns.tsv": "id\tobject\tsubject\tpredicate\n1\tSun\tEarth\torbits\n2\tEarth\tMoon\torbits\n",
     "quoted.csv": 'Head,Relation,Tail\nEarth,"orbits",Sun\n"Moon",orbits,Earth\n',
     "bom.tsv": "\ufeffhead\trelation\ttail\r\nEarth\torbits\tSun\r\nMoon\torbits\tEarth\r\n",
-    "objects.jsonl": '{"head": "Earth", "relation": "orbits", "tail": "Sun"}\n{"s": "Moon", "p": "orbits", "o": "Earth"}\n',
+    "objects.jsonl": '{"head": "Earth", "relation": "orbits", "tail": "Sun"}\n'
+    '{"s": "Moon", "p": "orbits", "o": "Earth"}\n',
     "lists.jsonl": '["Earth", "orbits", "Sun"]\n["Moon", "orbits", "Earth"]\n',
     "records.jsonl": '{"entity": "Earth", "orbits": ["Sun"]}\n{"entity": "Moon", "orbits": "Earth"}\n',
     "list.json": '[["Earth", "orbits", "Sun"], {"name": "Moon", "orbits": ["Earth", "无", ""]}]',
@@ -60,7 +61,8 @@ RDF = {
     '<urn:x:Earth> <http://www.w3.org/2000/01/rdf-schema#label> "Earth"@en .\n'
     '<urn:x:Earth> <http://www.w3.org/2000/01/rdf-schema#label> "\\u5730\\u7403"@zh .\n'
     '<urn:x:orbits> <http://www.w3.org/2000/01/rdf-schema#label> "orbits"@en .\n',
-    "g.jsonld": json.dumps({"@context": {"@vocab": "urn:x:", "label": "http://www.w3.org/2000/01/rdf-schema#label"}, "@graph": [
+    "g.jsonld": json.dumps({
+        "@context": {"@vocab": "urn:x:", "label": "http://www.w3.org/2000/01/rdf-schema#label"}, "@graph": [
         {"@id": "urn:x:Earth", "orbits": {"@id": "urn:x:Sun"},
          "mass": {"@value": "5.97", "@type": "http://www.w3.org/2001/XMLSchema#decimal"},
          "since": {"@value": "1610", "@type": "http://www.w3.org/2001/XMLSchema#gYear"},
@@ -187,7 +189,8 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
             load([path])
 
 
-CYCLE = "@prefix : <urn:x:> . _:a :knows _:b . _:b :knows _:a . _:a :name 'Ann' . :root :has _:a . :root :has _:c . _:c :knows _:c ."
+CYCLE = """@prefix : <urn:x:> .
+_:a :knows _:b . _:b :knows _:a . _:a :name 'Ann' . :root :has _:a . :root :has _:c . _:c :knows _:c ."""
 
 
 def test_blank_nodes_in_a_cycle_get_the_same_keys_at_every_reading(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ Each line runs in a process of its own, so that its peak memory is its own.
 
 from __future__ import annotations
 
+import json
 import random
 import resource
 import subprocess
@@ -23,7 +24,7 @@ QUESTIONS = 20_000
 
 
 def write(path: Path, triples: int) -> None:
-    """A graph of so many different triples, as TSV, JSON lines or N-Triples by the file's ending; a star has one hub."""
+    """A graph of so many triples, as TSV, JSON lines or N-Triples by the file's ending; a star has one hub alone."""
     chance = random.Random(0)
     entities = max(10, triples // 4)
     at_hub = 1.0 if path.stem == "star" else 0.05
@@ -40,7 +41,7 @@ def write(path: Path, triples: int) -> None:
             if path.suffix == ".nt":
                 file.write(f"<urn:e:{fact[0]}> <urn:r:{relation}> <urn:e:{fact[2]}> .\n")
             elif path.suffix == ".jsonl":
-                file.write('{"head": "%s", "relation": "%s", "tail": "%s"}\n' % names)
+                file.write(json.dumps(dict(zip(("head", "relation", "tail"), names, strict=True))) + "\n")
             else:
                 file.write("\t".join(names) + "\n")
 
