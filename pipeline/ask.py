@@ -79,6 +79,7 @@ class Ask:
         self._retry_failed = retry_failed
         self._pause_s = pause_s
         self._under_way: dict[str, asyncio.Task[Reply]] = {}
+        self._latest: tuple[Request, tuple[bytes, str]] | None = None
         self._in_flight = 0  # attempts sent and not ended
         self._number = 0  # of the latest attempt sent
         self._answered_number = 0  # the highest number that was answered
@@ -137,7 +138,14 @@ class Ask:
 
     def key(self, request: Request) -> str:
         """The journal key of a request to this model."""
-        return hashlib.sha256(request.body(self.model.identity)).hexdigest()
+        return self._spelled(request)[1]
+
+    def _spelled(self, request: Request) -> tuple[bytes, str]:
+        """Its canonical JSON and its key; remembered for the latest one, whose key is asked first, then its reply."""
+        if self._latest is None or self._latest[0] is not request:
+            body = request.body(self.model.identity)
+            self._latest = request, (body, hashlib.sha256(body).hexdigest())
+        return self._latest[1]
 
     def is_stored(self, request: Request) -> bool:
         """Whether it has an outcome already, so that it costs nothing."""
@@ -145,8 +153,7 @@ class Ask:
 
     async def __call__(self, request: Request, *, retry: bool = True) -> Reply:
         """The reply, stored or new. `retry=False` keeps a stored failure even under --retry-failed."""
-        body = request.body(self.model.identity)
-        key = hashlib.sha256(body).hexdigest()
+        body, key = self._spelled(request)
         self.counts.asked += 1
         reply = _read(await self._journal.outcome(key)) if key in self._journal else None
         if reply is None or (reply.finish_reason == "failed" and self._retry_failed and retry):
@@ -197,7 +204,7 @@ class Ask:
             self._slow_down(sent_at, failure)
             if not failure.worth_retrying or failures >= ATTEMPTS or failure.outcome == "rate_limit":
                 return await self._give_up(key, attempt, number, failure)
-            if self._looks_like_an_outage():
+            if self._looks_like_an_outage(failure):
                 await self._probe_once(failure)
             pause_s = min(self._pause_s * 2 ** (failures - 1), LONGEST_BACKOFF_S) * random.uniform(0.5, 1.0)
             with contextlib.suppress(TimeoutError):
@@ -305,14 +312,21 @@ class Ask:
         await self._journal.end_attempt(attempt, ended, settles=(key, "failed"))
         return Reply(text="", finish_reason="failed", prompt_tokens=None, completion_tokens=None, raw=b"")
 
-    def _looks_like_an_outage(self) -> bool:
+    def _looks_like_an_outage(self, failure: RequestFailed) -> bool:
+        if failure.outcome == "unreachable" and not self._answered_number:  # a wrong address: say so at once
+            return self._failures_in_a_row >= 2
         silent_s = time.monotonic() - self._answered_at
         return self._failures_in_a_row >= OUTAGE_AFTER and silent_s >= OUTAGE_AFTER_S
 
     async def _probe_once(self, failure: RequestFailed, *, unless_answered: int | None = None) -> None:
         """Probe, one caller at a time; who had to wait for another's probe is often answered by it."""
         async with self._probing:
-            if self._looks_like_an_outage() if unless_answered is None else self._answered_number < unless_answered:
+            self._require_permission()
+            if unless_answered is None:
+                doubtful = self._looks_like_an_outage(failure)
+            else:
+                doubtful = self._answered_number < unless_answered
+            if doubtful:
                 await self._probe(failure)
 
     async def _probe(self, failure: RequestFailed) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import zlib
+from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 import httpx2
@@ -34,18 +35,20 @@ class CappedTransport(httpx2.AsyncBaseTransport):
         self._deadline_s, self._largest = deadline_s, largest_body
         self._secrets = [secret.encode() for secret in secrets if len(secret) >= SHORTEST_SECRET]
         self._session: aiohttp.ClientSession | None = None
+        self._proxy: str | None = None
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         status: int | None = None
         body = bytearray()
         try:
             async with asyncio.timeout(self._deadline_s):
-                async with self._open().request(
+                async with self._open(request.url).request(
                     request.method,
                     str(request.url.copy_with(username=None, password=None)),  # they are in a header by now
                     headers={**request.headers, "accept-encoding": "gzip"},
                     data=request.content,
                     allow_redirects=False,
+                    proxy=self._proxy,
                 ) as response:
                     status = response.status
                     await self._read(response, body)
@@ -67,14 +70,15 @@ class CappedTransport(httpx2.AsyncBaseTransport):
         if self._session is not None:
             await self._session.close()
 
-    def _open(self) -> aiohttp.ClientSession:
+    def _open(self, url: httpx2.URL) -> aiohttp.ClientSession:
         if self._session is None:
+            if not proxy_bypass(url.host):  # asked once: aiohttp's trust_env takes two threads a call
+                self._proxy = getproxies().get(url.scheme)
             connector = aiohttp.TCPConnector(limit=0, ssl=httpx2.create_ssl_context())  # the line limits its calls
             self._session = aiohttp.ClientSession(
                 connector=connector,
                 auto_decompress=False,
                 timeout=aiohttp.ClientTimeout(total=None),
-                trust_env=True,  # HTTPS_PROXY and its kin
                 cookie_jar=aiohttp.DummyCookieJar(),
             )
         return self._session

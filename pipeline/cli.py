@@ -22,14 +22,15 @@ from typing import Any, TypeVar
 
 from pipeline import filters
 from pipeline.ask import Ask
-from pipeline.errors import DONE, SHORT, Interrupted, Offline, StopRun, UsageError
+from pipeline.endpoint import without_secrets
+from pipeline.errors import DONE, SHORT, Interrupted, Offline, StopRun, StorageError, UsageError
 from pipeline.journal import Journal, Totals
 from pipeline.judge import Judge
 from pipeline.llm import Model, Request
 from pipeline.models import open_judge, open_model
 from pipeline.money import FREE, Budget, Limits, read_prices
 from pipeline.prompts import Prompts
-from pipeline.run import GIVE_UP_AFTER, Generator, Line, Tally
+from pipeline.run import GIVE_UP_AFTER, Covering, Generator, Line, Tally
 from pipeline.run_folder import DerivedFiles, locked, read_config, write_json
 from pipeline.settings import Checked, GeneratorSettings, checked, flags_of, parse, resolved, shaping
 
@@ -53,7 +54,7 @@ def run_command(
         run = _Run(settings, switches, generator, model, again)
         return asyncio.run(run.plan() if switches.plan else run.run())
     except StopRun as stop:
-        _say(str(stop))
+        _say(f"{stop} Go on with: {again}" if isinstance(stop, StorageError) else str(stop))
         return stop.exit_code
     except KeyboardInterrupt:  # before the run could take the signal itself
         return Interrupted.exit_code
@@ -243,6 +244,7 @@ class _Run:
 
     async def _summarize(self, tally: Tally) -> dict[str, Any]:
         counts, totals = self.ask.counts, await self.journal.totals()
+        own = self.generator.coverage() if isinstance(self.generator, Covering) else {}
         return {
             "target": self.settings.target,
             "kept": tally.kept,
@@ -265,6 +267,7 @@ class _Run:
             "cost_per_kept": self.budget.cost_per(tally.kept),
             "judge": self._judge_counts(),
             "seconds": round(time.monotonic() - self.started, 1),
+            **own,
         }
 
     def _judge_counts(self) -> dict[str, Any] | None:
@@ -319,8 +322,8 @@ def _usd(amount: float | None) -> str:
 
 
 def _without_secrets(command: list[str]) -> str:
-    """The command to go on with, a password in an address taken out: it must not end up in a log."""
-    return shlex.join(re.sub(r"(?<=://)[^/@\s]*@", "", part) for part in command)
+    """The command to go on with; passwords and queries in addresses are taken out, for it may end up in a log."""
+    return shlex.join(re.sub(r"\w+://\S+", lambda url: without_secrets(url.group()), part) for part in command)
 
 
 def _changes(folder: Path, names: list[str], before: dict[str, Any], now: dict[str, Any], totals: Totals) -> str:

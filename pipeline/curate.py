@@ -28,7 +28,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from pipeline import near_duplicates, semantic
 from pipeline.cli import run_deriving
@@ -68,39 +68,33 @@ _QUOTA = re.compile(r"(?P<kind>\w+)(?::(?P<value>.+))?=(?P<limit>\d+(?:\.\d+)?)(
 
 def _quotas(value: object) -> object:
     """ "source=20,task:classification=30%" as two quotas."""
-    parts = value.split(",") if isinstance(value, str) else value
-    if not isinstance(parts, list | tuple):
+    given = [value] if isinstance(value, str) else value
+    if not isinstance(given, list | tuple) or not all(isinstance(part, str) for part in given):
         raise ValueError("not KIND=LIMIT or KIND:VALUE=LIMIT")
     quotas = []
-    for part in parts:
-        found = _QUOTA.fullmatch(part.strip()) if isinstance(part, str) else None
+    for part in ",".join(given).split(","):
+        found = _QUOTA.fullmatch(part.strip())
         if found is None or found["kind"] not in KINDS:
             raise ValueError(f"{part!r} is not KIND=LIMIT or KIND:VALUE=LIMIT, with a kind of {', '.join(KINDS)}")
-        limit = float(found["limit"])
-        quotas.append(
-            Quota(found["kind"], found["value"], limit / 100 if found["share"] else limit, bool(found["share"]))
-        )
+        share = bool(found["share"])
+        limit = float(found["limit"]) / (100 if share else 1)
+        quotas.append(Quota(found["kind"], found["value"], limit, share))
     return tuple(quotas)
-
-
-def _given(value: tuple[Path, ...]) -> tuple[Path, ...]:
-    if not value:
-        raise ValueError("name at least one run folder or file")
-    return value
 
 
 Similarity = Annotated[float | None, BeforeValidator(_off)]
 Scores = Annotated[dict[str, float], BeforeValidator(_scores)]
 Quotas = Annotated[tuple[Quota, ...], BeforeValidator(_quotas)]
-Parents = Annotated[tuple[Path, ...], AfterValidator(_given)]
 
 
 class CurateSettings(BaseModel):
     """The flags of `pipeline.curate`."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
-    inputs: Parents = setting((), "deriving", "run folders, or files: jsonl, json, csv (.gz), parquet", metavar="INPUT")
+    inputs: tuple[Path, ...] = setting(
+        (), "deriving", "run folders, or files: jsonl, json, csv (.gz), parquet", metavar="INPUT", positional=True
+    )
     out: Path = setting(Path("outputs/curated"), "running", "the folder to make", metavar="DIR")
     min_score: Scores = setting({}, "deriving", "least scores: judge=4,fit=0.5", metavar="NAME=X")
     rank_by: str = setting("judge", "deriving", "the score by which one record is better than another", metavar="NAME")
@@ -208,7 +202,7 @@ class _Counts:
 
 def _read_all(parents: Sequence[Parent], spool: Spool, settings: CurateSettings) -> _Counts:
     counts = _Counts()
-    named = {(quota.kind, quota.value) for quota in settings.quota}
+    named = {(quota.kind, quota.value) for quota in settings.quota if quota.value is not None}
     for parent in parents:
         for record in read_parent(parent):
             counts.read += 1
@@ -224,6 +218,8 @@ def _read_all(parents: Sequence[Parent], spool: Spool, settings: CurateSettings)
 def _check(settings: CurateSettings) -> None:
     """The folder must be new, or one that this command made; quotas are of a selection."""
     out = settings.out
+    if not settings.inputs:
+        raise UsageError("Name at least one run folder or file.")
     for path in settings.inputs:
         if out.resolve() in (path.resolve(), path.resolve().parent):
             raise UsageError(f"--out: {out} holds one of the inputs; choose another folder.")

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import numpy
     from numpy.typing import NDArray
 
-_BATCH = 4096  # records
+_BATCH = 1024  # records
 _SHOW_EVERY_S = 15.0
 
 
@@ -88,7 +88,9 @@ class Curation:
         for place, (_, hit) in zip(places, benchmark.hits(self.spool.records(places)), strict=True):
             if hit is None:
                 continue
-            said, value, threshold = f"shares {hit.shared!r} with {hit.item.id}", hit.shared, None
+            said = f"shares {hit.shared!r} with {hit.item.id}"
+            value: float | str = hit.shared
+            threshold = None
             if hit.similarity is not None:
                 said = f"ROUGE-L {hit.similarity:.3f} with the question of {hit.item.id}"
                 value, threshold = round(hit.similarity, 4), benchmark.similarity
@@ -103,7 +105,7 @@ class Curation:
         return {
             place: Loss(
                 "near_duplicate",
-                f"{match.similarity:.3f} of its 3-word runs as in {self.spool[match.place].id}",
+                f"{match.similarity:.3f} alike in wording to {self.spool[match.place].id}",
                 round(match.similarity, 4),
                 threshold,
                 match.place,
@@ -173,9 +175,9 @@ class Embedded:
         import numpy as np
 
         self._model, self._cache = model, cache
-        self._file = tempfile.TemporaryFile(dir=scratch)  # noqa: SIM115 - open as long as the map
         shape = (len(curation.spool), model.dimension)
-        self.vectors: NDArray[numpy.float16] = np.memmap(self._file, np.float16, "w+", shape=shape)  # type: ignore[call-overload]
+        with tempfile.TemporaryFile(dir=scratch) as file:  # the map outlives it
+            self.vectors: NDArray[numpy.float16] = np.memmap(file, np.float16, "w+", shape=shape)
         self.places: set[int] = set()
         foreign: Counter[str] = Counter()
         too_long = 0

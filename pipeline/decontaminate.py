@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,7 @@ from pipeline.near_duplicates import text_of
 from pipeline.novelty import NoveltyIndex, tokens
 from pipeline.records import Record
 from pipeline.rows import read_rows
-from pipeline.shingles import Windows, batches, is_cjk, window_hashes
+from pipeline.shingles import Windows, batches, is_cjk, window_hashes, words_of
 
 if TYPE_CHECKING:
     import numpy
@@ -121,16 +122,17 @@ class Benchmark:
 
     def hits(self, records: Iterable[Record]) -> Iterator[tuple[Record, Hit | None]]:
         """Each record with the item it holds, or None, in order."""
-        for batch in batches(records, _BATCH):
-            texts = [tokens(text_of(record)) for record in batch]
-            shared = self._shared(texts)
-            for place, record in enumerate(batch):
+        with_texts = ((record, text_of(record)) for record in records)
+        for batch in batches(with_texts, _BATCH, lambda pair: len(pair[1])):
+            shared = self._shared([text for _, text in batch])
+            for place, (record, _) in enumerate(batch):
                 yield record, shared.get(place) or self._alike(record)
 
     # ---------------------------------------------------------------- n-grams
 
-    def _windows(self, texts: Sequence[Sequence[str]]) -> Windows:
-        return window_hashes(texts, mass=self._mass, word_weight=self._word_weight, cjk_weight=self._cjk_weight)
+    def _windows(self, texts: Sequence[str]) -> Windows:
+        words = [words_of(text) for text in texts]
+        return window_hashes(words, mass=self._mass, word_weight=self._word_weight, cjk_weight=self._cjk_weight)
 
     def _index(self) -> tuple[NDArray[numpy.uint64], NDArray[numpy.int64]]:
         """The n-grams that at most MOST_ITEMS items have, sorted, each with the place of a field that has it."""
@@ -141,7 +143,7 @@ class Benchmark:
             self._fields += [_Field(place, True, text) for text in item.asking]
             self._fields += [_Field(place, False, text) for text in item.others]
         for places in batches(range(len(self._fields)), _BATCH):
-            windows = self._windows([tokens(self._fields[place].text) for place in places])
+            windows = self._windows([self._fields[place].text for place in places])
             for place, begin, end in zip(
                 places, windows.starts[:-1].tolist(), windows.starts[1:].tolist(), strict=True
             ):
@@ -156,7 +158,7 @@ class Benchmark:
         order = np.argsort(hashes[rare], kind="stable")
         return hashes[rare][order], fields[rare][order]
 
-    def _shared(self, texts: Sequence[Sequence[str]]) -> dict[int, Hit]:
+    def _shared(self, texts: Sequence[str]) -> dict[int, Hit]:
         """The texts of a batch that hold an item, by its n-grams: the one that most of them point to."""
         import numpy as np
 
@@ -175,15 +177,17 @@ class Benchmark:
                 field = self._fields[field_place]
                 if field.asks or len(its_grams) >= ANSWER_SHARE * field.grams:
                     word = int(windows.first[min(its_grams.values())] - windows.offsets[text])
-                    result[text] = Hit(self.items[field.item], shared=self._run(texts[text][word:]))
+                    result[text] = Hit(self.items[field.item], shared=self._run(tokens(texts[text])[word:]))
                     break
         return result
 
     def _run(self, words: Sequence[str]) -> str:
         """The n-gram that `words` begin with."""
         length = next(n for n in range(1, len(words) + 1) if self._weight(words[:n]) >= self._mass)
-        run = words[:length]
-        return ("" if all(map(is_cjk, run)) else " ").join(run)
+        shown = words[0]
+        for before, word in pairwise(words[:length]):
+            shown += word if is_cjk(before) or is_cjk(word) else f" {word}"
+        return shown
 
     def _weight(self, words: Sequence[str]) -> int:
         return sum(self._cjk_weight if is_cjk(word) else self._word_weight for word in words)

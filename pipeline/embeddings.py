@@ -57,7 +57,7 @@ class EmbeddingModel:
             self._model: Any = SentenceTransformer(str(folder), model_kwargs=options, local_files_only=True)
         except (OSError, ValueError) as error:
             raise UsageError(f"--embedding-model: {folder} is no sentence-transformers model ({error}).") from error
-        self.dimension: int = self._model.get_embedding_dimension()
+        self.dimension = int(self._model.get_embedding_dimension())
         digest = hashlib.sha256(repr(self._model).encode())
         for key, tensor in sorted(self._model.state_dict().items()):
             digest.update(key.encode() + tensor.contiguous().cpu().view(torch.uint8).numpy().tobytes())

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
 from pipeline.errors import EndpointError
 from pipeline.llm import ParameterRefused, Reply, Request, RequestFailed
@@ -78,7 +78,9 @@ class Endpoint:
             self._client = self._open()
         body, sent = self._body(request)
         try:
-            response = await self._client.post("/chat/completions", body=body, cast_to=httpx2.Response)
+            response = await self._client.post(
+                "/chat/completions", body=body, cast_to=httpx2.Response, options={"idempotency_key": "none"}
+            )  # no header comes of it, as of the random one that the SDK would draw
         except openai.APIStatusError as error:
             raise self._failure(error, sent) from None
         except TransferFailed as error:  # the SDK lets through what its own transports would not raise
@@ -92,14 +94,17 @@ class Endpoint:
 
         from pipeline.capped import LARGEST_BODY, CappedTransport
 
+        parts = urlsplit(self._base_url or "")
+        query = dict(parse_qsl(parts.query))  # a gateway's version, or its key
         transport = CappedTransport(
             deadline_s=self._deadline_s,
-            secrets=(self._api_key, urlsplit(self._base_url or "").password or ""),
+            secrets=(self._api_key, parts.password or "", *query.values()),
             largest_body=self._largest_body or LARGEST_BODY,
         )
         return openai.AsyncOpenAI(
             api_key=self._api_key,
-            base_url=self._base_url,
+            base_url=parts._replace(query="", fragment="").geturl() or None,
+            default_query=query,
             max_retries=0,
             timeout=None,
             http_client=httpx2.AsyncClient(transport=transport, timeout=None, trust_env=False),
@@ -232,7 +237,10 @@ def parse_retry_after(headers: Mapping[str, str], now: Callable[[], float] = tim
 
 def without_secrets(url: str) -> str:
     """The address without user name, password, query and fragment."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # no address, so nothing of it is safe to show
+        return "(no address)"
     host = parts.netloc.rpartition("@")[2]
     return urlunsplit((parts.scheme, host, parts.path, "", ""))
 

@@ -17,10 +17,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Literal, TypeVar
 
+from pipeline import graph_check
+from pipeline.grounding import unsupported
+from pipeline.hygiene import CONTROL_TOKEN, hidden_instruction
 from pipeline.novelty import NoveltyIndex
 from pipeline.private_text import find_secret, redact_personal_data
-from pipeline.records import Neighbour, Record, texts_of, with_texts
-from pipeline.text import count_words, one_line
+from pipeline.records import DocumentSource, Neighbour, Record, texts_of, with_texts
+from pipeline.text import count_words, language_of, one_line
 
 Stage = Literal["instruction", "record"]
 
@@ -57,8 +60,10 @@ class Candidate:
     record: Record
     siblings: Sequence[Record] = ()
     cut: bool = False  # the reply ended inside this record
-    evidence: str = ""  # what a judge may see of the source: the passage, the facts
+    evidence: str = ""  # what the answer must rest on, and a judge may see: the passage, the facts
+    nearest: tuple[float, Neighbour] | None = None  # Self-QA, refusals: the passage that comes nearest to an answer
     scores: Mapping[str, float] = field(default_factory=dict)  # what judges said of it
+    asked: graph_check.Asked | None = None  # Self-KG: the question as the graph knows it
 
 
 Seen = TypeVar("Seen", NewInstruction, Candidate)
@@ -167,6 +172,21 @@ def novelty(new: NewInstruction, above: float) -> Found | None:
 # ---------------------------------------------------------------- records
 
 
+# Self-KG's own check comes first of all: it is free, and what it keeps is right whatever a judge would say.
+
+
+@_filter(RECORD, "ours: the user's own triples are the truth")
+def graph(candidate: Candidate, _: float) -> Found | None:
+    """A question or an answer that the graph does not vouch for; the value is the triple it broke."""
+    if candidate.asked is None:
+        return None
+    broken = graph_check.check(candidate.asked, candidate.record.instruction, candidate.record.output)
+    return Found(broken.reason, broken.triple or None) if broken else None
+
+
+# Records of every generator.
+
+
 @_filter(RECORD, "Self-Instruct: last instance of a reply cut off by the token limit")
 def cut_off(candidate: Candidate, _: float) -> Found | None:
     """The reply ended, by its token limit, inside this record."""
@@ -194,7 +214,7 @@ def echo(candidate: Candidate, _: float) -> Found | None:
 @_filter(RECORD, "Self-Instruct: input or output ending in a colon")
 def ends_with_colon(candidate: Candidate, _: float) -> Found | None:
     """An input or output that ends where something should follow."""
-    for name in ("input", "output"):
+    for name in ("output",) if candidate.record.task == "qa" else ("input", "output"):  # a qa input is a document
         if getattr(candidate.record, name).rstrip().endswith((":", "：")):
             return Found(f"the {name} ends with a colon")
     return None
@@ -228,11 +248,14 @@ def language(candidate: Candidate, surer_than: float) -> Found | None:
         if count_words(text) < 10:
             continue
         found, sure = _detect_language(text)
+        if language_of(text) == "zh" and not _KANA.search(text):
+            found = "zh"  # the detector takes short Chinese texts of names and numbers for Japanese, or for Polish
         if found != record.language and sure > surer_than:
             return Found(f"the {name} is written in {found!r}, not {record.language!r}", found)
     return None
 
 
+_KANA = re.compile("[\u3040-\u30ff]")
 _NO_PROSE = re.compile(r"```.*?(?:```|\Z)|https?://\S+|\S*[_=<>{}()\[\];/\\]\S*", re.DOTALL)
 _PROSE_WORD = re.compile(r"[\u3400-\u9fff]+|[^\W\d_]{3,}")
 
@@ -284,8 +307,11 @@ _REFUSAL = re.compile(
 
 @_filter(RECORD, "after AlpacaDataCleaned and ShareGPT's cleaning rules")
 def refusal(candidate: Candidate, _: float) -> Found | None:
-    """An answer that declines, or speaks of itself as an AI model. Where refusals are wanted, switch it off."""
-    hit = _REFUSAL.search(candidate.record.output)
+    """An answer that declines, or speaks of itself as an AI model. Where refusals are wanted, switch it off.
+
+    Self-QA's questions that are there to be declined pass.
+    """
+    hit = _REFUSAL.search(candidate.record.output) if candidate.nearest is None else None
     return Found(f"the answer declines: {one_line(hit.group())!r}", one_line(hit.group())) if hit else None
 
 
@@ -307,21 +333,16 @@ def leaked_prompt(candidate: Candidate, _: float) -> Found | None:
     return None
 
 
-# ChatML, Llama 2 and 3, Gemma, Mistral, Phi, DeepSeek; also what tokenizers add without calling it special.
-_CONTROL = re.compile(
-    r"<\|[a-zA-Z0-9_]{2,40}\|>|<｜[^<>｜]{2,40}｜>|\[/?(?:INST|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS)\]|<</?SYS>>"
-    r"|</?(?:start_of_turn|end_of_turn|bos|eos|pad|unk|s|think|tool_call|tool_response)>"
-)
-
-
 @_filter(RECORD, "transformers #29279: such text becomes a control token in training", choices=("reject", "neutralise"))
 def control_tokens(candidate: Candidate, way: str) -> Verdict:
     """A chat template's control token as text; `neutralise` puts a blank behind its first sign."""
-    hits = [(name, hit.group()) for name, text in texts_of(candidate.record) if (hit := _CONTROL.search(text))]
+    hits = [(name, hit.group()) for name, text in texts_of(candidate.record) if (hit := CONTROL_TOKEN.search(text))]
     if not hits:
         return None
     if way == "neutralise":
-        return Mended(with_texts(candidate.record, lambda text: _CONTROL.sub(lambda m: f"{m[0][0]} {m[0][1:]}", text)))
+        return Mended(
+            with_texts(candidate.record, lambda text: CONTROL_TOKEN.sub(lambda m: f"{m[0][0]} {m[0][1:]}", text))
+        )
     return Found(f"the {hits[0][0]} holds the control token {hits[0][1]!r}", hits[0][1])
 
 
@@ -348,14 +369,102 @@ _LINK = re.compile(r"\b(?:https?://|www\.)[^\s<>\"')\]]+")
 
 @_filter(RECORD, "ours: models invent addresses")
 def links(candidate: Candidate, _: float) -> Found | None:
-    """An output with a link that neither instruction nor input holds; example domains pass."""
+    """An output with a link that neither instruction, input nor source holds; example domains pass."""
     record = candidate.record
-    given = f"{record.instruction}\n{record.input}"
+    given = f"{record.instruction}\n{record.input}\n{candidate.evidence}"
     for link in _LINK.findall(record.output):
         if link.rstrip(".,;") not in given and not re.search(r"\bexample\.(?:com|org|net)", link):
             return Found(f"the output holds a link nobody gave: {link[:80]}", link[:200])
     return None
 
+
+# ---------------------------------------------------------------- records of Self-QA: pruning and grounding
+
+# What a question that stands alone does not hold: it points at a text, or at something only the text would show.
+_POINTING = re.compile(
+    r"\b(?:this|these)\b"
+    r"|\b(?:in|from|by|of|to|does|do|is|what|how|as) (?:the|that) (?:given |above |following |provided )?"
+    r"(?:text|passage|article|document|paragraph|excerpt|author|section|chapter|page)\b"
+    r"|\b(?:the|that) (?:above|aforementioned|following|given|provided)\b|\bmentioned (?:above|earlier|here|in)\b"
+    r"|本文|本章|本节|本段|该文|(?<![论論])文中|文章中?|上文|下文|上述|前述|如上|材料中|段落中|作者"
+    r"|这(?!样|么说|就)|(?<!应)(?<!活)该(?!不该|死)|此(?:文|处|外|类|项|法|时|种)?(?=[，。？的中])",
+    re.IGNORECASE,
+)
+_LEAKING = re.compile(
+    r"\b(?:based on|according to|as (?:stated|mentioned|described|noted|shown|discussed|explained|outlined) (?:in|by)"
+    r"|per|from|in) (?:the|this|that) (?:given |above |following |provided )?"
+    r"(?:text|passage|article|document|paragraph|excerpt|context|author|quotes?)\b"
+    r"|\bthe (?:text|passage|article|excerpt|author|paragraph)s?"
+    r" (?:says?|states?|mentions?|describes?|explains?|notes?|does|do|is|provides?|discusses|suggests?|indicates?)\b"
+    r"|(?:根据|依据|基于|按照)(?:本|该|此|这篇|上述|以上|所给|给定|提供的|原)?(?:文本?|文章|材料|段落|资料|内容)"
+    r"|(?:从|如)(?:本|该|此|这篇|上述|以上|原)(?:文|文章|材料|段落|资料)"
+    r"|本文|(?<![论論])文中|该文|这篇文章|(?:文章|作者|材料|原文)(?:中)?(?:提到|指出|说|认为|写道|描述|介绍)",
+    re.IGNORECASE,
+)
+_DECLINING = re.compile(
+    r"\b(?:does|do|did|is|are|was) not (?:\w+ )?(?:say|state|mention|specify|provide|answer|contain|mentioned|specified"
+    r"|stated|provided|given)\b|\b(?:cannot|can't|can not) be (?:answered|determined)\b"
+    r"|\bno information\b|\bi (?:do not|don't) know\b"
+    r"|(?:没有|未|并未)(?:明确)?(?:提到|提及|说明|提供|给出|回答)|无法(?:回答|得知|确定)|不得而知",
+    re.IGNORECASE,
+)
+
+
+@_filter(RECORD, "ours, after RELIABILITY S1: instructions hidden in a document")
+def injection(candidate: Candidate, _: float) -> Found | None:
+    """A passage that speaks to the model: whatever came of it waits for a person's review."""
+    phrase = hidden_instruction(candidate.evidence)
+    return Found(f"for review: its passage holds an instruction to the model, {phrase!r}", phrase) if phrase else None
+
+
+@_filter(RECORD, "Self-QA: no demonstratives, for there is no article to refer to")
+def points_at_text(candidate: Candidate, _: float) -> Found | None:
+    """A question that does not stand alone: "this method", "in the passage", 本文, 上述."""
+    found = _POINTING.search(candidate.record.instruction) if candidate.record.task == "qa" else None
+    return (
+        Found(f"the question points at what its reader cannot see: {found.group()!r}", found.group()) if found else None
+    )
+
+
+@_filter(RECORD, 'Self-QA: no "based on the above article"')
+def leaks_text(candidate: Candidate, _: float) -> Found | None:
+    """An answer that speaks of the passage: "according to the text", 根据上文."""
+    found = _LEAKING.search(candidate.record.output) if candidate.record.task == "qa" else None
+    return Found(f"the answer speaks of its source: {found.group()!r}", found.group()) if found else None
+
+
+@_filter(RECORD, "ours: an answer that declines where a passage was read")
+def unanswered(candidate: Candidate, _: float) -> Found | None:
+    """An answer that says the passage lacks it."""
+    read = candidate.record.task == "qa" and candidate.evidence
+    found = _DECLINING.search(candidate.record.output) if read else None
+    return Found(f"the answer declines: {found.group()!r}", found.group()) if found else None
+
+
+@_filter(RECORD, "ours: grounded by construction")
+def ungrounded(candidate: Candidate, _: float) -> Found | None:
+    """An answer without a quote that its passage holds, or with numbers, names or units that the passage lacks."""
+    if candidate.record.task != "qa" or not candidate.evidence:
+        return None
+    source = candidate.record.source[0]
+    if not isinstance(source, DocumentSource) or not source.quotes:
+        return Found("no quote of the answer stands in its passage")
+    lacking = unsupported(candidate.record.output, candidate.evidence)
+    return Found(f"its passage lacks {', '.join(map(repr, lacking[:5]))}", lacking[0]) if lacking else None
+
+
+@_filter(RECORD, "ours: a question to be declined must not be answered by the corpus", threshold=0.5)
+def answerable(candidate: Candidate, at_least: float) -> Found | None:
+    """A question to be declined of whose terms one passage of the corpus holds `at_least` that share, by weight."""
+    if candidate.nearest is None or candidate.nearest[0] < at_least:
+        return None
+    score, neighbour = candidate.nearest
+    return Found(
+        f"a passage holds {score:.0%} of what it asks about, at least {at_least:.0%}", round(score, 4), neighbour
+    )
+
+
+# ---------------------------------------------------------------- records, compared
 
 # what compares records comes last, so that no rejected one displaces a good one
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from pipeline.endpoint import Endpoint, without_secrets
-from pipeline.errors import UsageError
-from pipeline.llm import Model
+from pipeline.errors import EndpointError, UsageError
+from pipeline.llm import Model, Reply, Request
 from pipeline.local_model import LocalModel
 from pipeline.settings import GeneratorSettings
 
@@ -21,6 +21,8 @@ def open_model(settings: GeneratorSettings, environment: Mapping[str, str] = os.
 
     Without `--model` it is the bundled one, whatever the environment holds, so that trying things out never spends.
     """
+    if not settings.needs_model:
+        return NoModel()
     if settings.model is None:
         if settings.base_url is not None:
             raise UsageError("--base-url needs --model NAME: which of the endpoint's models shall answer?")
@@ -62,6 +64,21 @@ def _host(base_url: str) -> str:
     if parts.scheme not in ("http", "https") or not host:
         raise UsageError(f"--base-url {without_secrets(base_url)!r}: not an http:// or https:// address.")
     return host
+
+
+class NoModel:
+    """Stands where nothing is asked: records from templates name "template" as their model."""
+
+    reader, is_local, address, identity = "local", True, "none", "template"
+
+    def refuse(self, parameters: set[str]) -> None:
+        pass
+
+    async def complete(self, request: Request) -> Reply:
+        raise EndpointError("A model was asked where none is wanted.")
+
+    async def close(self) -> None:
+        pass
 
 
 def _looks_like_a_path(name: str) -> bool:

@@ -2,8 +2,9 @@
 
 Two things are learned from the server. `limit`, the requests in flight, starts at one, doubles with each round of
 answers, halves under pressure (429, 5xx, timeouts, broken connections) and then grows step by step (AIMD). `rate` is
-learned from 429s: two of them in a row both mean "nothing is left", so what was answered in between is what the
-server allows. From then on requests are spread at that rate, which creeps up until the next 429 says otherwise.
+learned from 429s: each means "nothing is left", so what was answered between two of them is what the server allows.
+From then on requests are spread at that rate, which creeps up until the next 429 says otherwise: fast while it rests
+on a moment's watching, slowly once it rests on seconds.
 
 `rpm` and `tpm` are for those who know their limits: never faster than that, from the start.
 """
@@ -13,14 +14,17 @@ from __future__ import annotations
 import asyncio
 import heapq
 import random
+from collections import deque
 
 STEP_SHARE = 16  # under AIMD a round of answers adds a sixteenth of the most that may be in flight
 FIRST_STEP = 8  # in flight after the first answer
-BELOW_RATE = 0.95  # of the learned rate, to start from after a 429 …
-CREEP_A_SECOND = 1.01  # … and how it grows until the next one
+BELOW_RATE = 0.95  # of the learned rate, to start from after a 429
+WATCHED_S = 10.0  # 429s of so long ago count for the rate
+DOUBLED_AFTER = 5.0  # times as long as was watched, the rate has crept up to its double …
+DOUBLED_AFTER_S = (2.0, 10.0)  # … but not before the first, and by the second at the latest
 LONGEST_PAUSE_S = 120.0  # no server may ask for a longer one
 FIRST_PAUSE_S = 1.0  # after a 429 that names none; doubles while nothing is answered in between
-SLACK_S = 0.05  # a late timer may be made good for by this much
+SLACK_S = 0.02  # a late timer may be made good for by this much
 
 
 class Pace:
@@ -42,10 +46,11 @@ class Pace:
         self._open = False  # everything may pass: the run is stopping
         self._held_until = 0.0
         self._pressed_at = -1.0  # when `limit` was last halved
-        self._limited_at: float | None = None  # when the last epoch of 429s began …
-        self._answered_since = 0  # … and the answers since then
+        self._answered = 0
+        self._limits: deque[tuple[float, int]] = deque()  # when epochs of 429s began, and the answers until then
         self._silent_epochs = 0  # of 429s without any answer in between
-        self._rate: float | None = None  # requests a second that the server was found to allow
+        self._rate: float | None = None  # requests a second that the server was found to allow …
+        self._doubled_after_s = 0.0  # … and how fast that creeps up
         self._rate_at = 0.0  # the earliest moment by that rate
 
     def now(self) -> float:
@@ -81,7 +86,7 @@ class Pace:
 
     def answered(self, tokens_saved: float = 0.0) -> None:
         """A reply came. `tokens_saved` is how many fewer tokens it was than `enter` was told."""
-        self._answered_since += 1
+        self._answered += 1
         self._token_at -= tokens_saved * self._per_token_s
         if self._slow_start:
             self.limit = max(self.limit + 1, FIRST_STEP)
@@ -98,19 +103,25 @@ class Pace:
 
     def limited(self, sent_at: float, retry_after: float | None) -> None:
         """A 429: nobody sends until the pause is over, and then at the rate that was learned."""
-        now = self.now()
-        if self._limited_at is None or sent_at > self._limited_at:  # the first one of its epoch
-            self._silent_epochs = 0 if self._answered_since else self._silent_epochs + 1
-            if self._limited_at is not None and self._answered_since:
-                self._rate = self._answered_since / (now - self._limited_at)
-            elif self._rate is not None:
-                self._rate /= 2
-            if self._rate is None or not self._answered_since:
+        if not self._limits or sent_at > self._limits[-1][0]:  # the first one of its epoch
+            self._learn(self.now())
+            if self._rate is None:
                 self.strained(sent_at)
-            self._limited_at, self._answered_since = now, 0
         if retry_after is None:
             retry_after = FIRST_PAUSE_S * 2 ** min(self._silent_epochs, 7) * random.uniform(0.5, 1.0)
         self.hold(retry_after)
+
+    def _learn(self, now: float) -> None:
+        """Nothing is left at the server now, as at the epochs before: what came in between is what it allows."""
+        answered_since = self._answered - self._limits[-1][1] if self._limits else 1
+        self._silent_epochs = 0 if answered_since else self._silent_epochs + 1
+        self._limits.append((now, self._answered))
+        while len(self._limits) > 2 and now - self._limits[0][0] > WATCHED_S:
+            self._limits.popleft()
+        began, answered = self._limits[0]
+        if self._answered > answered:
+            self._rate = (self._answered - answered) / (now - began)
+            self._doubled_after_s = min(max(DOUBLED_AFTER * (now - began), DOUBLED_AFTER_S[0]), DOUBLED_AFTER_S[1])
 
     def hold(self, pause_s: float) -> None:
         """Nobody sends for this long."""
@@ -137,9 +148,9 @@ class Pace:
     def _charge(self, now: float, tokens: float) -> None:
         self._request_at = max(self._request_at, now - SLACK_S) + self._per_request_s
         self._token_at = max(self._token_at, now - SLACK_S) + tokens * self._per_token_s
-        if self._rate is not None and self._limited_at is not None:
-            rate = self._rate * BELOW_RATE * CREEP_A_SECOND ** min(now - self._limited_at, 600.0)
-            self._rate_at = max(self._rate_at, now - SLACK_S) + 1 / rate
+        if self._rate is not None:
+            grown = 2 ** min((now - self._limits[-1][0]) / self._doubled_after_s, 30.0)
+            self._rate_at = max(self._rate_at, now - SLACK_S) + 1 / (self._rate * BELOW_RATE * grown)
 
     def _wake_at(self, due: float) -> None:
         if self._timer is not None:

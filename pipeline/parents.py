@@ -7,6 +7,7 @@ generator "imported" and name file and line as their source. A records.jsonl by 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,6 +66,8 @@ def _record(value: dict[str, Any], where: str) -> Record:
     except ValidationError as error:
         first = error.errors()[0]
         raise UsageError(f"{where}: field {'.'.join(map(str, first['loc']))!r}: {first['msg']}.") from error
+    if not _all_finite(record.scores):
+        raise UsageError(f"{where}: the field 'scores' must be an object of finite numbers.")
     turns = (text for turn in record.history for text in turn)
     id_ = content_id(record.generator, record.instruction, record.input, record.output, *turns)
     return record if record.id == id_ else record.model_copy(update={"id": id_})  # a line edited by hand
@@ -82,13 +85,13 @@ def _imported(row: Row, parent: Parent, where: str) -> Record:
     if not instruction.strip() and not input_.strip():
         raise UsageError(f"{where}: instruction and input are both empty.")
     task, history, scores = value.get("task"), value.get("history") or [], value.get("scores") or {}
-    language = value.get("language") or language_of(f"{instruction}\n{input_}\n{output}")
+    language = value.get("language") or _language(f"{instruction}\n{input_}\n{output}")
     if not isinstance(language, str):
         raise UsageError(f"{where}: the field 'language' must be text, not {_short(language)}.")
     if not _is_history(history):
         raise UsageError(f"{where}: the field 'history' must be a list of [user, assistant] texts.")
-    if not isinstance(scores, dict) or not all(type(score) in (int, float) for score in scores.values()):
-        raise UsageError(f"{where}: the field 'scores' must be an object of numbers.")
+    if not isinstance(scores, dict) or not _all_finite(scores):
+        raise UsageError(f"{where}: the field 'scores' must be an object of finite numbers.")
     record = make_record(
         instruction=instruction,
         input=input_,
@@ -103,6 +106,17 @@ def _imported(row: Row, parent: Parent, where: str) -> Record:
         requests=(),
     )
     return record.model_copy(update={"scores": {name: float(score) for name, score in scores.items()}})
+
+
+def _language(text: str) -> str:
+    """ "zh" or "en", by script; "und" where it is neither. Languages in Latin letters are all taken for "en"."""
+    found = language_of(text)
+    letters = [char for char in text if char.isalpha()]
+    return "und" if found == "en" and 2 * sum(map(str.isascii, letters)) < len(letters) else found
+
+
+def _all_finite(scores: dict[str, Any]) -> bool:
+    return all(type(score) in (int, float) and math.isfinite(score) for score in scores.values())
 
 
 def _is_history(value: Any) -> bool:

@@ -19,6 +19,7 @@ from typing import IO, Any
 
 from pipeline.errors import UsageError
 
+LONGEST_LINE = 16_000_000  # characters
 FORMATS = (".jsonl", ".json", ".csv", ".parquet", ".txt")
 
 
@@ -73,11 +74,11 @@ def read_rows(path: Path, *, text_lines: bool = False) -> Iterator[Row]:
 
 def _opened(path: Path) -> IO[str]:
     binary = gzip.GzipFile(path) if path.suffix == ".gz" else path.open("rb")
-    return io.TextIOWrapper(binary, encoding="utf-8-sig", newline="")  # type: ignore[arg-type]
+    return io.TextIOWrapper(binary, encoding="utf-8-sig", newline="")
 
 
 def _jsonl_rows(path: Path, file: IO[str]) -> Iterator[Row]:
-    for number, line in _lines(file):
+    for number, line in _lines(path, file):
         try:
             yield Row(number, json.loads(line))
         except (ValueError, RecursionError) as error:
@@ -110,8 +111,8 @@ def _csv_rows(path: Path, file: IO[str]) -> Iterator[Row]:
         raise UsageError(f"{path}, line {rows.line_num}: not CSV ({error}).") from error
 
 
-def _txt_rows(_: Path, file: IO[str]) -> Iterator[Row]:
-    for number, line in _lines(file):
+def _txt_rows(path: Path, file: IO[str]) -> Iterator[Row]:
+    for number, line in _lines(path, file):
         yield Row(number, line.strip())
 
 
@@ -132,9 +133,13 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
         raise UsageError(f"{path}: not a parquet file ({error}).") from error
 
 
-def _lines(file: IO[str]) -> Iterator[tuple[int, str]]:
+def _lines(path: Path, file: IO[str]) -> Iterator[tuple[int, str]]:
     """Lines at newlines alone: str.splitlines would also cut at U+2028, which JSON strings may hold."""
-    for number, line in enumerate(file, 1):
+    number = 0
+    while line := file.readline(LONGEST_LINE + 1):
+        number += 1
+        if len(line) > LONGEST_LINE:  # a small .gz can hold a line larger than the memory
+            raise UsageError(f"{path}, line {number}: longer than {LONGEST_LINE:,} characters.")
         if line.strip():
             yield number, line
 

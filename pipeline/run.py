@@ -15,7 +15,7 @@ import time
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from pipeline.ask import Ask
 from pipeline.errors import StopRun
@@ -31,7 +31,7 @@ Made = list[Candidate | Rejection]
 
 PUBLISH_EVERY_S = 60.0
 PUBLISHING_SHARE = 0.02  # of the run's time, at most
-GIVE_UP_AFTER = 200  # items in a row that brought no kept record
+GIVE_UP_AFTER = 200  # items in a row that brought no kept record, on the way to a target
 ITEMS_A_SLOT = 2  # items being made for each request in flight, so that there is always one to send
 WAITING_A_SLOT = 32  # items made or being made behind a slow first one, before it holds up the others
 
@@ -68,6 +68,17 @@ class Generator(Protocol[Item]):
 
     def plan(self, target: int | None, stored: Callable[[Request], bool]) -> Plan:
         """What a run would still send, for --plan; `money.plan_of` adds requests up. `stored` says what is free."""
+
+
+@runtime_checkable
+class Covering(Protocol):
+    """A generator that says what of its source the records cover; its words join the summary."""
+
+    def cover(self, entry: Record | Rejection, *, kept: bool) -> None:
+        """Take note of a record that was kept, or of what was turned away or merged into an earlier one."""
+
+    def coverage(self) -> dict[str, Any]:
+        """Further keys of the summary, JSON-ready."""
 
 
 @dataclass
@@ -205,7 +216,7 @@ class Line:
             else:
                 self._fold(head.result())
             pending.popleft()
-            if self.tally.kept == self._target or self._barren >= GIVE_UP_AFTER:
+            if self._target is not None and (self.tally.kept >= self._target or self._barren >= GIVE_UP_AFTER):
                 return True
         return False
 
@@ -219,6 +230,7 @@ class Line:
                 self._reject(candidate)
             elif candidate.record.id in self._seen:
                 self.tally.merged += 1
+                self._cover(candidate.record, kept=False)
                 self._files.merge(candidate.record.id, candidate.record.source[0])
             else:
                 self._judge(candidate)
@@ -234,18 +246,25 @@ class Line:
             self._reject(rejection_of(*judged, scores=candidate.scores))
         elif judged is not record and judged.id in self._seen:  # mended, it is what another record is already
             self.tally.merged += 1
+            self._cover(record, kept=False)
             self._files.merge(judged.id, judged.source[0])
         else:
             self._seen.add(judged.id)
             self._files.keep(judged.model_copy(update={"scores": {**judged.scores, **candidate.scores}}))
             self.tally.kept += 1
             self.tally.kept_by_task[judged.task] += 1
+            self._cover(judged, kept=True)
 
     def _reject(self, rejection: Rejection) -> None:
         self._files.reject(rejection)
         self.tally.rejected[rejection.filter] += 1
+        self._cover(rejection, kept=False)
         if rejection.stage == "reply":
             self.tally.reasons[str(rejection.value)] += 1
+
+    def _cover(self, entry: Record | Rejection, *, kept: bool) -> None:
+        if isinstance(self._generator, Covering):
+            self._generator.cover(entry, kept=kept)
 
     # ---------------------------------------------------------------- showing and publishing
 

@@ -78,11 +78,12 @@ class DerivedFiles:
         self._folder = folder
         self._merged: dict[str, list[Source]] = {}
         self._parts: dict[str, IO[str]] = {}
+        self._broken: StorageError | None = None  # a line is missing: nothing is published any more
 
     def __enter__(self) -> DerivedFiles:
         for name in ("records", "rejected"):
             with _storage_errors(self._folder):
-                self._parts[name] = self._part(name).open("w", encoding="utf-8")
+                self._parts[name] = self._part(name).open("w", encoding="utf-8", buffering=2**18)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -103,6 +104,8 @@ class DerivedFiles:
 
     def publish(self, summary: dict[str, Any]) -> None:
         """Bring records.jsonl, rejected.jsonl and summary.json up to date."""
+        if self._broken is not None:
+            raise self._broken
         for name, part in self._parts.items():
             with _storage_errors(self._folder):
                 part.flush()
@@ -111,8 +114,12 @@ class DerivedFiles:
         write_json(self._folder / "summary.json", summary)
 
     def _write(self, name: str, line: str) -> None:
-        with _storage_errors(self._folder):
-            self._parts[name].write(line + "\n")
+        try:
+            with _storage_errors(self._folder):
+                self._parts[name].write(line + "\n")
+        except StorageError as error:
+            self._broken = error
+            raise
 
     def _with_sources(self, line: str) -> str:
         if not self._merged:

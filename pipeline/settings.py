@@ -28,9 +28,13 @@ from pipeline.errors import UsageError
 Kind = Literal["shaping", "deriving", "running"]
 
 
-def setting(default: Any, kind: Kind, help: str, *, metavar: str = "", **bounds: Any) -> Any:
-    """A field of a settings model; `help` is its line in --help, `bounds` are pydantic's (gt, ge, le …)."""
-    return Field(default, description=help, json_schema_extra={"kind": kind, "metavar": metavar}, **bounds)
+def setting(default: Any, kind: Kind, help: str, *, metavar: str = "", positional: bool = False, **bounds: Any) -> Any:
+    """A field of a settings model; `help` is its line in --help, `bounds` are pydantic's (gt, ge, le …).
+
+    A positional one takes what stands on the command line without a flag, any number of it; in TOML it is a list.
+    """
+    extra: Any = {"kind": kind, "metavar": metavar, "positional": positional}
+    return Field(default, description=help, json_schema_extra=extra, **bounds)
 
 
 # ---------------------------------------------------------------- values with a form of their own
@@ -133,6 +137,11 @@ class GeneratorSettings(BaseModel):
     rpm: float | None = setting(None, "running", "requests a minute at most, where the limit is known", gt=0)
     tpm: float | None = setting(None, "running", "tokens a minute at most, where the limit is known", gt=0)
 
+    @property
+    def needs_model(self) -> bool:
+        """Whether anything is asked at all; a command that can do without says so."""
+        return True
+
 
 Settings = TypeVar("Settings", bound=GeneratorSettings)
 Checked = TypeVar("Checked", bound=BaseModel)
@@ -166,11 +175,8 @@ def flags_of(model: type[BaseModel], *, command: str, about: str) -> argparse.Ar
     )
     for name, field in model.model_fields.items():
         extra: Any = field.json_schema_extra
-        default = (
-            f" [{field.default}]"
-            if field.default not in (None, {}, (), Path()) and field.annotation is not bool
-            else ""
-        )
+        shown = field.default not in (None, {}, (), Path()) and field.annotation is not bool
+        default = f" [{field.default}]" if shown else ""
         options: dict[str, Any] = {
             "default": argparse.SUPPRESS,
             "help": f"{field.description}{default}".replace("%", "%%"),
@@ -181,12 +187,16 @@ def flags_of(model: type[BaseModel], *, command: str, about: str) -> argparse.Ar
             options["metavar"] = extra["metavar"] or _metavar(field.annotation)
         if get_origin(field.annotation) is tuple:
             options["nargs"] = "+"
-        if name == "inputs":  # the one thing that is given without a flag
+        if extra["positional"]:
             parser.add_argument(name, **options | {"nargs": "*"})
-            continue
-        parser.add_argument(f"--{name.replace('_', '-')}", **options)
+        else:
+            parser.add_argument(_flag(name), **options)
     parser.add_argument("--config", metavar="FILE", type=Path, help="a TOML file with the same keys; flags win")
     return parser
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def checked(model: type[Checked], arguments: argparse.Namespace) -> Checked:
@@ -198,7 +208,7 @@ def checked(model: type[Checked], arguments: argparse.Namespace) -> Checked:
     except ValidationError as error:
         first = error.errors()[0]
         name = str(first["loc"][0]) if first["loc"] else ""
-        where = f"--{name.replace('_', '-')}" if name in flags else f"{arguments.config}, {name}"
+        where = _flag(name) if name in flags else f"{arguments.config}, {name}"
         said = re.sub(r"^Value error, ", "", first["msg"])
         raise UsageError(f"{where}: {said} (given: {first['input']!r}).") from error
 

@@ -16,7 +16,7 @@ from types import TracebackType
 from pipeline.errors import StorageError
 from pipeline.records import Record
 
-_REMEMBERED = 2048  # records read back last
+_REMEMBERED = 512  # records read back last
 
 
 class Spool:
@@ -32,8 +32,8 @@ class Spool:
         self._begins = array("Q")
         self._end = 0
         self._places: dict[bytes, int] = {}
-        self._merged: dict[int, list[Record]] = {}
-        self.read = lru_cache(_REMEMBERED)(self._read)
+        self._merged: dict[int, list[int]] = {}  # place -> where the lines of its exact duplicates begin
+        self._recent = lru_cache(_REMEMBERED)(self._read)
 
     def __enter__(self) -> Spool:
         return self
@@ -47,40 +47,39 @@ class Spool:
     def add(self, record: Record) -> bool:
         """Take a record in; False where its id is there already, and it was merged into that one."""
         place = self._places.setdefault(bytes.fromhex(record.id), len(self))
-        if place < len(self):
-            self._merged.setdefault(place, []).append(_light(record))
-            return False
-        line = record.model_dump_json().encode()
+        is_new = place == len(self)
+        if is_new:
+            self.hashes.append(int(record.id[:16], 16))
+            self._begins.append(self._end)
+        else:  # sources and scores are all it adds
+            self._merged.setdefault(place, []).append(self._end)
+            record = record.model_copy(update={"instruction": "", "input": "", "output": "", "history": ()})
+        line = record.model_dump_json().encode() + b"\n"
         try:
-            self._file.write(line + b"\n")
+            self._file.write(line)
         except OSError as error:
             raise StorageError(f"the scratch file cannot be written ({error.strerror}).") from error
-        self.hashes.append(int(record.id[:16], 16))
-        self._begins.append(self._end)
-        self._end += len(line) + 1
-        return True
+        self._end += len(line)
+        return is_new
 
     def __getitem__(self, place: int) -> Record:
-        return self.read(place)
+        return self._recent(place)
 
     def records(self, places: Iterable[int] | None = None) -> Iterator[Record]:
         """The records at these places, or all, in order."""
         return map(self._read, range(len(self)) if places is None else places)
 
     def _read(self, place: int) -> Record:
-        self._file.seek(self._begins[place])
-        record = Record.model_validate_json(self._file.readline())
-        others = self._merged.get(place)
-        if others is None:
+        record = self._at(self._begins[place])
+        merged = self._merged.get(place)
+        if merged is None:
             return record
-        sources = list(record.source)
-        scores = dict(record.scores)
-        for other in others:
-            sources += [source for source in other.source if source not in sources]
+        sources, scores = dict.fromkeys(record.source), dict(record.scores)
+        for other in map(self._at, merged):
+            sources |= dict.fromkeys(other.source)
             scores = dict(other.scores) | scores
         return record.model_copy(update={"source": tuple(sources), "scores": scores})
 
-
-def _light(record: Record) -> Record:
-    """A duplicate without its texts: sources and scores are all it adds."""
-    return record.model_copy(update={"instruction": "", "input": "", "output": "", "history": (), "prompts": {}})
+    def _at(self, begin: int) -> Record:
+        self._file.seek(begin)
+        return Record.model_validate_json(self._file.readline())

@@ -27,7 +27,8 @@ def count_words(text: str) -> float:
 def estimate_tokens(text: str) -> float:
     """About how many tokens a text has, before any tokenizer is known: four letters, or two thirds of a Han character.
 
-    An estimate for plans alone; what counts against a limit is bounded by bytes (llm.most_prompt_tokens).
+    An estimate, for plans and the size of chunks; what counts against a limit is bounded by bytes
+    (llm.most_prompt_tokens).
     """
     han = len(_HAN.findall(text))
     return (len(text) - han) / 4 + han / HAN_CHARACTERS_A_WORD
@@ -46,3 +47,14 @@ def replace_surrogates(text: str) -> str:
 def strip_thinking(text: str) -> str:
     """The text without the `<think>` blocks that reasoning models put before their answer."""
     return _THINKING.sub("", text).lstrip() if "<think>" in text else text
+
+
+_PHRASE_END = re.compile(r"[。！；，、.;,:：!](?:\s|$|(?<=[。！；，、：]))")
+
+
+def is_menu(text: str) -> bool:
+    """Whether the text is a run of short titles with hardly a stop or a comma, as the menus of web pages are."""
+    pieces = text.split()
+    if len(text) < 200 or len(pieces) < 20 or sum(map(str.isalpha, text)) < 0.6 * len(text):
+        return False
+    return len(_PHRASE_END.findall(text)) < len(text) / 150

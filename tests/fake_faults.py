@@ -132,8 +132,10 @@ class Exchange:
         messages = self.body["messages"]
         prompt = "\n\n".join(text_of(message) for message in messages)
         users = [message for message in messages if message.get("role") == "user"]
-        writer = Writer(int(self.key[:16], 16), text_of(users[-1]) if users else "", self.options.dirty)
-        text, finish = writer.answer(self.schema(prompt))
+        source = text_of(users[-1]) if users else ""
+        writer = Writer(int(self.key[:16], 16), source, self.options.dirty, self.options.plant)
+        prepared = self.options.prepared.get(source)
+        text, finish = (prepared, "stop") if prepared is not None else writer.answer(self.schema(prompt))
         limit = self.body.get("max_completion_tokens") or self.body.get("max_tokens")
         if limit and len(text) > 4 * limit:
             text, finish = text[: 4 * limit], "length"

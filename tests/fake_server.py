@@ -83,6 +83,7 @@ class Server:
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
         self.plan = read_plan(json.loads(options.plan.read_bytes())) if options.plan else []
+        options.prepared = json.loads(options.answers.read_bytes()) if options.answers else {}
         self.bucket = Bucket(*options.rpm_bucket) if options.rpm_bucket else None
         self.ledger = Ledger(options.ledger, options.ledger_keys_only, options.ledger_fsync)
         self.in_flight = self.most_in_flight = 0
@@ -108,7 +109,7 @@ class Server:
         head = await reader.readuntil(b"\r\n\r\n")
         lowered = head.lower()
         authorization = header(head, lowered, b"authorization")
-        if not head.startswith(b"POST /v1/chat/completions "):
+        if not head.startswith((b"POST /v1/chat/completions ", b"POST /v1/chat/completions?")):
             return self.get(head, authorization, writer)
         size = header(head, lowered, b"content-length")
         if not size.isdecimal() or int(size) > LARGEST_BODY:
@@ -248,8 +249,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--ledger-keys-only", action="store_true", help="leave the bodies out")
     parser.add_argument("--ledger-fsync", action="store_true", help="fsync each line")
     parser.add_argument("--plan", type=Path, help="JSON file: which request gets which fault")
+    parser.add_argument("--answers", type=Path, help="JSON file: the last user message -> the reply to it")
     parser.add_argument("--latency-ms", type=float, default=0.0, help="before each answer; faults have their own times")
     parser.add_argument("--dirty", type=float, default=0.0, help="share of bad instructions, empty outputs, chatter, …")
+    parser.add_argument("--plant", type=float, default=0.0, help="share of answers to a passage that invent something")
     parser.add_argument("--schema-in-prompt", action="store_true", help="answer by a schema in a ```json fence")
     parser.add_argument("--refuse", type=lambda text: text.split(","), default=[], help="json_schema,temperature,…")
     parser.add_argument("--key", help="the bearer token that is asked for")

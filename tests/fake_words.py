@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from random import Random
 from typing import Any, TypeVar
 
+from tests.fake_reading import Reader
+
 Schema = dict[str, Any]
 T = TypeVar("T")
 
@@ -225,11 +227,13 @@ COMMON_SHARE = 0.04  # instructions that every model writes again and again
 class Writer:
     """Writes one answer. `source` is the last user message: its language is spoken, its sentences can be quoted."""
 
-    def __init__(self, seed: int, source: str, dirty: float = 0.0) -> None:
+    def __init__(self, seed: int, source: str, dirty: float = 0.0, plant: float = 0.0) -> None:
         self.random = Random(seed).random
         self.language = ZH if CJK.search(source) else EN
         self.source = source
         self.dirty = dirty
+        self.plant = plant
+        self.planted: str | None = None  # what the last reading invented
         self.defs: Schema = {}
 
     def answer(self, schema: Schema | None) -> tuple[str, str]:
@@ -293,6 +297,13 @@ class Writer:
 
     def object(self, schema: Schema, depth: int) -> dict[str, Any]:
         properties: dict[str, Schema] = schema.get("properties", {})
+        if properties.keys() == {"quotes", "answer"}:
+            reading = Reader(self.source, self.chance, self.pick).read(self.plant)
+            self.planted = reading.planted
+            return {"quotes": reading.quotes, "answer": "" if self.chance(self.dirty) else reading.answer}
+        if properties.keys() == {"call"}:
+            call, self.planted = Reader(self.source, self.chance, self.pick).call(self.plant)
+            return {"call": call}
         required = schema.get("required", properties)
         made = {
             name: self.value(inner, name, depth + 1)

@@ -58,11 +58,17 @@ class Forked:
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps(job) + "\n")
         self.process.stdin.flush()
-        return int(self._line())
+        self._running = int(self._line())
+        return self._running
 
-    def wait(self, seconds: float = 60.0) -> int:
+    def wait(self, seconds: float = 30.0) -> int:
         """Its exit code; a negative one is the signal that ended it."""
-        return int(self._line(seconds))
+        try:
+            return int(self._line(seconds))
+        except TimeoutError:
+            os.kill(self._running, signal.SIGKILL)
+            self._line()
+            raise
 
     def run(
         self, arguments: Sequence[str], *, env: Mapping[str, str] | None = None, largest_file: int | None = None

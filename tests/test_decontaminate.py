@@ -17,6 +17,7 @@ import pytest
 from pipeline.decontaminate import MOST_ITEMS, Benchmark, Hit, Item, load_items
 from pipeline.errors import UsageError
 from pipeline.records import FileSource, Record, make_record
+from pipeline.rows import LONGEST_LINE
 
 ROOT = Path(__file__).parents[1]
 DATA = Path(os.environ.get("INSTRUCTLOOP_DATA", ROOT.parent / "shared" / "data"))
@@ -42,6 +43,7 @@ def hit(benchmark: Benchmark, record_: Record) -> Hit | None:
 ASKED = "Which of the two lighthouses on the northern cape was built before the harbour was moved further inland?"
 ANSWER = "The western one, whose lamp was first lit in the spring of 1841, six years before the harbour moved."
 ASKED_ZH = "请说明北方海角上的两座灯塔中哪一座建得更早，以及为什么港口后来被迁往内陆"
+CHANGED = "Which of the two beacons on the northern cape was made before the harbour got moved further inland?"
 SHORT = "Who lit the first lamp?"
 BENCHMARK = Benchmark([item(ASKED, ANSWER), item(ASKED_ZH, id="b:2"), item(SHORT, id="b:3")])
 
@@ -53,9 +55,9 @@ ROWS = [
     ("eight words of the question", record("Go on:", "the two lighthouses on the northern cape was"), "b:1"),
     ("seven words of the question", record("Go on:", "the two lighthouses on the northern cape were"), None),
     ("a few words changed, no eight in a row left",
-     record("Which of the two beacons on the northern cape was made before the harbour got moved further inland?"), "b:1"),
+     record(CHANGED), "b:1"),
     ("the answer", record("Say it again.", output=ANSWER), "b:1"),
-    ("a phrase of the answer", record("Begin.", output="Six years before the harbour moved, in the spring of 1841, came war."), None),
+    ("a phrase of the answer", record("Begin.", output="Six years before the harbour moved, the war came."), None),
     ("a short question as it is", record("who lit the first lamp"), "b:3"),
     ("a short question with one word changed", record("Who lit the first fire?"), None),
     ("the copy split into instruction and input", record(ASKED[:52], ASKED[53:]), "b:1"),
@@ -103,9 +105,7 @@ def test_the_item_that_most_runs_point_to_is_named() -> None:
 def test_settings_act() -> None:
     seven = record("Go on:", "the two lighthouses on the northern cape were")
     twelve = record("继续：", ASKED_ZH[3:15])
-    changed = record(
-        "Which of the two beacons on the northern cape was made before the harbour got moved further inland?"
-    )
+    changed = record(CHANGED)
     items = list(BENCHMARK.items)
     assert hit(Benchmark(items, words=7), seven) is not None
     assert hit(Benchmark(items, cjk=12), twelve) is not None
@@ -155,6 +155,7 @@ BAD = [
     ("b.jsonl.gz", b"no gzip", "not a whole gzip file"),
     ("b.jsonl.gz", gzip.compress(b'{"a": "x y"}' * 99)[:-9], "not a whole gzip file"),
     ("b.docx", b"", "is none of"),
+    ("b.jsonl.gz", gzip.compress(b'{"a": "x"}\n"' + b" " * (LONGEST_LINE + 1)), "line 2: longer than"),
 ]
 
 

@@ -29,7 +29,7 @@ from pipeline.near_duplicates import (
 )
 from pipeline.novelty import tokens
 from pipeline.records import FileSource, Record, make_record
-from pipeline.shingles import window_hashes
+from pipeline.shingles import batches, window_hashes, words_of
 
 ROOT = Path(__file__).parents[1]
 
@@ -53,19 +53,19 @@ POEM = "The tide comes in at evening and carries every footprint of the afternoo
 
 # ---------------------------------------------------------------- what is alike
 
+SEA = record("Write about the sea.", POEM)
+POEM_ZH = "海潮在黄昏涨起，带走沙滩上午后的每一个脚印，回到深蓝的远"
 ALIKE = [
     ("the same but for case and marks", record("Name a river.", POEM), record("name a RIVER", POEM), True),
-    ("one word of a long answer", record("Write about the sea.", POEM), record("Write about the sea.", POEM + " Amen."), True),
-    ("the input moved into the instruction", record("Explain this line.", POEM, "x = 1 if y else 2"),
-     record("Explain this line. x = 1 if y else 2", POEM), False),  # too short an instruction to be the same
-    ("one instruction, other inputs", record(LONG, "yes", "A joy from start to end."), record(LONG, "yes", "Dull and far too long."), False),
-    ("one passage, another question", record("Who is it about?", "the sea", POEM * 3), record("When is it set?", "evening", POEM * 3), False),
-    ("one question, other answers at length", record("Write about the sea.", POEM), record("Write about the sea.", LONG), False),
+    ("one word of a long answer", SEA, record("Write about the sea.", POEM + " Amen."), True),
+    ("too little is the same of a short instruction", SEA, record("Write about a sea.", POEM), False),
+    ("one instruction, other inputs", record(LONG, "yes", "A joy to see."), record(LONG, "yes", "Too long."), False),
+    ("one passage, other question", record("Who?", "she", POEM * 2), record("When?", "now", POEM * 2), False),
+    ("one question, other answers at length", SEA, record("Write about the sea.", LONG), False),
     ("one question, yes and no", record(LONG, "yes", POEM), record(LONG, "no", POEM), True),
     ("nearly one question, yes and no", record(LONG, "yes", POEM), record(LONG, "no", POEM + " Amen."), False),
     ("other turns before", record("Go on.", POEM, history=[(LONG, POEM[::-1])]), record("Go on.", POEM), False),
-    ("Chinese, one character changed", record("写一首关于大海的短诗，语气要平静", "海潮在黄昏涨起，带走沙滩上午后的每一个脚印，回到深蓝的远方"),
-     record("写一首关于大海的短诗，语气要平静", "海潮在黄昏涨起，带走沙滩上午后的每一个脚印，回到深蓝的远处"), True),
+    ("Chinese, a character", record("写一首短诗", POEM_ZH + "方"), record("写一首短诗", POEM_ZH + "处"), True),
 ]  # fmt: skip
 
 
@@ -178,17 +178,20 @@ def test_the_same_keys_in_any_batch_and_process() -> None:
 WORDS = st.lists(st.sampled_from(["a", "b", "cat", "海", "潮", "7"]), max_size=30)
 
 
-@given(texts=st.lists(WORDS, max_size=6), mass=st.integers(1, 120))
+@given(texts=st.lists(WORDS, max_size=6), mass=st.integers(1, 120), weights=st.sampled_from([(13, 8), (1, 1), (7, 7)]))
 @settings(max_examples=200, deadline=None)
-def test_windows_are_the_shortest_runs_that_weigh_enough(texts: list[list[str]], mass: int) -> None:
-    windows = window_hashes(texts, mass=mass, word_weight=13, cjk_weight=8)
+def test_windows_are_the_shortest_runs_that_weigh_enough(
+    texts: list[list[str]], mass: int, weights: tuple[int, int]
+) -> None:
+    a_word, a_character = weights
+    windows = window_hashes(texts, mass=mass, word_weight=a_word, cjk_weight=a_character)
     seen: dict[int, tuple[str, ...]] = {}
     for number, words in enumerate(texts):
         expected = []
         for first in range(len(words)):
             weight = 0
             for last in range(first, len(words)):
-                weight += 8 if words[last] in "海潮" else 13
+                weight += a_character if words[last] in "海潮" else a_word
                 if weight >= mass:
                     expected.append(tuple(words[first : last + 1]))
                     break
@@ -203,3 +206,16 @@ def test_a_short_text_is_one_window_if_wanted() -> None:
     assert len(window_hashes([tokens("two words"), []], mass=3).hashes) == 0
     windows = window_hashes([tokens("two words"), [], tokens("now three words")], mass=3, short_ones=True)
     assert windows.starts.tolist() == [0, 1, 1, 2]
+
+
+@given(st.text(max_size=40) | st.text(st.characters(max_codepoint=127), max_size=40))
+@settings(max_examples=300, deadline=None)
+def test_the_fast_words_are_the_same_words(text: str) -> None:
+    fast, plain = window_hashes([words_of(text)], mass=1), window_hashes([tokens(text)], mass=1)
+    assert fast.hashes.tolist() == plain.hashes.tolist()
+
+
+def test_batches_are_shorter_where_texts_are_long() -> None:
+    assert [len(batch) for batch in batches(["x"] * 10, 4, len)] == [4, 4, 2]
+    assert [len(batch) for batch in batches(["x" * 3_000_000] * 7, 4, len)] == [3, 3, 1]
+    assert list(batches([], 4)) == []

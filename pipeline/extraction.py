@@ -1,0 +1,228 @@
+"""Binary and marked-up documents are read in a child process: what breaks, hangs or swells there is one rejection.
+
+    with Extractor() as extractor:
+        extracted = extractor.extract(".pdf", data)
+
+One child reads file after file, since starting one takes longer than most files. It has a limit on memory and on
+processor time and gets bytes, no path; the parent has a limit on the clock and on how much comes back. A child that
+dies takes one file with it, and the next file gets a new child.
+The child (`main`) takes frames of suffix and bytes on stdin and answers each with JSON.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import json
+import os
+import resource
+import select
+import struct
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+from pipeline.blocks import Part
+
+# suffix -> where its reader is, and the packages that it imports
+READERS: dict[str, tuple[str, tuple[str, ...]]] = {
+    ".pdf": ("pipeline.read_pdf:read_pdf", ("pypdfium2",)),
+    **dict.fromkeys((".html", ".htm", ".xhtml"), ("pipeline.read_markup:read_html", ("lxml", "trafilatura"))),
+    ".docx": ("pipeline.read_markup:read_docx", ("lxml", "mammoth")),
+    ".epub": ("pipeline.read_markup:read_epub", ("lxml", "defusedxml")),
+    ".csv": ("pipeline.read_tables:read_csv", ()),
+    ".tsv": ("pipeline.read_tables:read_tsv", ()),
+    ".jsonl": ("pipeline.read_tables:read_jsonl", ()),
+    ".xlsx": ("pipeline.read_tables:read_xlsx", ("openpyxl",)),
+    ".parquet": ("pipeline.read_tables:read_parquet", ("pyarrow",)),
+}
+INSTALL = 'pip install "instructloop[docs]"'
+MEMORY = 3 * 2**30  # bytes of address space, most of which libraries reserve and never touch
+CPU_S = 120  # of processor time for one file
+CLOCK_S = 180.0
+LARGEST_TEXT = 64 * 2**20  # bytes that a child may send back
+_HEADER = struct.Struct("!16sQ")
+
+
+class ExtractionFailed(Exception):
+    """A file that brings no text. `kind` is the word it is counted under; readers raise it too."""
+
+    def __init__(self, kind: str, detail: str) -> None:
+        super().__init__(detail)
+        self.kind, self.detail = kind, detail
+
+
+@dataclass(frozen=True, slots=True)
+class Extracted:
+    """A document's parts; remarks (kind, sentence) on what could not be read; how much was left out, by kind."""
+
+    parts: list[Part]
+    remarks: list[tuple[str, str]]
+    dropped: Counter[str]
+
+
+Reader = Callable[[bytes], Extracted]
+
+
+class Extractor:
+    """Hands files to the child, which is started when the first one comes."""
+
+    def __init__(self, *, memory: int = MEMORY, cpu_s: int = CPU_S, clock_s: float = CLOCK_S) -> None:
+        self._memory, self._cpu_s, self._clock_s = memory, cpu_s, clock_s
+        self._child: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Extractor:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._end()
+
+    def extract(self, suffix: str, data: bytes) -> Extracted:
+        """What the file holds. Raises ExtractionFailed: damaged, too slow, too large, or a package is missing."""
+        missing = [name for name in READERS[suffix][1] if importlib.util.find_spec(name) is None]
+        if missing:
+            raise ExtractionFailed("missing_package", f"{suffix} needs {', '.join(missing)}: {INSTALL}")
+        answer = self._exchange(suffix, data)
+        if "kind" in answer:
+            if answer["kind"] == "too_large":
+                self._end()  # what it took would be missing for the next file
+            raise ExtractionFailed(answer["kind"], answer["detail"])
+        return Extracted(
+            [(kind, level, text) for kind, level, text in answer["parts"]],
+            [(kind, remark) for kind, remark in answer["remarks"]],
+            Counter(answer["dropped"]),
+        )
+
+    def _exchange(self, suffix: str, data: bytes) -> dict[str, Any]:
+        if self._child is None:
+            run = (
+                "from pipeline.extraction import main; main()"  # by its name, so that its classes are one with readers'
+            )
+            command = [sys.executable, "-c", run, str(self._memory), str(self._cpu_s)]
+            root = str(Path(__file__).resolve().parent.parent)
+            self._child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=root)
+        until = time.monotonic() + self._clock_s
+        try:
+            assert self._child.stdin is not None
+            assert self._child.stdout is not None
+            with contextlib.suppress(BrokenPipeError):  # why it died, reading will tell
+                _write_until(self._child.stdin, _HEADER.pack(suffix.encode(), len(data)) + data, until)
+            size = int.from_bytes(_read_until(self._child.stdout, 8, until))
+            if size > LARGEST_TEXT:
+                raise ExtractionFailed("too_large", f"it unpacks to more than {LARGEST_TEXT >> 20} MB of text.")
+            answer: dict[str, Any] = json.loads(_read_until(self._child.stdout, size, until))
+        except TimeoutError:
+            self._end()
+            raise ExtractionFailed("too_slow", f"reading it took longer than {self._clock_s:g} s.") from None
+        except EOFError:
+            code = self._end()
+            raise ExtractionFailed("damaged", f"its reader died ({_death(code)}).") from None
+        except ExtractionFailed:
+            self._end()
+            raise
+        return answer
+
+    def _end(self) -> int:
+        """End the child, however it is; its exit code."""
+        child, self._child = self._child, None
+        if child is None:
+            return 0
+        if child.poll() is None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(0.2)  # one that has closed its pipe is about to end by itself
+        child.kill()
+        for pipe in (child.stdin, child.stdout):
+            if pipe is not None:
+                with contextlib.suppress(OSError):
+                    pipe.close()
+        return child.wait()
+
+
+def _write_until(pipe: IO[bytes], data: bytes, until: float) -> None:
+    descriptor, rest = pipe.fileno(), memoryview(data)
+    os.set_blocking(descriptor, False)
+    while rest:
+        _wait(None, descriptor, until)
+        rest = rest[os.write(descriptor, rest[: 1 << 16]) :]
+
+
+def _read_until(pipe: IO[bytes], size: int, until: float) -> bytes:
+    pieces: list[bytes] = []
+    while size:
+        _wait(pipe.fileno(), None, until)
+        piece = os.read(pipe.fileno(), min(size, 1 << 20))
+        if not piece:
+            raise EOFError
+        pieces.append(piece)
+        size -= len(piece)
+    return b"".join(pieces)
+
+
+def _wait(readable: int | None, writable: int | None, until: float) -> None:
+    left = max(0.0, until - time.monotonic())
+    reading = [] if readable is None else [readable]
+    writing = [] if writable is None else [writable]
+    if not any(select.select(reading, writing, [], left)[:2]):
+        raise TimeoutError
+
+
+def _death(code: int) -> str:
+    return {-24: "out of processor time", -9: "killed", -11: "a crash", -6: "a crash"}.get(code, f"exit code {code}")
+
+
+def decode(data: bytes) -> str:
+    """The text of bytes in UTF-8, or in the encoding that they look like."""
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        pass
+    if b"\0" in data[:4096] and data[:2] not in (b"\xff\xfe", b"\xfe\xff"):
+        raise ExtractionFailed("binary", "binary data under the name of a text file.")
+    from charset_normalizer import from_bytes
+
+    best = from_bytes(data).best()
+    if best is None:
+        raise ExtractionFailed("unknown_encoding", "its encoding is unknown; save it as UTF-8.")
+    return str(best)
+
+
+# ---------------------------------------------------------------- the child
+
+
+def main() -> None:
+    """Read files from stdin until it closes. Whatever a library prints goes to stderr."""
+    memory, cpu_s = int(sys.argv[1]), int(sys.argv[2])
+    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    while header := sys.stdin.buffer.read(_HEADER.size):
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        until = int(used.ru_utime + used.ru_stime) + cpu_s + 1
+        resource.setrlimit(resource.RLIMIT_CPU, (until, resource.RLIM_INFINITY))
+        suffix, size = _HEADER.unpack(header)
+        answer = _answer(suffix.rstrip(b"\0").decode(), sys.stdin.buffer.read(size))
+        payload = json.dumps(answer).encode()
+        answers.write(len(payload).to_bytes(8) + payload)
+        answers.flush()
+
+
+def _answer(suffix: str, data: bytes) -> dict[str, Any]:
+    module, _, name = READERS[suffix][0].partition(":")
+    try:
+        extracted: Extracted = getattr(importlib.import_module(module), name)(data)
+    except ExtractionFailed as failed:
+        return {"kind": failed.kind, "detail": failed.detail}
+    except MemoryError:
+        return {"kind": "too_large", "detail": "reading it takes more memory than a file may."}
+    except Exception as error:  # noqa: BLE001  the border: a damaged file raises anything at all in its library
+        detail = " ".join(str(error).split())[:200]
+        return {"kind": "damaged", "detail": f"{type(error).__name__}: {detail}"}
+    return {"parts": extracted.parts, "remarks": extracted.remarks, "dropped": extracted.dropped}

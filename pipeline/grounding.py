@@ -1,0 +1,204 @@
+"""Whether an answer rests on its source: quotes are found in it, and no number, name or unit is the model's own.
+
+Nothing here asks a model. `locate` finds a quote exactly, or after white space and punctuation are normalised.
+`unsupported` lists what the answer states and the source lacks. What the same fact looks like in other words is
+allowed for: 1,000 and 1000, five and 5, 20% and 20 percent, 3 GB and 3GB, 1万 and 10000, 90 seconds and 1.5 minutes.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterator
+
+from pipeline.quantities import NUMBER_WORDS, Quantity, agree, quantities
+
+SHORTEST_QUOTE = 6  # letters and digits; a Han character counts as two: less than that is found anywhere
+_SAME = str.maketrans("‘’‚‛“”„‟‐‑‒–—−", "''''\"\"\"\"------")
+
+
+def locate(quote: str, text: str) -> tuple[int, int] | None:
+    """Where the text holds the quote: (start, end), or None. Of several places the first."""
+    quote = quote.strip()
+    letters = sum(2 if _is_han(character) else 1 for character in quote if character.isalnum())
+    if letters < SHORTEST_QUOTE:
+        return None
+    at = text.find(quote)
+    if at >= 0:
+        return at, at + len(quote)
+    wanted, _ = _skeleton(quote)
+    have, places = _skeleton(text)
+    at = have.find(wanted)
+    if at < 0:
+        return None
+    start, end = places[at], places[at + len(wanted) - 1] + 1
+    return start, _with_closing_stop(text, end) if quote[-1:] in ".!?。！？" else end
+
+
+def quotes_in(said: str, text: str) -> list[tuple[int, int]]:
+    """Where the text holds what a model gave as a quote, which may leave things out by an ellipsis."""
+    whole = locate(said, text)
+    if whole is not None:
+        return [whole]
+    parts = [part for part in re.split(r"\s*(?:\[?\.{3,}\]?|\[?…+\]?)\s*", said) if part.strip()]
+    found = [locate(part, text) for part in parts] if len(parts) > 1 else [None]
+    return [place for place in found if place is not None] if None not in found else []
+
+
+def _skeleton(text: str) -> tuple[str, list[int]]:
+    """The text's letters, digits and signs, each with its place. A point between digits stays: 1.5 is not 15."""
+    kept, places = [], []
+    for at, character in enumerate(text):
+        for plain in unicodedata.normalize("NFKC", character).translate(_SAME):
+            if plain.isalnum() or _is_sign(plain) or _is_point(text, at):
+                kept.append(plain.casefold())
+                places.append(at)
+    return "".join(kept), places
+
+
+def _is_sign(character: str) -> bool:
+    return unicodedata.category(character)[0] == "S" and character not in "`^|~"
+
+
+def _is_point(text: str, at: int) -> bool:
+    return text[at] in ".,-" and text[at + 1 : at + 2].isdigit() and (text[at] == "-" or text[at - 1 : at].isdigit())
+
+
+def _with_closing_stop(text: str, end: int) -> int:
+    return end + 1 if text[end : end + 1] in tuple(".!?。！？") else end
+
+
+def _is_han(character: str) -> bool:
+    return "\u3400" <= character <= "\u9fff"
+
+
+# ---------------------------------------------------------------- what the source lacks
+
+
+def unsupported(answer: str, source: str) -> list[str]:
+    """Every number, unit, name and address of the answer that the source lacks, in the order of their kinds."""
+    have = list(quantities(source))
+    wrong = [quantity.text for quantity in quantities(answer) if not _is_supported(quantity, have)]
+    flat = _flat(source)
+    wrong += [name for name in names(answer, flat) if not _holds_name(flat, name)]
+    return list(dict.fromkeys(wrong))
+
+
+def _is_supported(wanted: Quantity, have: list[Quantity]) -> bool:
+    return wanted.is_count or any(agree(wanted, quantity) for quantity in have)
+
+
+def _flat(text: str) -> str:
+    """Lower case, marks gone, so that `connect_timeout`, "Connect Timeout" and ConnectTimeout hold the same letters."""
+    return " ".join(re.findall(r"[\w.+#/@:%-]+", unicodedata.normalize("NFKC", text).casefold()))
+
+
+def _holds_name(flat_source: str, name: str) -> bool:
+    wanted = _flat(name).strip(".-/:%")
+    stems = [wanted, *(wanted.removesuffix(end) for end in ("'s", "s", "es", "ed", "ing") if len(wanted) > 5)]
+    if any(stem in flat_source for stem in stems):
+        return True
+    letters = re.sub(r"[\W_]", "", wanted)
+    return len(letters) > 3 and letters in re.sub(r"[\W_]", "", flat_source)
+
+
+# ---------------------------------------------------------------- names
+
+_LETTER = r"[A-Za-z0-9_\u00c0-\u024f]"
+_WORD = re.compile(rf"(?!\d){_LETTER}+(?:[.'’/+#&-]?{_LETTER}+)*[+#]*")
+_URL = re.compile(r"(?:https?://|www\.)[^\s<>()\"'“”，。；、）]+|[\w.+-]+@[\w-]+\.[\w.]+", re.IGNORECASE)
+_SENTENCE_START = re.compile(r"(?:^|[.!?。！？:：;；]\s*|\n\s*(?:[-*•]|\d+[.)])?\s*)[\"'“‘(（*`]*$")
+_ORDINARY_END = re.compile(
+    r"(?:ing|ings|tion|tions|sion|sions|ment|ments|ness|ity|ities|ly|ers|able|ible|ally|ances?|ences?|ous|ful|less|ed)$"
+)
+# Words that open a sentence with a capital and are no names.
+_OPENERS = frozenset(
+    """a about above according across after against all along also alternatively although always among an and another
+    any anyone anything are around as ask at avoid back based be because become before behind being below besides best
+    better between beyond both break bring briefly build but by call can cannot care carry case cases change check
+    choose clear close code come common compare compared consider could create current data default define despite did
+    different do does down due during each early easy either else enable end enough ensure even every everyone
+    everything examples example except few finally find first fix follow for form found four five from full general
+    generally get give given go good great had half has have he help hence her here high his how however i if imagine
+    important in indeed initially inside instead internally into is it its just keep key know large last later lastly
+    learn less let likewise limit long look low made main make makes many may maybe mean means meanwhile measure might
+    model models modern more moreover most much must my name near need neither never new next no none nor not note
+    nothing now of off often old on once one only open or other others otherwise our out over overall own part pass
+    people perhaps place please plus point previously prior put rather read remember result results return right run
+    same save say second see select send set several she short should show similarly simple simply since six small so
+    some someone something sometimes soon specifically start step still stop store such sure take tell ten than thanks
+    that the their them then there therefore these they thing things third this those though three through thus time to
+    today together too top try turn two type under unless unlike until up upon us use used useful user users uses
+    usually value values very via wait was way we well were what whatever when whenever where whereas whether which
+    while who whoever whole whose why will with within without work works would write yes yet you your zero
+    monday tuesday wednesday thursday friday saturday sunday""".split()
+)
+
+
+def names(answer: str, flat_source: str = "") -> Iterator[str]:
+    """Names in the answer: addresses, capitalised and mixed-case words, code, words with digits, Chinese names."""
+    without_urls = answer
+    for found in _URL.finditer(answer):
+        yield found.group().rstrip(".,;")
+        without_urls = without_urls.replace(found.group(), " " * len(found.group()), 1)
+    for found in _WORD.finditer(without_urls):
+        word = found.group().strip("'’-/&.")
+        before, after = without_urls[: found.start()], without_urls[found.end() :]
+        if _is_name(word, before, after, flat_source):
+            yield word
+    yield from _chinese_names(without_urls)
+
+
+def _is_name(word: str, before: str, after: str, flat_source: str) -> bool:
+    if _MADE_UP.search(word):
+        return True
+    if not word[0].isupper() or len(word) < 2:
+        return False
+    base = re.sub(r"['’](?:s|re|ll|ve|d|t|m)$", "", word.lower()).removesuffix("n't")
+    if base in _OPENERS or base in NUMBER_WORDS:
+        return False
+    if not _SENTENCE_START.search(before):
+        return True
+    return not (_ORDINARY_END.search(base) or _reads_as_a_noun(base, after))
+
+
+# CamelCase, QZNet, HTTP, GPT4, a_b, httpx.get, C++
+_MADE_UP = re.compile(r"[a-z][A-Z]|[A-Z]{2}|[A-Za-z]\d|_|[A-Za-z]\.[A-Za-z]{2}|[+#]$")
+_VERB_AFTER_A_NAME = re.compile(
+    r"\s+(?:[A-Z]|was\b|has\b|is\b|had\b|says?\b|said\b|argues?\b|wrote\b|made\b|built\b|found\b|gave\b|led\b|\w+ed\b)"
+)
+
+
+def _reads_as_a_noun(base: str, after: str) -> bool:
+    """A capitalised first word is a name only where what follows reads like what a name does."""
+    return base.endswith("s") or not _VERB_AFTER_A_NAME.match(after)
+
+
+_SURNAMES = (
+    "赵钱孙李周吴郑王冯陈褚卫蒋沈韩杨朱秦尤许何吕施张孔曹严华金魏陶姜戚谢邹喻柏窦章苏潘葛奚范彭郎鲁韦马苗方俞任袁柳"
+    "鲍史唐费廉岑薛雷贺倪汤滕殷罗毕郝邬安常乐于时傅皮卞齐康伍余元顾孟黄穆萧尹姚邵汪祁毛禹狄米贝明臧计成戴宋茅庞熊纪"
+    "舒屈项祝董梁杜阮蓝闵席季麻强贾路娄危江童颜郭梅盛林刁钟徐邱骆高夏蔡田樊胡凌霍虞万支柯管卢莫房裘缪干解应宗丁宣邓"
+    "郁单杭洪包诸左石崔吉龚程邢裴陆荣翁荀羊甄曲封储靳段富巫乌焦巴牧隗山谷车侯宓蓬全班仰秋仲伊宫宁仇栾甘厉祖武符刘景"
+    "詹束龙叶幸司韶黎薄印宿白怀蒲从索赖卓池乔胥能苍双闻莘党翟谭贡劳姬申扶堵冉宰雍桑桂牛寿通边扈燕冀尚农温别庄晏柴瞿"
+    "阎充慕连茹习艾鱼容向古易慎戈廖庾终暨居衡步都耿满弘匡国文寇广禄阙东欧殳沃利蔚越夔隆师巩厍聂晁勾敖融冷訾辛阚那简"
+)
+_TITLED = re.compile(
+    rf"(?:(?<=[，。、；：“《（\s由和与及])|^|(?<=据|是|被|为|请|在))"
+    rf"((?:欧阳|司马|诸葛|上官|[{_SURNAMES}])[\u4e00-\u9fff]{{1,2}}?)"
+    r"(?=教授|博士|先生|女士|院士|老师|工程师|研究员|等人|认为|提出|表示|指出|发明|发现了|主持)"
+)
+_ORGANISED = re.compile(
+    r"[\u4e00-\u9fff]{2}(?:大学|学院|研究院|研究所|实验室|公司|集团|银行|医院|出版社|委员会|协会|基金会|省(?![略去力心])|市(?![场面值价民])|县)"
+)
+_GENERIC = re.compile(
+    r"(?:这家|该|那家|一家|某|各|两家|几家|许多|多家|本|其他|所在|我们|他们|个人|大型|小型|科技|互联|软件|的|与|和|在|于)"
+)
+_BOOK = re.compile(r"《([^》]{1,40})》")
+
+
+def _chinese_names(answer: str) -> Iterator[str]:
+    yield from (found.group(1) for found in _BOOK.finditer(answer))
+    yield from (found.group(1) for found in _TITLED.finditer(answer))
+    for found in _ORGANISED.finditer(answer):
+        if not _GENERIC.match(found.group()) and "的" not in found.group():
+            yield found.group()

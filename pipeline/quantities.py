@@ -1,0 +1,207 @@
+"""Numbers and units in running text, English and Chinese, made comparable.
+
+`quantities` finds them: "1,000", "five", "3.5 GB", "20%", "二十", "1.5万", "90 seconds". `agree` says whether one
+states what another states: the same value, and, where both name a unit of one kind, the same amount of it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Quantity:
+    """A number as written, its value, and its unit: (dimension, factor), None where it has none.
+
+    `is_count` marks the small numbers in words ("two ways", 三种) that come of summing up and not of knowing.
+    """
+
+    text: str
+    value: float
+    unit: tuple[str, float] | None = None
+    is_count: bool = False
+
+
+def agree(wanted: Quantity, have: Quantity) -> bool:
+    """Whether `have` in the source supports `wanted` in the answer."""
+    if wanted.unit is None or have.unit is None:
+        # a bare number takes its unit from what stands around it: `timeout=10.0`, "takes 10 seconds"
+        return _same(wanted.value, have.value) or _same_share(wanted, have)
+    if wanted.unit[0] != have.unit[0]:
+        return False
+    return _same(wanted.value * wanted.unit[1], have.value * have.unit[1])
+
+
+def _same(a: float, b: float) -> bool:
+    return abs(a - b) <= 1e-9 * max(abs(a), abs(b), 1e-300)
+
+
+def _same_share(a: Quantity, b: Quantity) -> bool:
+    """0.2 and 20%."""
+    return any(
+        share.unit is not None and share.unit[0] == "share" and other.unit is None
+        and _same(share.value * share.unit[1], other.value)
+        for share, other in ((a, b), (b, a))
+    )  # fmt: skip
+
+
+# ---------------------------------------------------------------- units
+
+_UNITS: dict[str, tuple[str, float]] = {}
+
+
+def _units(dimension: str, names: str) -> None:
+    """Names of one dimension: "factor: name name | factor: name"."""
+    for group in names.split("|"):
+        factor, _, listed = group.partition(":")
+        for name in listed.split():
+            _UNITS[name.replace("_", " ")] = (dimension, float(factor))
+
+
+_units(
+    "time",
+    "1e-9: ns nanosecond nanoseconds 纳秒 | 1e-6: µs μs microsecond microseconds 微秒"
+    " | 1e-3: ms millisecond milliseconds 毫秒 | 1: s sec secs second seconds 秒 秒钟 | 60: min mins minute minutes"
+    " 分钟 | 3600: h hr hrs hour hours 小时 个小时 | 86400: day days 天 日 | 604800: week weeks 周 星期 个星期"
+    " | 2629800: month months 个月 | 31557600: year years yr yrs 年 | 315576000: decade decades"
+    " | 3155760000: century centuries 世纪 个世纪",
+)
+_units(
+    "bytes",
+    "1: byte bytes 字节 B | 1e3: kB KB kilobyte kilobytes | 1e6: MB megabyte megabytes 兆 兆字节"
+    " | 1e9: GB gigabyte gigabytes G | 1e12: TB terabyte terabytes | 1e15: PB petabyte petabytes"
+    " | 1024: KiB | 1048576: MiB | 1073741824: GiB | 1099511627776: TiB",
+)
+_units("bits", "1: bit bits 比特 位 | 1e3: kbit kbps | 1e6: Mbit Mbps | 1e9: Gbit Gbps")
+_units(
+    "length",
+    "1e-9: nm nanometre nanometres nanometer nanometers 纳米 | 1e-6: µm μm micron microns 微米"
+    " | 1e-3: mm millimetre millimetres millimeter millimeters 毫米 | 1: m metre metres meter meters 米"
+    " | 0.01: cm centimetre centimetres centimeter centimeters 厘米 公分"
+    " | 1e3: km kilometre kilometres kilometer kilometers 公里 千米 | 0.0254: inch inches 英寸"
+    " | 0.3048: foot feet ft 英尺 | 1609.344: mile miles 英里",
+)
+_units(
+    "mass",
+    "1e-6: mg milligram milligrams 毫克 | 1e-3: g gram grams 克 | 1: kg kilogram kilograms kilo kilos 公斤 千克 | 0.5:"
+    " 斤 | 1000: tonne tonnes ton tons 吨 | 0.45359237: lb lbs pound pounds 磅",
+)
+_units("share", "0.01: % ％ percent per_cent pct 个百分点 | 1e-3: ‰")
+_units("frequency", "1: Hz hertz 赫兹 | 1e3: kHz | 1e6: MHz | 1e9: GHz")
+_units("power", "1: W watt watts 瓦 瓦特 | 1e3: kW kilowatt kilowatts 千瓦 | 1e6: MW megawatt megawatts 兆瓦")
+_units("temperature", "1: °C ℃ degrees_Celsius 摄氏度 | 1.0001: °F degrees_Fahrenheit 华氏度 | 1.0002: K kelvin")
+_units("volume", "1e-3: ml mL millilitre millilitres milliliter milliliters 毫升 | 1: l litre litres liter liters 升")
+_units("volts", "1: V volt volts 伏 伏特 | 1e-3: mV")
+_units("US dollars", "1: $ USD dollar dollars 美元")
+_units("euros", "1: € EUR euro euros 欧元")
+_units("yuan", "1: ¥ ￥ CNY RMB yuan 元 人民币 块钱")
+_units("pounds sterling", "1: £ GBP")
+
+# ---------------------------------------------------------------- numbers
+
+_ONES = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen
+    seventeen eighteen nineteen""".split()
+_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+_WORDS = {w: value for value, w in enumerate(_ONES)} | {w: 10 * value for value, w in enumerate(_TENS, 2)}
+_SCALES = {"hundred": 1e2, "thousand": 1e3, "million": 1e6, "billion": 1e9, "trillion": 1e12, "dozen": 12.0}
+_SHORT_SCALES = {"k": 1e3, "K": 1e3, "M": 1e6, "B": 1e9, "bn": 1e9}
+_SHORT_SCALES |= {"千": 1e3, "万": 1e4, "百万": 1e6, "亿": 1e8, "十亿": 1e9}
+_HAN_DIGITS = {**{d: i for i, d in enumerate("零一二三四五六七八九")}, "〇": 0, "两": 2}
+_HAN_SCALES = {"十": 10, "百": 100, "千": 1000}
+SMALL = 10  # a number in words up to here, without a unit, counts what the text lists
+
+_number_word = "|".join(sorted((*_WORDS, *_SCALES), key=len, reverse=True))
+_unit_names = "|".join(re.escape(name) for name in sorted(_UNITS, key=len, reverse=True) if name not in "$€£¥￥")
+_DIGITS = re.compile(
+    r"(?P<money>[$€£¥￥]\s?)?"
+    r"(?<![A-Za-z0-9_.])(?<![A-Za-z][/-])(?P<sign>[-−](?=\d))?(?P<digits>\d{1,3}(?:[,，]\d{3})+(?:\.\d+)?(?!\d)|\d+(?:\.\d+)?|\.\d+)"
+    r"(?:\s?(?P<scale>百万|十亿|万|亿|千)|(?P<short>bn|[kKMB])(?![A-Za-z])|\s(?P<long>hundred|thousand|million|billion|trillion)\b)?"
+    rf"(?:[\s-]?(?P<unit>{_unit_names})(?![A-Za-z]))?"
+)
+_SPELLED = re.compile(
+    rf"\b(?P<words>(?:{_number_word})(?:(?:[\s-]|\sand\s)(?:{_number_word}))*)\b(?:[\s-](?P<unit>{_unit_names})(?![A-Za-z]))?",
+    re.IGNORECASE,
+)
+_HAN_NUMBER = re.compile(
+    rf"(?P<han>[零〇一二两三四五六七八九十][零〇一二两三四五六七八九十百千万亿]*)(?P<unit>{_unit_names})?"
+)
+_HAN_SHARE = re.compile(r"百分之(?P<share>\d+(?:\.\d+)?|[零一二三四五六七八九十百]+)")
+# 一 and its kin in words that are no numbers.
+_NO_NUMBER = re.compile(
+    r"一(?:些|般|样|定|起|直|旦|致|切|种|个|下|边|方面|时|同|律|次性|系列|步|并|部分|点|度|体|味|再|向|共|流|生|家|门|线)"
+    r"|(?:唯|统|第|万|之|同|单|逐|进)一|(?<![一二三四五六七八九两几])(?:十分(?!钟)|百度)|千万|万一|三番|四处|两者|两端|[一两]者"
+)
+_NUMBERING = re.compile(r"^\s*(?:\d{1,2}[.)、]|[（(]\d{1,2}[）)])\s*(?!\d)", re.MULTILINE)
+NUMBER_WORDS = frozenset((*_WORDS, *_SCALES))
+
+
+def quantities(text: str) -> Iterator[Quantity]:
+    """Every number of a text with its unit; those inside words (utf8, Llama2) are names' business."""
+    text = _NUMBERING.sub("", text)  # a list's own
+    for found in _HAN_SHARE.finditer(text):
+        share = found["share"]
+        value = float(share) if share[0].isdigit() else _han_value(share)
+        yield Quantity(found.group(), value, ("share", 0.01))
+    text = _HAN_SHARE.sub(" ", text)
+    for found in _DIGITS.finditer(text):
+        yield _from_digits(found)
+    text = _DIGITS.sub(" ", text)  # so that 1.5千克 is not read again as 千克
+    for found in _SPELLED.finditer(text):
+        value = _spelled_value(found["words"])
+        unit = _unit(found["unit"])
+        yield Quantity(found.group(), value, unit, is_count=unit is None and value <= SMALL)
+    for found in _HAN_NUMBER.finditer(_NO_NUMBER.sub(lambda gone: "　" * len(gone.group()), text)):
+        value = _han_value(found["han"])
+        unit = _unit(found["unit"])
+        yield Quantity(found.group(), value, unit, is_count=unit is None and value <= SMALL)
+
+
+def _from_digits(found: re.Match[str]) -> Quantity:
+    value = float(found["digits"].replace(",", "").replace("，", "")) * (-1 if found["sign"] else 1)
+    unit_name = found["unit"]
+    scale = found["scale"] or found["short"]
+    if scale:
+        value *= _SHORT_SCALES[scale]
+    elif found["long"]:
+        value *= _SCALES[found["long"].lower()]
+    unit = _UNITS[found["money"].strip()] if found["money"] else _unit(unit_name)
+    return Quantity(found.group().strip(), value, unit)
+
+
+def _unit(name: str | None) -> tuple[str, float] | None:
+    if name is None:
+        return None
+    return _UNITS.get(name) or _UNITS.get(name.lower())
+
+
+def _spelled_value(words: str) -> float:
+    """ "two hundred and five thousand" as 205000."""
+    total = current = 0.0
+    for word in re.findall(r"[a-z]+", words.lower()):
+        if word in _WORDS:
+            current += _WORDS[word]
+        elif word in ("hundred", "dozen"):
+            current = max(current, 1) * _SCALES[word]
+        elif word in _SCALES:
+            total += max(current, 1) * _SCALES[word]
+            current = 0.0
+    return total + current
+
+
+def _han_value(han: str) -> float:
+    """二百零五万 as 2050000; 二〇二四, digit by digit, as 2024."""
+    if len(han) > 1 and all(character in _HAN_DIGITS for character in han):
+        return float("".join(str(_HAN_DIGITS[character]) for character in han))
+    total = section = digit = 0.0
+    for character in han:
+        if character in _HAN_DIGITS:
+            digit = _HAN_DIGITS[character]
+        elif character in _HAN_SCALES:
+            section += max(digit, 1) * _HAN_SCALES[character]
+            digit = 0
+        else:
+            total = (total + section + digit) * (1e4 if character == "万" else 1e8)
+            section = digit = 0
+    return total + section + digit

@@ -1,0 +1,392 @@
+"""Self-KG: from the triples of a knowledge graph to instruction data that the graph vouches for (after HuaTuo, 2023).
+
+    python -m pipeline.self_kg kg/planets.ttl --template
+    python -m pipeline.self_kg kg/planets.ttl --model gpt-4o-mini --target 500
+    python -m pipeline.self_kg my_graph.tsv --labels outputs/self_kg/relations.json --language zh --style scenario
+
+Questions are sampled from the facts (kg/questions.py), so each one's answer is known before anything is asked. With
+--template they are written down by templates and no model is needed; otherwise the model rephrases question and
+answer, and a symbolic check compares both with the graph: what names a wrong entity, leaves one out, or turns a fact
+round is rejected with the triple it broke. docs/self-kg.md is the guide.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from bisect import bisect_left
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator
+
+from kg.graph import PHRASE_FIELDS, Graph, GraphError, Phrases
+from kg.load import load
+from kg.names import split_name
+from kg.questions import KINDS, Question, Sampler
+from pipeline.ask import Ask
+from pipeline.cli import run_command
+from pipeline.errors import UsageError
+from pipeline.filters import Candidate
+from pipeline.graph_check import Asked
+from pipeline.instances import WRITING_TEMPERATURE, WRITING_TOP_P, list_schema, object_schema
+from pipeline.kg_examples import EXAMPLES, RELATION_EXAMPLES
+from pipeline.kg_phrases import Draft, Speaker
+from pipeline.llm import JsonObject, Request
+from pipeline.parsing import Unreadable, read_items, read_object
+from pipeline.prompts import Prompts
+from pipeline.records import GraphSource, Record, Rejection, Stage, make_record
+from pipeline.run import Made, Outlook
+from pipeline.run_folder import write_json
+from pipeline.settings import GeneratorSettings, setting
+from pipeline.text import language_of, one_line, replace_surrogates
+
+MAX_TOKENS, MAX_TOKENS_BUNDLED = 1024, 256  # of a reply
+SHAPING_VERSION = 1  # of the code that samples questions, drafts them and builds prompts
+PAIRS_A_REQUEST = 5  # of the scenario style
+EXAMPLE_FACTS = 2  # that show how an awkward relation is used
+
+
+def _split(value: object) -> object:
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+def _known_kinds(value: tuple[str, ...]) -> tuple[str, ...]:
+    wrong = [kind for kind in value if kind not in KINDS]
+    if wrong or not value:
+        raise ValueError(f"there is no kind {wrong[0] if wrong else ''!r}; kinds are {', '.join(KINDS)}")
+    return tuple(kind for kind in KINDS if kind in value)
+
+
+Kinds = Annotated[tuple[str, ...], BeforeValidator(_split), AfterValidator(_known_kinds)]
+
+
+class SelfKGSettings(GeneratorSettings):
+    """The shared settings, and Self-KG's own."""
+
+    graphs: tuple[Path, ...] = setting((), "running", "the graph's files", metavar="GRAPH", positional=True)
+    out: Path = setting(Path("outputs/self_kg"), "running", "the run folder", metavar="DIR")
+    labels: Path | None = setting(
+        None, "running", "names of entities and relations: key TAB name, or an edited relations.json", metavar="FILE"
+    )
+    template: bool = setting(False, "shaping", "write by templates alone, with no model")
+    style: Literal["plain", "scenario"] = setting("plain", "shaping", "bare questions, or a small case around each")
+    kinds: Kinds = setting(KINDS, "shaping", "what to ask, comma between: " + ",".join(KINDS), metavar="KIND,…")
+    hops: int = setting(2, "shaping", "relations of a path, at most", ge=2, le=4)
+    per_fact: int = setting(2, "shaping", "questions that start at a fact, at most", ge=1, le=len(KINDS))
+    max_tokens: int | None = setting(None, "shaping", "of a reply (none: 1024; the bundled model 256)", gt=15)
+
+    @property
+    def needs_model(self) -> bool:
+        return not self.template
+
+
+class SelfKG:
+    """A `run.Generator` whose items are questions of the graph: one each, or in scenario style up to five."""
+
+    name = "self_kg"
+
+    def __init__(self, settings: SelfKGSettings) -> None:
+        if not settings.graphs:
+            raise UsageError("Which graph? python -m pipeline.self_kg kg/planets.ttl --template")
+        try:
+            self.graph, self._complaints = load(settings.graphs, settings.labels)
+        except GraphError as error:
+            raise UsageError(str(error)) from error
+        self._settings = settings
+        self._language = graph_language(self.graph) if settings.language == "auto" else settings.language
+        self._speaker = Speaker(self.graph, self._language, settings.seed)
+        self._sampler = Sampler(
+            self.graph, seed=settings.seed, kinds=settings.kinds, hops=settings.hops, per_fact=settings.per_fact
+        )
+        self._prompts = Prompts(self._language, settings.prompts)
+        self._template = "self_kg_scenario" if settings.style == "scenario" else "self_kg_question"
+        self._max_tokens = settings.max_tokens or (MAX_TOKENS_BUNDLED if settings.model is None else MAX_TOKENS)
+        self._learning: dict[int, asyncio.Lock] = {}
+        self._refused: dict[int, str] = {}  # awkward relations for which no way to say them was found, and why
+        self._asked_about: dict[int, str] = {}  # awkward relation -> key of the request about it
+        self._covered = bytearray(len(self.graph))
+        self.shaping: dict[str, Any] = {
+            "language": self._language,
+            "max_tokens": self._max_tokens,
+            "templates": {} if settings.template else self._prompts.hashes(self._template, "self_kg_relation"),
+            "code": SHAPING_VERSION,
+        }
+
+    # ---------------------------------------------------------------- items
+
+    async def items(self, ask: Ask, outlook: Outlook) -> AsyncIterator[tuple[Question, ...] | Rejection]:
+        """What was wrong with the files, then the questions in the order the sampler ranks them."""
+        for complaint in self._complaints:
+            reason = f"{complaint.where}: {complaint.why}"
+            yield self._rejection(ask, "file", "load", reason, value=complaint.text or None)
+        self._write_relations()
+        left_out: set[int] = set()
+        for questions in self._groups():
+            if self._settings.template:
+                awkward = {r for question in questions for r in self._awkward(question)}
+                for relation in sorted(awkward - left_out):
+                    yield self._left_out(ask, relation)
+                left_out |= awkward
+                questions = tuple(question for question in questions if not self._awkward(question))
+            if questions:
+                yield questions
+
+    def _groups(self) -> Iterator[tuple[Question, ...]]:
+        if self._settings.style == "scenario":
+            return self._sampler.groups(PAIRS_A_REQUEST)
+        return ((question,) for question in self._sampler.questions())
+
+    def _awkward(self, question: Question) -> list[int]:
+        return [r for r in dict.fromkeys(relations_in(question)) if self._speaker.is_awkward(r)]
+
+    def _left_out(self, ask: Ask, relation: int) -> Rejection:
+        key = self.graph.relation_keys[relation]
+        reason = (
+            f"the relation {key!r} reads badly and nobody said how to say it: its questions are left out."
+            f" Name it in {self._settings.out / 'relations.json'} and pass that as --labels, or let a model do it"
+        )
+        return self._rejection(ask, "file", "awkward_relation", reason, value=key)
+
+    # ---------------------------------------------------------------- one item
+
+    async def make(self, item: tuple[Question, ...], ask: Ask) -> Made:
+        """The records of some questions: from templates, or as the model rephrases them."""
+        scenario = self._settings.style == "scenario"
+        keys: list[str] = []
+        if not self._settings.template:
+            for relation in dict.fromkeys(r for question in item for r in self._awkward_ever(question)):
+                await self._learn(relation, ask)
+                keys.append(self._asked_about[relation])
+        drafts = [self._speaker.draft(q, scenario=scenario and self._settings.template) for q in item]
+        if self._settings.template:
+            return [self._candidate(ask, q, draft, []) for q, draft in zip(item, drafts, strict=True)]
+        request = self._scenario_request(item, drafts) if scenario else self._question_request(item[0], drafts[0])
+        keys.append(ask.key(request))
+        reply = await ask(request)
+        try:
+            if not scenario:
+                return [self._candidate(ask, item[0], read_draft(read_object(reply)), keys)]
+            pairs = read_items(reply, "pairs")
+        except Unreadable as unreadable:
+            ask.counts.unreadable += 1
+            rejection = self._rejection(
+                ask, "reply", "parse", unreadable.detail, value=unreadable.reason, questions=item, requests=keys
+            )
+            return [rejection]
+        return self._read_pairs(ask, item, pairs.values, keys)
+
+    def _read_pairs(self, ask: Ask, item: tuple[Question, ...], values: list[Any], keys: list[str]) -> Made:
+        """The pairs by their ids, in the order of the questions, whatever order they came in."""
+        wanted = {f"q{number}": question for number, question in enumerate(item, 1)}
+        found: dict[str, Any] = {}
+        made: Made = []
+        for value in values:
+            id_ = value.get("id") if isinstance(value, dict) else None
+            if isinstance(id_, str) and id_ in wanted and id_ not in found:
+                found[id_] = value
+            else:
+                reason = f"a pair with the id {id_!r}, which is unknown or comes twice"
+                made.append(self._rejection(ask, "record", "parse", reason, questions=item, requests=keys))
+        for id_, question in wanted.items():
+            try:
+                made.append(self._candidate(ask, question, read_draft(found[id_]), keys))
+            except (KeyError, Unreadable) as error:
+                reason = "the reply holds no pair for it" if isinstance(error, KeyError) else error.detail
+                made.append(self._rejection(ask, "record", "parse", reason, questions=(question,), requests=keys))
+        return made
+
+    def _candidate(self, ask: Ask, question: Question, draft: Draft, keys: list[str]) -> Candidate:
+        names = [] if self._settings.template else [self._template]
+        if len(keys) > 1:
+            names.append("self_kg_relation")
+        record = make_record(
+            instruction=draft.instruction,
+            output=draft.output,
+            task="kg",
+            generator=self.name,
+            model=ask.model.identity,
+            language=self._language,
+            source=self._source([question]),
+            prompts=self._prompts.hashes(*names),
+            requests=keys,
+        )
+        asked = Asked(question, self._speaker, scenario=self._settings.style == "scenario")
+        return Candidate(record, asked=asked)
+
+    # ---------------------------------------------------------------- requests
+
+    def _question_request(self, question: Question, draft: Draft) -> Request:
+        values = {"facts": self._facts([question]), "question": draft.instruction, "answer": draft.output}
+        return self._request(
+            self._prompts.chat(self._template, values, EXAMPLES[self._language]),
+            object_schema({"instruction": {"type": "string"}, "answer": {"type": "string"}}),
+        )
+
+    def _scenario_request(self, item: tuple[Question, ...], drafts: list[Draft]) -> Request:
+        lines = [{"id": f"q{n}", "question": d.instruction, "answer": d.output} for n, d in enumerate(drafts, 1)]
+        values = {
+            "entity": self._speaker.name(item[0].asked[0]),
+            "facts": self._facts(item),
+            "questions": json.dumps(lines, ensure_ascii=False),
+        }
+        pair = object_schema({name: {"type": "string"} for name in ("id", "instruction", "answer")})
+        return self._request(self._prompts.chat(self._template, values), list_schema("pairs", pair, len(item)))
+
+    def _request(self, messages: tuple[tuple[str, str], ...], schema: JsonObject) -> Request:
+        temperature, top_p = self._settings.temperature, self._settings.top_p
+        return Request(
+            messages,
+            max_tokens=self._max_tokens,
+            temperature=WRITING_TEMPERATURE if temperature is None else temperature,
+            top_p=WRITING_TOP_P if top_p is None else top_p,
+            schema=schema,
+            extra=self._settings.extra_body,
+        )
+
+    def _facts(self, questions: Sequence[Question]) -> str:
+        facts = dict.fromkeys(fact for question in questions for fact in question.facts)
+        none = "图谱中没有相关事实。" if self._language == "zh" else "the graph holds none that answers this."
+        return ("" if self._language == "zh" else " ").join(map(self._speaker.sentence, facts)) or none
+
+    # ---------------------------------------------------------------- awkward relations
+
+    def _awkward_ever(self, question: Question) -> list[int]:
+        return [r for r in dict.fromkeys(relations_in(question)) if self._speaker.was_awkward(r)]
+
+    async def _learn(self, relation: int, ask: Ask) -> None:
+        """Ask once how an awkward relation is said. Where the reply is of no use, its tidied key has to do."""
+        async with self._learning.setdefault(relation, asyncio.Lock()):
+            if relation in self._asked_about:
+                return
+            facts = self._sampler.examples(relation, EXAMPLE_FACTS)
+            shown = "; ".join(f"{self._speaker.name(s)} — {self._speaker.name(o)}" for s, _, o in facts)
+            values = {"relation": split_name(self.graph.relation_keys[relation]), "facts": shown}
+            fields = {name: {"type": "string"} for name in ("label", "statement", "tail", "head")}
+            messages = self._prompts.chat("self_kg_relation", values, RELATION_EXAMPLES[self._language])
+            request = self._request(messages, object_schema(fields))
+            reply = await ask(request)
+            try:
+                phrases = read_phrases(read_object(reply))
+            except Unreadable as unreadable:
+                ask.counts.unreadable += 1
+                self._refused[relation] = unreadable.detail
+                phrases = Phrases(label=tidy(split_name(self.graph.relation_keys[relation])))
+            self._speaker.learn(relation, phrases)
+            self._asked_about[relation] = ask.key(request)
+            self._write_relations()
+
+    def _write_relations(self) -> None:
+        """How every relation is said, in a file to look at, edit, and pass as --labels."""
+        said = {}
+        for relation, key in enumerate(self.graph.relation_keys):
+            phrases = asdict(self._speaker.phrases(relation))
+            said[key] = {self._language: {name: phrases[name] for name in PHRASE_FIELDS}}
+        write_json(self._settings.out / "relations.json", dict(sorted(said.items())))
+
+    # ---------------------------------------------------------------- coverage, sources, rejections
+
+    def cover(self, entry: Record | Rejection, *, kept: bool) -> None:
+        """Mark the facts of a kept record."""
+        for source in entry.source if kept else ():
+            if isinstance(source, GraphSource):
+                for triple in source.triples:
+                    at = bisect_left(self.graph.by_subject, self.graph.packed(triple))
+                    self._covered[at] = 1
+
+    def coverage(self) -> dict[str, Any]:
+        covered = {self.graph.fact_at(at)[1] for at in range(len(self._covered)) if self._covered[at]}
+        return {
+            "graph": {
+                "facts": len(self.graph),
+                "facts_covered": sum(self._covered),
+                "relations": len(self.graph.relation_keys),
+                "relations_covered": len(covered),
+                "relations_verbalised": len(self._asked_about) - len(self._refused),
+                "relations_not_verbalised": {self.graph.relation_keys[r]: why for r, why in self._refused.items()},
+            }
+        }
+
+    def _source(self, questions: Sequence[Question]) -> GraphSource:
+        facts = dict.fromkeys(fact for question in questions for fact in question.facts)
+        return GraphSource(triples=tuple(map(self.graph.key_fact, facts)))
+
+    def _rejection(
+        self,
+        ask: Ask,
+        stage: Stage,
+        filter_: str,
+        reason: str,
+        value: str | None = None,
+        questions: Sequence[Question] = (),
+        requests: Sequence[str] = (),
+    ) -> Rejection:
+        return Rejection(
+            stage=stage,
+            filter=filter_,
+            reason=reason,
+            value=value,
+            generator=self.name,
+            model=ask.model.identity,
+            language=self._language,
+            source=(self._source(questions),) if questions else (),
+            requests=tuple(requests),
+        )
+
+
+# ---------------------------------------------------------------- reading replies
+
+
+def read_draft(value: Any) -> Draft:
+    """A question and its answer out of a reply's object. Raises Unreadable."""
+    texts = [value.get(name) if isinstance(value, dict) else None for name in ("instruction", "answer")]
+    if not all(isinstance(text, str) for text in texts):
+        raise Unreadable("wrong_shape", f"no instruction and answer: {str(value)[:80]}")
+    instruction, output = (replace_surrogates(str(text)).strip() for text in texts)
+    return Draft(instruction, output)
+
+
+def read_phrases(value: dict[str, Any]) -> Phrases:
+    """How a relation is said; each part must hold the names it needs and no other. Raises Unreadable."""
+    texts = {
+        name: one_line(replace_surrogates(str(value.get(name, "")))) for name in ("label", "statement", "tail", "head")
+    }
+    needs = {"label": (False, False), "statement": (True, True), "tail": (True, False), "head": (False, True)}
+    for name, text in texts.items():
+        holds = (text.count("{s}"), text.count("{o}"))
+        if not text or holds != needs[name]:
+            raise Unreadable("wrong_shape", f"{name!r} needs {needs[name]} of {{s}} and {{o}}: {text[:80]!r}")
+    texts["statement"] = texts["statement"].rstrip(".。")
+    return Phrases(**texts)
+
+
+def relations_in(question: Question) -> tuple[int, ...]:
+    """All relations that its draft speaks of."""
+    return (*question.relations, *(fact[1] for fact in question.facts))
+
+
+def tidy(label: str) -> str:
+    """A relation's name without words that follow themselves: "film film genre" is "film genre"."""
+    words = label.replace(".", " ").split()
+    return " ".join(word for at, word in enumerate(words) if not at or word != words[at - 1])
+
+
+def graph_language(graph: Graph) -> str:
+    """The language of a graph's names: English where there are English labels, else what most names look like."""
+    tagged = {language for names in islice(graph.labels.values(), 1000) for language in names}
+    if tagged:
+        return "en" if "en" in tagged or "zh" not in tagged else "zh"
+    return language_of(" ".join(map(split_name, (*graph.relation_keys[:200], *graph.keys[:500]))))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    return run_command(SelfKGSettings, argv, command="pipeline.self_kg", about=__doc__ or "", prepare=SelfKG)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

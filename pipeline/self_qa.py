@@ -1,0 +1,394 @@
+"""Self-QA: from documents to question/answer records that quote their source (Zhang and Yang 2023).
+
+    python -m pipeline.self_qa docs/
+    python -m pipeline.self_qa manual.pdf "notes/*.md" --model gpt-4o-mini --per-chunk 8
+    python -m pipeline.self_qa docs/ --mode open --distractors 3
+    python -m pipeline.self_qa apis.jsonl --mode api
+
+A document becomes chunks. A chunk is asked once for questions that stand alone, then once for each question: the
+sentences that hold the answer, and the answer. A quote is kept where the chunk holds it, with its place; an answer
+without one, or with numbers, names or units of the model's own, is turned away. docs/self-qa.md is the guide.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from pipeline.api_calls import Description, objection_to, read_descriptions
+from pipeline.ask import Ask
+from pipeline.blocks import Document
+from pipeline.chunks import Chunk, chunk_document
+from pipeline.cli import run_command
+from pipeline.corpus import Corpus
+from pipeline.documents import read_documents
+from pipeline.errors import UsageError
+from pipeline.filters import Candidate
+from pipeline.grounding import quotes_in
+from pipeline.llm import Reply, Request
+from pipeline.money import Plan, plan_of
+from pipeline.parsing import Unreadable, read_items, read_value
+from pipeline.prompts import Prompts
+from pipeline.records import DocumentSource, Neighbour, Quote, Record, Rejection, Stage, content_id, make_record
+from pipeline.run import Made, Outlook
+from pipeline.self_qa_examples import DECLINES, STYLES
+from pipeline.self_qa_requests import SHORTEST_QUESTION, RequestWriter, evidence_of, questions_wanted
+from pipeline.settings import GeneratorSettings, setting
+from pipeline.text import count_words, one_line, replace_surrogates
+
+SHAPING_VERSION = 1  # of the code that extracts, chunks and builds prompts
+MAX_TOKENS, MAX_TOKENS_BUNDLED = 1024, 320  # of a reply
+QUESTION_TOKENS, ANSWER_TOKENS, KEPT_OF_ASKED = 20, 120, 0.7  # for --plan: what replies usually take and bring
+LANGUAGES = ("en", "zh")
+
+
+class SelfQASettings(GeneratorSettings):
+    """The shared settings, and Self-QA's own."""
+
+    paths: tuple[Path, ...] = setting((), "running", "folders, files or globs to read", metavar="PATH", positional=True)
+    out: Path = setting(Path("outputs/self_qa"), "running", "the run folder", metavar="DIR")
+    per_chunk: int = setting(5, "shaping", "questions asked of a chunk, at most", gt=0, le=30)
+    chunk_tokens: int = setting(400, "shaping", "tokens of a chunk, at most", ge=40, le=20_000)
+    overlap: int = setting(40, "shaping", "tokens taken along from the chunk before, at most", ge=0, le=2_000)
+    style: Path | None = setting(None, "running", "how to write the answers: tone, length, wording", metavar="FILE")
+    mode: Literal["closed", "open", "refuse", "api"] = setting(
+        "closed", "deriving", "answers; answers with their passage in `input`; declining; calls of described APIs"
+    )
+    distractors: int = setting(0, "deriving", "mode open: other passages put around the right one", ge=0, le=20)
+    without_passage: float = setting(0.2, "deriving", "mode open: share that gets distractors alone", ge=0, le=1)
+    strict: bool = setting(False, "running", "stop at the first file that cannot be read")
+    max_tokens: int | None = setting(None, "shaping", "of a reply (none: 1024; the bundled model 320)", gt=15)
+
+
+class SelfQA:
+    """A `run.Generator` whose items are the chunks of the documents."""
+
+    name = "self_qa"
+
+    def __init__(self, settings: SelfQASettings) -> None:
+        self._settings = settings
+        self._max_tokens = settings.max_tokens or (MAX_TOKENS_BUNDLED if settings.model is None else MAX_TOKENS)
+        languages = LANGUAGES if settings.language == "auto" else (settings.language,)
+        self._prompts = {language: Prompts(language, settings.prompts) for language in languages}
+        self._styles = {language: read_style(settings.style, language) for language in languages}
+        self._writer = RequestWriter(
+            self._prompts,
+            self._styles,
+            mode=settings.mode,
+            per_chunk=settings.per_chunk,
+            max_tokens=self._max_tokens,
+            temperature=settings.temperature,
+            top_p=settings.top_p,
+            extra=settings.extra_body,
+        )
+        self.shaping: dict[str, Any] = {
+            "max_tokens": self._max_tokens,
+            "templates": {
+                language: prompts.hashes(*self._writer.templates) for language, prompts in self._prompts.items()
+            },
+            "style": self._styles if settings.mode in ("closed", "open") else {},
+            "code": SHAPING_VERSION,
+        }
+        self._rejected: list[Rejection] = []
+        self._documents: list[Document] = []
+        self._chunks: list[Chunk] = []
+        self._judged_from: dict[tuple[str, str], list[int]] = {}  # (document, chunk): [kept, judged]
+        self._described: dict[str, Mapping[str, Any]] = {}  # mode api: chunk id -> the description's fields
+        self._read()
+        self._corpus = Corpus(self._chunks) if settings.mode in ("open", "refuse") else None
+
+    def _read(self) -> None:
+        """Take in what the paths hold: documents, or the descriptions of APIs."""
+        settings = self._settings
+        read = read_descriptions if settings.mode == "api" else read_documents
+        for entry in read(settings.paths, generator=self.name):
+            if isinstance(entry, Document):
+                self._documents.append(entry)
+                self._chunks += chunk_document(entry, tokens=settings.chunk_tokens, overlap=settings.overlap)
+            elif isinstance(entry, Description):
+                self._documents.append(entry.document)
+                self._chunks.append(entry.chunk)
+                self._described[entry.chunk.id] = entry.fields
+            elif settings.strict:
+                raise UsageError(f"--strict: {entry.reason}")
+            else:
+                self._rejected.append(entry)
+
+    # ---------------------------------------------------------------- items
+
+    async def items(self, ask: Ask, outlook: Outlook) -> AsyncIterator[Chunk | Rejection]:
+        """The files that could not be read, then the chunks in an order that spreads a small target over them all."""
+        for rejection in self._rejected:
+            yield rejection.model_copy(update={"model": ask.model.identity})
+        for chunk in self._in_order():
+            yield chunk
+
+    def _in_order(self) -> list[Chunk]:
+        seed = str(self._settings.seed)
+        return sorted(self._chunks, key=lambda c: (content_id(seed, c.id), c.document, c.start))
+
+    async def make(self, item: Chunk, ask: Ask) -> Made:
+        """The chunk's candidates: questions first, then each one's answer from the same text."""
+        trail = Trail(item, self._language(item), ask)
+        try:
+            questions = await self._questions(trail)
+        except Unreadable as unreadable:
+            return [self._unreadable(trail, unreadable)]
+        # Gathered with their exceptions, so that none is left running behind a stop.
+        made = await asyncio.gather(*(self._serve(trail, q) for q in questions), return_exceptions=True)
+        entries: Made = []
+        for some in made:
+            if isinstance(some, BaseException):
+                raise some
+            entries += some
+        return entries or [self._rejection(trail, "reply", "no_questions", "the reply holds no question")]
+
+    async def _serve(self, trail: Trail, question: str) -> Made:
+        if count_words(question) <= SHORTEST_QUESTION:
+            return [self._no_question(trail, question)]
+        ways = {"refuse": self._decline, "api": self._call}
+        return await ways.get(self._settings.mode, self._answer)(trail, question)
+
+    def plan(self, target: int | None, stored: Callable[[Request], bool]) -> Plan:
+        """What the chunks take that are not stored yet, in their order as far as the target reaches."""
+        answers = self._settings.mode != "refuse"
+        expected: list[tuple[Request, float]] = []
+        wanted = 0
+        for chunk in self._in_order():
+            if target is not None and wanted >= target / KEPT_OF_ASKED:
+                break
+            language, count = self._language(chunk), questions_wanted(chunk, self._settings.per_chunk)
+            wanted += count
+            request = self._writer.questions(chunk, language)
+            if stored(request):
+                continue
+            expected.append((request, count * QUESTION_TOKENS))
+            if answers:  # the questions are not known yet; one of the usual length stands for each
+                write = self._writer.call if self._settings.mode == "api" else self._writer_answer
+                expected += [(write(chunk, language, "x" * 4 * QUESTION_TOKENS), ANSWER_TOKENS)] * count
+        return plan_of(
+            expected,
+            f"every chunk brings the questions it is asked for, of {QUESTION_TOKENS} tokens, with answers and quotes of"
+            f" {ANSWER_TOKENS}; to a target, {KEPT_OF_ASKED:.0%} of them are kept. A chunk whose questions are stored"
+            " counts as done.",
+        )
+
+    def _writer_answer(self, chunk: Chunk, language: str, question: str) -> Request:
+        return self._writer.answer(chunk, language, question, choose=self._settings.model is None)
+
+    def _language(self, chunk: Chunk) -> str:
+        return chunk.language if self._settings.language == "auto" else self._settings.language
+
+    # ---------------------------------------------------------------- questions, then answers
+
+    async def _questions(self, trail: Trail) -> list[str]:
+        request = self._writer.questions(trail.chunk, trail.language)
+        items = read_items(await self._asked(trail, self._writer.templates[0], request), "questions")
+        complete = items.values[:-1] if items.cut else items.values
+        texts = [one_line(replace_surrogates(text)) for text in complete if isinstance(text, str)]
+        return list(dict.fromkeys(filter(None, texts)))[: questions_wanted(trail.chunk, self._settings.per_chunk)]
+
+    async def _answer(self, trail: Trail, question: str) -> Made:
+        """The question's answer from the same text, with the sentences it rests on."""
+        trail = trail.branch()
+        request = self._writer.answer(trail.chunk, trail.language, question, choose=trail.ask.model.is_local)
+        reply = await self._asked(trail, "self_qa_answer", request)
+        try:
+            answer, said = read_value(reply, "answer"), read_value(reply, "quotes")
+            if not isinstance(answer, str):
+                raise Unreadable("wrong_shape", f"the answer is no text: {str(answer)[:80]}")
+        except Unreadable as unreadable:
+            return [self._unreadable(trail, unreadable, question)]
+        quotes = find_quotes(said, trail.chunk)
+        passages = self._passages(trail.chunk, question, quotes)
+        record = self._record(trail, question, answer.strip(), quotes, passages)
+        return [Candidate(record, evidence=evidence_of(trail.chunk))]
+
+    async def _decline(self, trail: Trail, question: str) -> Made:
+        """A question that should have no answer here, declined; with the passage that comes nearest to one."""
+        assert self._corpus is not None
+        ways = DECLINES[trail.language]
+        way = ways[int(content_id("decline", question), 16) % len(ways)]
+        score, chunk = self._corpus.nearest(question)
+        nearest = (score, Neighbour(id=chunk.id, text=one_line(chunk.text)[:300])) if chunk else None
+        return [Candidate(self._record(trail, question, way, [], ""), nearest=nearest)]
+
+    async def _call(self, trail: Trail, question: str) -> Made:
+        """A request with the call that serves it: once from memory, once with the description at hand."""
+        trail = trail.branch()
+        request = self._writer.call(trail.chunk, trail.language, question)
+        reply = await self._asked(trail, "self_qa_api_call", request)
+        try:
+            call = read_value(reply, "call")
+            if not isinstance(call, str):
+                raise Unreadable("wrong_shape", f"the call is no text: {str(call)[:80]}")
+        except Unreadable as unreadable:
+            return [self._unreadable(trail, unreadable, question)]
+        fields = self._described[trail.chunk.id]
+        quotes = find_quotes(fields["api_call"], trail.chunk)
+        records = [self._record(trail, question, call.strip(), quotes, input_) for input_ in ("", trail.chunk.text)]
+        objection = objection_to(call, fields)
+        if objection is None:
+            return [Candidate(record) for record in records]
+        return [
+            Rejection(stage="record", filter="wrong_call", reason=objection, **record.model_dump())
+            for record in records
+        ]
+
+    def _passages(self, chunk: Chunk, question: str, quotes: Sequence[Quote]) -> str:
+        """What `input` holds in mode open: the passage among distractors, in an order and a share drawn by hash."""
+        if self._settings.mode != "open":
+            return ""
+        assert self._corpus is not None
+        settings = self._settings
+        texts = [quote.text for quote in quotes]
+        others = self._corpus.others(chunk, question, texts, settings.distractors, settings.seed)
+        draw = random.Random(f"{settings.seed}:{question}")
+        left_out = bool(others) and draw.random() < settings.without_passage
+        passages = [evidence_of(passage) for passage in (*others, *(() if left_out else (chunk,)))]
+        draw.shuffle(passages)
+        return "\n\n".join(f"[{number}] {passage}" for number, passage in enumerate(passages, 1))
+
+    def _record(self, trail: Trail, question: str, answer: str, quotes: Sequence[Quote], passages: str) -> Record:
+        return make_record(
+            instruction=question,
+            input=passages,
+            output=answer,
+            task="qa",
+            generator=self.name,
+            model=trail.ask.model.identity,
+            language=trail.language,
+            source=source_of(trail.chunk, quotes),
+            prompts=trail.prompts,
+            requests=trail.requests,
+        )
+
+    def _no_question(self, trail: Trail, question: str) -> Rejection:
+        reason = f"{question[:60]!r} is no question: {SHORTEST_QUESTION} words or fewer"
+        return self._rejection(trail, "instruction", "no_question", reason, instruction=question)
+
+    async def _asked(self, trail: Trail, template: str, request: Request) -> Reply:
+        """The reply to a request; it and its template are noted on the trail."""
+        trail.prompts |= self._prompts[trail.language].hashes(template)
+        trail.requests.append(trail.ask.key(request))
+        return await trail.ask(request)
+
+    # ---------------------------------------------------------------- what did not work, and what was covered
+
+    def _unreadable(self, trail: Trail, unreadable: Unreadable, question: str = "") -> Rejection:
+        trail.ask.counts.unreadable += 1
+        value = unreadable.reason
+        return self._rejection(trail, "reply", "parse", unreadable.detail, value=value, instruction=question)
+
+    def _rejection(
+        self, trail: Trail, stage: Stage, filter_: str, reason: str, *, value: str | None = None, instruction: str = ""
+    ) -> Rejection:
+        return Rejection(
+            stage=stage, filter=filter_, reason=reason, value=value, instruction=instruction, task="qa",
+            generator=self.name, model=trail.ask.model.identity, language=trail.language,
+            source=(source_of(trail.chunk),), prompts=trail.prompts, requests=tuple(trail.requests),
+        )  # fmt: skip
+
+    def cover(self, entry: Record | Rejection, *, kept: bool) -> None:
+        """Count towards the chunk that the entry came from."""
+        for source in entry.source[:1]:
+            if isinstance(source, DocumentSource):
+                counts = self._judged_from.setdefault((source.document, source.chunk), [0, 0])
+                counts[0] += kept
+                counts[1] += 1
+
+    def coverage(self) -> dict[str, Any]:
+        """How much of each document was asked, and how much of it brought a record."""
+        return {"documents": coverage(self._documents, self._chunks, self._judged_from)}
+
+
+@dataclass
+class Trail:
+    """What has led to a record so far: the chunk, the templates, the requests."""
+
+    chunk: Chunk
+    language: str
+    ask: Ask
+    prompts: dict[str, str] = field(default_factory=dict)
+    requests: list[str] = field(default_factory=list)
+
+    def branch(self) -> Trail:
+        """A trail that goes on from here without touching this one."""
+        return Trail(self.chunk, self.language, self.ask, dict(self.prompts), list(self.requests))
+
+
+# ---------------------------------------------------------------- small parts
+
+
+def find_quotes(said: object, chunk: Chunk) -> list[Quote]:
+    """What the model gave as quotes, as the chunk has them, with offsets into the document; others are left out."""
+    places: dict[tuple[int, int], None] = {}
+    for text in said if isinstance(said, list) else [said]:
+        if isinstance(text, str):
+            places |= dict.fromkeys(quotes_in(replace_surrogates(text), chunk.text))
+    return [
+        Quote(text=chunk.text[start:end], start=chunk.start + start, end=chunk.start + end)
+        for start, end in sorted(places)
+    ]
+
+
+def source_of(chunk: Chunk, quotes: Sequence[Quote] = ()) -> DocumentSource:
+    """The chunk as a record names it."""
+    return DocumentSource(
+        document=chunk.document,
+        chunk=chunk.id,
+        headings=chunk.headings,
+        start=chunk.start,
+        end=chunk.end,
+        quotes=tuple(quotes),
+    )
+
+
+def read_style(path: Path | None, language: str) -> str:
+    """The text of --style, or the shipped one."""
+    if path is None:
+        return STYLES[language]
+    try:
+        text = path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--style {path}: cannot be read ({error}).") from error
+    if not text:
+        raise UsageError(f"--style {path}: the file is empty.")
+    return text
+
+
+def coverage(
+    documents: Sequence[Document], chunks: Sequence[Chunk], judged_from: Mapping[tuple[str, str], list[int]]
+) -> dict[str, Any]:
+    """Per document: its chunks, how many were asked, how many brought a record, the records, what was left out."""
+    rows: dict[str, Any] = {}
+    by_document: dict[str, list[Chunk]] = {}
+    for chunk in chunks:
+        by_document.setdefault(chunk.document, []).append(chunk)
+    for document in documents:
+        own = {chunk.id for chunk in by_document.get(document.name, ())}
+        judged = [counts for id_ in own if (counts := judged_from.get((document.name, id_)))]
+        rows[document.name] = {
+            "characters": len(document.text),
+            "chunks": len(own),
+            "asked": len(judged),
+            "with_records": sum(kept > 0 for kept, _ in judged),
+            "records": sum(kept for kept, _ in judged),
+            "left_out": dict(Counter(document.dropped)),
+        }
+    return rows
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    return run_command(SelfQASettings, argv, command="pipeline.self_qa", about=__doc__ or "", prepare=SelfQA)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

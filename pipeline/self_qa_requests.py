@@ -1,0 +1,146 @@
+"""What Self-QA asks of a model: a chunk's questions, one question's answer, one request's call.
+
+A request depends on its chunk and the settings alone. The passage is data: it stands between two lines marked by a
+hash of it, its control tokens are neutralised by now (hygiene.py), and no path is in it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.chunks import Chunk, sentences
+from pipeline.instances import list_schema, object_schema
+from pipeline.llm import JsonObject, Request
+from pipeline.prompts import Prompts
+from pipeline.self_qa_examples import API_EXAMPLES, EXAMPLES, Example
+from pipeline.text import count_words, estimate_tokens
+
+ASKING_TEMPERATURE, ANSWERING_TEMPERATURE = 0.7, 0.0  # diverse questions, faithful answers
+TOKENS_A_QUESTION = 40  # a chunk is asked for one question for each so many tokens it holds, at most --per-chunk
+SHORTEST_QUESTION = 3  # words; what is no longer is not asked for an answer
+MOST_QUOTES = 4  # of an answer
+TEMPLATES: dict[str, tuple[str, ...]] = {  # mode -> the template for questions, and the one for answers
+    "closed": ("self_qa_questions", "self_qa_answer"),
+    "open": ("self_qa_questions", "self_qa_answer"),
+    "refuse": ("self_qa_refusals",),
+    "api": ("self_qa_api_tasks", "self_qa_api_call"),
+}
+
+
+class RequestWriter:
+    """Writes the requests about a chunk. What it is given at the start is all that shapes them."""
+
+    def __init__(
+        self,
+        prompts: Mapping[str, Prompts],
+        styles: Mapping[str, str],
+        *,
+        mode: str,
+        per_chunk: int,
+        max_tokens: int,
+        temperature: float | None,
+        top_p: float | None,
+        extra: JsonObject,
+    ) -> None:
+        self.prompts, self._styles, self._mode = prompts, styles, mode
+        self._per_chunk, self._max_tokens = per_chunk, max_tokens
+        self._temperature, self._top_p, self._extra = temperature, top_p, extra
+
+    @property
+    def templates(self) -> tuple[str, ...]:
+        """The names of the templates for questions and for answers."""
+        return TEMPLATES[self._mode]
+
+    def questions(self, chunk: Chunk, language: str) -> Request:
+        """For the questions of a chunk, as many as its text is good for."""
+        count = questions_wanted(chunk, self._per_chunk)
+        example = self._example(language)
+        asked = example.beyond if self._mode == "refuse" else example.questions
+        shown = {"count": len(asked)}, _json({"questions": asked})
+        schema = list_schema("questions", {"type": "string"}, count)
+        return self._request(chunk, language, self.templates[0], {"count": count}, shown, schema, ASKING_TEMPERATURE)
+
+    def answer(self, chunk: Chunk, language: str, question: str, *, choose: bool) -> Request:
+        """For the quotes and the answer; `choose`: the quotes are chosen among the passage's sentences."""
+        quotes = (
+            quotes_to_choose(chunk)
+            if choose
+            else {"type": "array", "items": {"type": "string"}, "maxItems": MOST_QUOTES}
+        )
+        example = self._example(language)
+        style = {"style": self._styles[language]}
+        shown = {"question": example.questions[0], **style}, _json({"quotes": example.quotes, "answer": example.answer})
+        schema = object_schema({"quotes": quotes, "answer": {"type": "string"}})
+        values = {"question": question, **style}
+        return self._request(chunk, language, "self_qa_answer", values, shown, schema, ANSWERING_TEMPERATURE)
+
+    def call(self, chunk: Chunk, language: str, question: str) -> Request:
+        """For the call of the described API that serves a user's request."""
+        example = self._example(language)
+        shown = {"question": example.questions[0]}, _json({"call": example.answer})
+        schema = object_schema({"call": {"type": "string"}})
+        values = {"question": question}
+        return self._request(chunk, language, "self_qa_api_call", values, shown, schema, ANSWERING_TEMPERATURE)
+
+    def _example(self, language: str) -> Example:
+        return (API_EXAMPLES if self._mode == "api" else EXAMPLES)[language]
+
+    def _request(
+        self,
+        chunk: Chunk,
+        language: str,
+        template: str,
+        values: JsonObject,
+        shown: tuple[JsonObject, str],
+        schema: JsonObject,
+        temperature: float,
+    ) -> Request:
+        example = {**_marked_off(self._example(language).passage), **shown[0]}
+        filled = {**_marked_off(evidence_of(chunk)), **values}
+        return Request(
+            self.prompts[language].chat(template, filled, [(example, shown[1])]),
+            max_tokens=self._max_tokens,
+            temperature=temperature if self._temperature is None else self._temperature,
+            top_p=1.0 if self._top_p is None else self._top_p,
+            schema=schema,
+            extra=self._extra,
+        )
+
+
+# ---------------------------------------------------------------- passages
+
+
+def questions_wanted(chunk: Chunk, per_chunk: int) -> int:
+    """How many questions a chunk is asked for: its text decides, at least one, at most `per_chunk`."""
+    return max(1, min(per_chunk, int(estimate_tokens(chunk.text)) // TOKENS_A_QUESTION))
+
+
+def evidence_of(chunk: Chunk) -> str:
+    """What the model reads of a chunk, and what its answers may state: the headings above it, and its text."""
+    return f"{' > '.join(chunk.headings)}\n\n{chunk.text}" if chunk.headings else chunk.text
+
+
+def quotes_to_choose(chunk: Chunk) -> dict[str, Any]:
+    """The schema of one or two of the chunk's own sentences.
+
+    For a local model, whose decoding is held to the schema: a small one cannot copy, but it can choose.
+    """
+    spans = [chunk.text[start:end] for start, end in sentences(chunk.text, 0, len(chunk.text))]
+    long_enough = [span for span in spans if count_words(span) > SHORTEST_QUESTION] or [chunk.text]
+    choice = {"type": "string", "enum": list(dict.fromkeys(long_enough))}
+    return {"type": "array", "items": choice, "minItems": 1, "maxItems": 2}
+
+
+def _marked_off(passage: str) -> dict[str, str]:
+    """A passage and its mark, a hash of it, which its writer cannot have put in."""
+    mark = hashlib.sha256(passage.encode()).hexdigest()[:16]
+    while mark in passage:
+        mark = hashlib.sha256(mark.encode()).hexdigest()[:16]
+    return {"passage": passage, "mark": mark}
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,326 @@
+"""Whole runs against a server that misbehaves: what they end with, what they count, and what they never ask again."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.fake_server import FakeServer
+from tests.forked import Forked
+
+KEY = "sk-CANARY-b7f3d1c9"
+PASSWORD = "pass-CANARY-5e2a"
+DERIVED = ("records.jsonl", "rejected.jsonl")
+
+
+@pytest.fixture(scope="module")
+def forked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forked]:
+    with Forked(tmp_path_factory.mktemp("forked")) as process:
+        yield process
+
+
+def serve(tmp_path: Path, *plan: Mapping[str, Any], **options: Any) -> FakeServer:
+    return FakeServer(ledger=tmp_path / "ledger.jsonl", plan=plan, **options)
+
+
+def command(folder: Path, server: FakeServer, *more: str, target: int = 12) -> list[str]:
+    return ["--model", "fake", "--target", str(target), "--out", str(folder), "--base-url", server.base_url, *more]
+
+
+def summary(folder: Path) -> Any:
+    return json.loads((folder / "summary.json").read_text())
+
+
+def derived(folder: Path) -> dict[str, bytes]:
+    return {name: (folder / name).read_bytes() for name in DERIVED}
+
+
+def statuses(server: FakeServer) -> list[int]:
+    return [line["status"] for line in server.ledger()]
+
+
+# ---------------------------------------------------------------- faults that pass
+
+
+def test_passing_faults_change_nothing_and_are_counted(tmp_path: Path, forked: Forked) -> None:
+    """One of each kind on the way; the records are those of a run without them."""
+    with serve(tmp_path) as server:
+        assert forked.run(command(tmp_path / "clean", server)) == 0, forked.output
+    kinds = ["server_error", "reset", "cut_body", "garbage_json", "html_page", "empty_choices", "hang_after_headers"]
+    plan: list[dict[str, Any]] = [{"fault": kind, "nth": [3 + 2 * number]} for number, kind in enumerate(kinds)]
+    plan.append({"fault": "rate_limit", "nth": [20], "retry_after": 0.05, "form": "ms"})
+    (tmp_path / "ledger.jsonl").unlink()
+    with serve(tmp_path, *plan) as server:
+        assert forked.run(command(tmp_path / "out", server, "--deadline", "1")) == 0, forked.output
+        faults = [line["fault"] for line in server.ledger() if line["fault"]]
+    assert derived(tmp_path / "out") == derived(tmp_path / "clean")
+    assert sorted(faults) == sorted([*kinds, "rate_limit"])
+    assert summary(tmp_path / "out")["faults"] == {
+        "malformed_reply": 3, "connection": 2, "server_error": 1, "timeout": 1, "rate_limit": 1
+    }  # fmt: skip
+    assert summary(tmp_path / "out")["possibly_paid"] == 6
+
+
+def test_odd_replies_are_rejections_with_a_reason_and_counted_once(tmp_path: Path, forked: Forked) -> None:
+    odd = ["refusal", "content_filter", "length", "null_content", "reasoning_only", "tool_calls", "missing_usage",
+           "negative_usage", "duplicate_keys", "nan"]  # fmt: skip
+    plan = [{"fault": fault, "nth": [4 + 2 * number]} for number, fault in enumerate(odd)]
+    with serve(tmp_path, *plan) as server:
+        assert forked.run(command(tmp_path / "out", server, target=30)) == 0, forked.output
+        asked = len(server.ledger())
+        first = summary(tmp_path / "out")
+        assert forked.run(command(tmp_path / "out", server, target=30)) == 0, forked.output
+        assert len(server.ledger()) == asked
+    assert first["faults"] == {
+        "no_usage": 3, "empty_reply": 3, "refusal": 1, "content_filter": 1, "length": 1, "reasoning_only": 1,
+        "tool_calls": 1, "duplicate_keys": 1, "nan": 1,
+    }  # fmt: skip
+    assert summary(tmp_path / "out")["faults"] == first["faults"]
+    rejected = [json.loads(line) for line in (tmp_path / "out/rejected.jsonl").read_text().splitlines()]
+    reasons = {rejection["value"] for rejection in rejected if rejection["stage"] == "reply"}
+    assert {"refusal", "content_filter", "empty_reply"} <= reasons
+    assert all(rejection["reason"] for rejection in rejected)
+
+
+def test_a_failure_for_good_is_an_outcome_and_asked_again_only_when_told_to(tmp_path: Path, forked: Forked) -> None:
+    with serve(tmp_path, {"fault": "bad_request", "nth": [5]}) as server:
+        assert forked.run(command(tmp_path / "out", server)) == 3, forked.output
+        assert "--retry-failed" in forked.output
+        asked = len(server.ledger())
+        bad = server.ledger()[4]["key"]
+        assert forked.run(command(tmp_path / "out", server)) == 3
+        assert len(server.ledger()) == asked
+        assert forked.run(command(tmp_path / "out", server, "--retry-failed")) == 0, forked.output
+        assert [line["key"] for line in server.ledger()[asked:]][:1] == [bad]
+        fresh = tmp_path / "fresh"
+        assert forked.run(command(fresh, server)) == 0
+    assert derived(tmp_path / "out") == derived(fresh)
+
+
+# ---------------------------------------------------------------- what stops a run
+
+
+@pytest.mark.parametrize("fault", ["unauthorized", "forbidden", "model_not_found", "quota"])
+@pytest.mark.parametrize("nth", [1, 8])
+def test_a_refused_key_or_model_stops_the_run_at_once(tmp_path: Path, forked: Forked, fault: str, nth: int) -> None:
+    with serve(tmp_path, {"fault": fault, "nth": list(range(nth, 99))}, latency_ms=20) as server:
+        code = forked.run(command(tmp_path / "out", server, "--concurrency", "4"))
+        refused = len(server.ledger()) - (nth - 1)
+        assert (code, 1 <= refused <= 4) == (5, True), forked.output
+        assert forked.output.strip().splitlines()[-1].count("Go on with: ") == 1
+        server.plan = []
+    with serve(tmp_path) as server:
+        assert forked.run(command(tmp_path / "out", server)) == 0, forked.output
+
+
+@pytest.mark.parametrize("fault", ["server_error", pytest.param("reset", marks=pytest.mark.slow)])
+def test_an_outage_stops_the_run_and_is_no_outcome(tmp_path: Path, forked: Forked, fault: str) -> None:
+    arguments = ["--concurrency", "2"]
+    with serve(tmp_path, {"fault": fault, "nth": list(range(6, 500))}) as server:
+        assert forked.run(command(tmp_path / "out", server, *arguments)) == 5, forked.output
+        assert "does not answer" in forked.output
+        assert max(line["attempt"] for line in server.ledger()) <= 5
+        assert len(server.ledger()) <= 5 + 5 * 6 + 1  # two in flight, four waiting behind them, and a probe
+    with serve(tmp_path) as server:
+        assert forked.run(command(tmp_path / "out", server, *arguments)) == 0, forked.output
+        assert forked.run(command(tmp_path / "clean", server, *arguments)) == 0
+    assert derived(tmp_path / "out") == derived(tmp_path / "clean")
+
+
+def test_a_server_that_is_not_there_stops_the_run(tmp_path: Path, forked: Forked) -> None:
+    with serve(tmp_path) as server:
+        pass
+    assert forked.run(command(tmp_path / "out", server, "--concurrency", "1")) == 5
+    assert summary(tmp_path / "out")["possibly_paid"] == 0
+
+
+# ---------------------------------------------------------------- rate limits
+
+
+def test_under_a_rate_limit_little_is_asked_twice_and_little_is_left_unused(tmp_path: Path, forked: Forked) -> None:
+    per_second, burst = 30, 10
+    started = time.monotonic()
+    with serve(tmp_path, rpm_bucket=(60 * per_second, burst)) as server:
+        assert forked.run(command(tmp_path / "out", server, target=250)) == 0, forked.output
+        found = statuses(server)
+    seconds = time.monotonic() - started
+    answered = found.count(200)
+    assert answered > 150
+    assert len(found) <= 1.2 * answered, f"{len(found)} attempts for {answered} replies"
+    allowed = burst + per_second * seconds
+    assert answered >= 0.8 * allowed, f"{answered} of {allowed:.0f}"
+
+
+def test_rpm_keeps_below_a_known_limit_from_the_start(tmp_path: Path, forked: Forked) -> None:
+    with serve(tmp_path, rpm_bucket=(1200, 5)) as server:
+        assert forked.run(command(tmp_path / "out", server, "--rpm", "1140", target=30)) == 0, forked.output
+        assert set(statuses(server)) == {200}
+
+
+# ---------------------------------------------------------------- storage
+
+
+def test_a_full_disk_stops_the_run_within_one_commit_and_it_goes_on(tmp_path: Path, forked: Forked) -> None:
+    """RLIMIT_FSIZE stands in for the full disk: every write beyond it fails, in SQLite and outside of it."""
+    with serve(tmp_path, latency_ms=5) as server:
+        arguments = command(tmp_path / "out", server, "--concurrency", "4", target=60)
+        assert forked.run(arguments, largest_file=300_000) == 6, forked.output
+        assert "could not be written" in forked.output
+        assert "Go on with: " in forked.output
+        asked = len(server.ledger())
+        stored = sqlite3.connect(tmp_path / "out/journal.sqlite").execute("SELECT count(*) FROM outcomes").fetchone()[0]
+        assert 5 < stored <= asked <= stored + 4
+        assert forked.run(arguments) == 0, forked.output
+        assert len(server.ledger()) - asked + stored <= len(server.ledger())
+        assert forked.run(command(tmp_path / "clean", server, target=60)) == 0
+    assert derived(tmp_path / "out") == derived(tmp_path / "clean")
+
+
+@pytest.mark.parametrize("name", [".records.part", ".records.jsonl.new", ".summary.json.new", ".config.json.new"])
+def test_a_full_device_for_the_derived_files_stops_the_run(tmp_path: Path, forked: Forked, name: str) -> None:
+    folder = tmp_path / "out"
+    folder.mkdir()
+    (folder / name).symlink_to("/dev/full")
+    with serve(tmp_path) as server:
+        assert forked.run(command(folder, server)) == 6, forked.output
+        assert "No space left on device" in forked.output
+        assert "Go on with: " in forked.output
+        (folder / name).unlink(missing_ok=True)
+        assert forked.run(command(folder, server)) == 0, forked.output
+        assert max(line["attempt"] for line in server.ledger()) == 1
+
+
+# ---------------------------------------------------------------- keys
+
+
+def secrets_in(folder: Path) -> list[str]:
+    found = [path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("ledger.")]
+    return [str(path) for path in found for secret in (KEY, PASSWORD) if secret.encode() in path.read_bytes()]
+
+
+ERROR_PATHS: dict[str, list[dict[str, Any]]] = {
+    "fine": [],
+    "echoed in an error": [{"fault": "bad_request", "nth": [4], "message": f"You sent {KEY}, {PASSWORD}."}],
+    "echoed in a reply": [{"fault": "content_filter", "nth": [4], "content": f"You sent {KEY}."}],
+    "unauthorized": [{"fault": "unauthorized", "nth": [4]}],
+    "model": [{"fault": "model_not_found"}],
+    "reset": [{"fault": "reset", "nth": [4]}],
+    "hang": [{"fault": "hang_before_headers", "nth": [4]}],
+    "html": [{"fault": "html_page", "nth": [4]}],
+    "bomb": [{"fault": "gzip_bomb", "nth": [4], "unpacked_mb": 32}],
+    "outage": [{"fault": "server_error"}],
+}
+
+
+EXIT_CODES = {
+    **dict.fromkeys(["fine", "echoed in a reply", "reset", "hang", "html", "bomb"], 0),
+    **dict.fromkeys(["unauthorized", "model", "outage", "unreachable"], 5),
+    "not http": 2,
+    "interrupted": 130,
+}
+
+
+OUTAGE = pytest.param("outage", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(
+    "path", [*(path for path in ERROR_PATHS if path != "outage"), OUTAGE, "unreachable", "not http", "interrupted"]
+)
+def test_the_key_is_in_no_file_and_no_stream(tmp_path: Path, forked: Forked, path: str) -> None:
+    out = tmp_path / "out"
+    env = {"OPENAI_API_KEY": KEY}
+    with serve(tmp_path, *ERROR_PATHS.get(path, []), latency_ms=20) as server:
+        port = 9 if path == "unreachable" else server.port
+        scheme = "ftp" if path == "not http" else "http"
+        url = f"{scheme}://user:{PASSWORD}@127.0.0.1:{port}/v1?key={KEY}"
+        arguments = ["--model", "fake", "--target", "12", "--concurrency", "2", "--deadline", "1", "--out", str(out)]
+        process = forked.start([*arguments, "--base-url", url], env=env)
+        if path == "interrupted":
+            wait_for(lambda: len(server.ledger()) > 3)
+            os.kill(process, signal.SIGINT)
+        code = forked.wait()
+        assert code == EXIT_CODES.get(path, 3), forked.output
+        assert KEY not in forked.output
+        assert PASSWORD not in forked.output
+    assert "Traceback" not in forked.output
+    assert secrets_in(tmp_path) == []
+
+
+# ---------------------------------------------------------------- signals, and a parent that dies
+
+
+def wait_for(condition: Any, seconds: float = 20.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not come to that"
+        time.sleep(0.005)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_the_first_signal_finishes_what_is_in_flight(tmp_path: Path, forked: Forked, number: signal.Signals) -> None:
+    with serve(tmp_path, latency_ms=150) as server:
+        arguments = command(tmp_path / "out", server, "--concurrency", "4", target=60)
+        process = forked.start(arguments)
+        wait_for(lambda: len(server.ledger()) >= 6)
+        os.kill(process, number)
+        assert forked.wait() == 130, forked.output
+        assert "Go on with: " in forked.output
+        assert all(line["answered"] for line in server.ledger())
+        journal = sqlite3.connect(tmp_path / "out/journal.sqlite")
+        assert journal.execute("SELECT count(*) FROM outcomes").fetchone()[0] == len(server.ledger())
+        assert summary(tmp_path / "out")["possibly_paid"] == 0
+
+
+def test_the_second_signal_breaks_off_and_says_what_was_possibly_paid(tmp_path: Path, forked: Forked) -> None:
+    with serve(tmp_path, {"fault": "hang_before_headers", "nth": list(range(3, 99))}) as server:
+        process = forked.start(command(tmp_path / "out", server, "--concurrency", "2"))
+        wait_for(lambda: len(server.ledger()) >= 3)
+        os.kill(process, signal.SIGINT)
+        wait_for(lambda: "Stopping" in forked.output)
+        started = time.monotonic()
+        os.kill(process, signal.SIGINT)
+        assert forked.wait() == 130, forked.output
+        assert time.monotonic() - started < 5
+        assert "Go on with: " in forked.output
+        journal = sqlite3.connect(tmp_path / "out/journal.sqlite")
+        hanging = len(server.ledger()) - 2
+        assert journal.execute("SELECT count(*) FROM attempts WHERE outcome = 'cancelled'").fetchone()[0] == hanging
+
+
+def test_a_run_outlives_the_reader_of_its_messages(tmp_path: Path) -> None:
+    """Its parent dies, and with it the pipe that stderr goes to: the run ends as if nothing had happened."""
+    with serve(tmp_path, latency_ms=30) as server:
+        arguments = command(tmp_path / "out", server, "--concurrency", "2", target=30)
+        # the shell starts the run in the background, says so, and is killed; nobody reads the pipe from then on
+        parent = subprocess.Popen(
+            ["sh", "-c", f"{sys.executable} -m pipeline.self_instruct {' '.join(arguments)} & wait"],
+            stderr=subprocess.PIPE, start_new_session=True,
+        )  # fmt: skip
+        wait_for(lambda: len(server.ledger()) >= 3)
+        parent.kill()
+        parent.wait()
+        assert parent.stderr is not None
+        parent.stderr.close()
+        wait_for(lambda: (tmp_path / "out/summary.json").exists() and summary(tmp_path / "out")["kept"] == 30)
+
+
+def test_two_processes_on_one_folder(tmp_path: Path, forked: Forked) -> None:
+    with serve(tmp_path, latency_ms=200) as server, Forked(tmp_path) as other:
+        process = forked.start(command(tmp_path / "out", server))
+        wait_for(lambda: server.ledger())
+        assert other.run(command(tmp_path / "out", server)) == 75
+        assert re.search(rf"in use by process {process} on \S+ since", other.output)
+        os.kill(process, signal.SIGKILL)
+        forked.wait()
+        assert other.run(command(tmp_path / "out", server)) == 0, other.output

@@ -1,0 +1,299 @@
+"""pipeline.self_kg, whole: templates without a model, a model that tells the truth and one that lies, and replay."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kg.questions import KINDS, Question
+from pipeline.kg_phrases import Draft
+from pipeline.self_kg import SelfKG, SelfKGSettings, main, read_phrases, tidy
+from tests.fake_kg import Teller, reply
+from tests.fake_server import FakeServer
+
+PLANETS = Path(__file__).parent.parent / "kg" / "planets.ttl"
+
+SMALL = "Io\torbits\tJupiter\nEuropa\torbits\tJupiter\nJupiter\torbits\tSun\nIo\tfilm film genre\tRock\n"
+
+
+@pytest.fixture
+def graph(tmp_path: Path) -> Path:
+    path = tmp_path / "g.tsv"
+    path.write_text(SMALL, encoding="utf-8")
+    return path
+
+
+def run(*arguments: object) -> int:
+    return main([str(argument) for argument in arguments])
+
+
+def read(folder: Path, name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / name).read_text(encoding="utf-8").splitlines()]
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    return read(folder, "records.jsonl")
+
+
+def summary(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    return found
+
+
+# ---------------------------------------------------------------- templates
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_templates_need_no_model_and_replay_to_the_byte(language: str, tmp_path: Path) -> None:
+    pytest.importorskip("rdflib")
+    out = tmp_path / "out"
+    command = (PLANETS, "--template", "--language", language, "--out", out)
+    assert run(*command) == 0
+    first = (out / "records.jsonl").read_bytes()
+    assert run(*command, "--concurrency", 1) == 0
+    assert (out / "records.jsonl").read_bytes() == first
+    kept, told = records(out), summary(out)
+    assert read(out, "rejected.jsonl") == []
+    assert len(kept) == told["kept"] > 700
+    assert (told["asked"], told["sent_ever"]) == (0, 0)
+    assert {record["model"] for record in kept} == {"template"}
+    assert {record["language"] for record in kept} == {language}
+    without = {"does not say", "没有给出"}  # a refusal rests on no triple
+    assert all(r["source"][0]["triples"] or any(w in r["output"] for w in without) for r in kept)
+    assert told["graph"]["facts_covered"] == told["graph"]["facts"] == 434
+    assert told["graph"]["relations_covered"] == told["graph"]["relations"]
+
+
+def test_a_target_spreads_over_the_graph(tmp_path: Path) -> None:
+    pytest.importorskip("rdflib")
+    out = tmp_path / "out"
+    assert run(PLANETS, "--template", "--target", 60, "--out", out) == 0
+    assert len(records(out)) == 60
+    assert summary(out)["graph"]["relations_covered"] >= 12
+    short = [record["id"] for record in records(out)]
+    assert run(PLANETS, "--template", "--target", 90, "--out", out) == 0
+    assert [record["id"] for record in records(out)][:60] == short
+
+
+def test_an_awkward_relation_is_left_out_with_a_reason_and_can_be_named(graph: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert run(graph, "--template", "--out", out) == 0
+    rejected = read(out, "rejected.jsonl")
+    assert [(r["filter"], r["value"]) for r in rejected] == [("awkward_relation", "film film genre")]
+    assert "relations.json" in rejected[0]["reason"]
+    assert not [r for r in records(out) if "Rock" in r["instruction"] + r["output"]]
+    said = json.loads((out / "relations.json").read_text(encoding="utf-8"))
+    said["film film genre"]["en"] = {"label": "genre", "statement": "{s} plays {o}", "tail": "", "head": "", "ref": ""}
+    edited = tmp_path / "mine.json"
+    edited.write_text(json.dumps(said), encoding="utf-8")
+    assert run(graph, "--template", "--labels", edited, "--out", tmp_path / "named") == 0
+    assert read(tmp_path / "named", "rejected.jsonl") == []
+    assert [r for r in records(tmp_path / "named") if "Io plays" in r["output"] + r["instruction"]]
+
+
+def test_broken_lines_are_rejections_and_broken_files_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "g.tsv"
+    path.write_text(SMALL + "broken\n", encoding="utf-8")
+    assert run(path, "--template", "--out", tmp_path / "out") == 0
+    assert [r["reason"] for r in read(tmp_path / "out", "rejected.jsonl") if r["filter"] == "load"] == [
+        "g.tsv, line 5: 1 columns, needs 3"
+    ]
+    path.with_suffix(".json").write_text("{", encoding="utf-8")
+    for arguments, why in [
+        ((path.with_suffix(".json"),), "not JSON"),
+        ((), "Which graph?"),
+        ((path, "--kinds", "tale"), "tale"),
+    ]:
+        assert run(*arguments, "--template", "--out", tmp_path / "none") == 2
+        assert why in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [("--kinds", "tail"), ("--per-fact", "1"), ("--seed", "1"), ("--style", "scenario"), ("--language", "zh")],
+)
+def test_every_setting_acts(flag: str, value: str, graph: Path, tmp_path: Path) -> None:
+    run(graph, "--template", "--out", tmp_path / "a")
+    run(graph, "--template", "--out", tmp_path / "b", flag, value)
+    assert records(tmp_path / "a") != records(tmp_path / "b")
+    assert run(graph, "--template", "--out", tmp_path / "a", flag, value) == 2, "a shaping setting"
+
+
+def test_hops_act(tmp_path: Path) -> None:
+    path = tmp_path / "g.tsv"
+    path.write_text("".join(f"n{i}\tleads to\tn{i + 1}\n" for i in range(9)), encoding="utf-8")
+    for hops in (2, 4):
+        run(path, "--template", "--kinds", "path", "--hops", hops, "--out", tmp_path / str(hops))
+    lengths = {hops: {len(r["source"][0]["triples"]) for r in records(tmp_path / str(hops))} for hops in (2, 4)}
+    assert lengths == {2: {2}, 4: {2, 3, 4}}
+
+
+# ---------------------------------------------------------------- with an endpoint that knows the graph
+
+
+class Prepared:
+    """A generator's requests, and a file of answers to them, true or false, for the fake server."""
+
+    def __init__(self, folder: Path, **settings: Any) -> None:
+        self.generator = SelfKG(SelfKGSettings(graphs=(PLANETS,), model="fake", **settings))
+        self.teller = Teller(self.generator._speaker, 1)
+        self.path = folder / "answers.json"
+        self.answers: dict[str, str] = {}
+        self.lies = self.truths = 0
+
+    def questions(self, number: int) -> Iterator[tuple[Question, str]]:
+        for question, _ in zip(self.generator._sampler.questions(), range(number), strict=False):
+            draft = self.generator._speaker.draft(question)
+            yield question, self.generator._question_request(question, draft).messages[-1][1]
+
+    def every_second_a_lie(self, number: int) -> None:
+        for question, asked in self.questions(number):
+            lies = list(self.teller.lies(question))
+            lying = len(self.answers) % 2 == 1 and lies
+            draft = self.teller.random.choice(lies)[1] if lying else self.teller.true_pair(question)
+            marked = Draft(draft.instruction, draft.output)
+            self.answers[asked] = reply(marked)
+            self.lies += bool(lying)
+            self.truths += not lying
+        self.path.write_text(json.dumps(self.answers, ensure_ascii=False), encoding="utf-8")
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_a_lying_server_gets_nothing_past_the_graph(language: str, tmp_path: Path) -> None:
+    pytest.importorskip("rdflib")
+    prepared = Prepared(tmp_path, language=language, seed=3)
+    prepared.every_second_a_lie(400)
+    lies = {text for number, text in enumerate(prepared.answers.values()) if number % 2}
+    out = tmp_path / "out"
+    with FakeServer(ledger=tmp_path / "ledger.jsonl", answers=prepared.path) as server:
+        command = (PLANETS, "--model", "fake", "--base-url", server.base_url, "--language", language, "--seed", 3)
+        limit = ("--max-requests", 400, "--out", out, "--concurrency", 8)
+        assert run(*command, *limit) == 4
+        kept = records(out)
+        assert not [r for r in kept if reply(Draft(r["instruction"], r["output"])) in lies]
+        assert len(kept) >= 0.95 * prepared.truths
+        rejected = [r for r in read(out, "rejected.jsonl") if r["filter"] == "graph"]
+        assert len(rejected) >= prepared.lies
+        assert all(" — " in r["value"] for r in rejected if r["source"][0]["triples"])
+        sent = len(server.ledger())
+        again = records(out)
+        assert run(*command, *limit, "--offline") == 3
+        assert len(server.ledger()) == sent == 400
+        assert records(out) == again
+        keys = [r["requests"] for r in kept]
+        assert len({key for several in keys for key in several}) == len(kept)
+
+
+def test_scenario_pairs_are_matched_by_id(tmp_path: Path) -> None:
+    pytest.importorskip("rdflib")
+    prepared = Prepared(tmp_path, style="scenario")
+    groups = [group for group, _ in zip(prepared.generator._sampler.groups(5), range(4), strict=False)]
+    for number, group in enumerate(groups):
+        drafts = [prepared.generator._speaker.draft(question) for question in group]
+        pairs = [
+            {"id": f"q{at}", **json.loads(reply(prepared.generator._speaker.draft(question, scenario=True)))}
+            for at, question in enumerate(group, 1)
+        ]
+        pairs.reverse()  # ids, not places
+        if number == 1:
+            pairs[0]["id"] = "q77"
+        if number == 2:
+            pairs.pop()
+        asked = prepared.generator._scenario_request(group, drafts).messages[-1][1]
+        prepared.answers[asked] = json.dumps({"pairs": pairs}, ensure_ascii=False)
+    prepared.path.write_text(json.dumps(prepared.answers), encoding="utf-8")
+    out = tmp_path / "out"
+    with FakeServer(ledger=tmp_path / "ledger.jsonl", answers=prepared.path) as server:
+        arguments = ("--style", "scenario", "--max-requests", 4, "--concurrency", 1, "--out", out)
+        assert run(PLANETS, "--model", "fake", "--base-url", server.base_url, *arguments) == 4
+    sizes = list(map(len, groups))
+    assert max(sizes) <= 5
+    assert len(records(out)) == sum(sizes) - 2
+    reasons = [r["reason"] for r in read(out, "rejected.jsonl")]
+    assert sorted(reasons) == sorted(
+        ["a pair with the id 'q77', which is unknown or comes twice", *["the reply holds no pair for it"] * 2]
+    )
+
+
+def test_an_awkward_relation_is_asked_about_once_and_kept(graph: Path, tmp_path: Path) -> None:
+    generator = SelfKG(SelfKGSettings(graphs=(graph,), model="fake", out=tmp_path / "unused"))
+    phrases = {
+        "label": "style",
+        "statement": "{s} is in the style {o}",
+        "tail": "In which style is {s}?",
+        "head": "What is in the style {o}?",
+    }
+    answers = {"Relation: film film genre\nFacts: Io — Rock": json.dumps(phrases)}
+    path = tmp_path / "answers.json"
+    path.write_text(json.dumps(answers), encoding="utf-8")
+    out = tmp_path / "out"
+    with FakeServer(ledger=tmp_path / "ledger.jsonl", answers=path) as server:
+        command = (graph, "--model", "fake", "--base-url", server.base_url)
+        run(*command, "--out", out)
+        first = [line["body"] for line in server.ledger()]
+        assert sum("Relation: film" in str(body) for body in first) == 1
+        said = json.loads((out / "relations.json").read_text(encoding="utf-8"))
+        assert said["film film genre"]["en"]["statement"] == phrases["statement"]
+        assert summary(out)["graph"]["relations_verbalised"] == 1
+        assert any("In which style is Io?" in str(body) for body in first)
+        run(*command, "--labels", out / "relations.json", "--out", tmp_path / "second")
+        later = [line["body"] for line in server.ledger()][len(first) :]
+        assert later
+        assert not any("Relation: film" in str(body) for body in later), "what the file says is not asked again"
+    assert generator.name == "self_kg"
+
+
+def test_one_triple_more_asks_little_anew(graph: Path, tmp_path: Path) -> None:
+    pytest.importorskip("rdflib")
+    text = PLANETS.read_text(encoding="utf-8")
+    grown = tmp_path / "grown.ttl"
+    grown.write_text(text + ":Nereid :radius 170 .\n", encoding="utf-8")
+
+    async def asked(path: Path) -> set[str]:
+        generator = SelfKG(SelfKGSettings(graphs=(path,), model="fake"))
+        questions = list(generator._sampler.questions())
+        return {str(generator._question_request(q, generator._speaker.draft(q)).messages) for q in questions}
+
+    before, after = asyncio.run(asked(PLANETS)), asyncio.run(asked(grown))
+    assert after - before
+    assert len(after - before) <= 0.03 * len(after)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"label": "x", "statement": "{s} is", "tail": "{s}?", "head": "{o}?"},
+        {"label": "x", "statement": "{s} is {o}", "tail": "{o}?", "head": "{o}?"},
+        {"label": "", "statement": "{s} is {o}", "tail": "{s}?", "head": "{o}?"},
+        {"statement": 7},
+    ],
+)
+def test_phrases_that_lose_a_name_are_not_taken(wrong: dict[str, Any]) -> None:
+    from pipeline.parsing import Unreadable
+
+    with pytest.raises(Unreadable):
+        read_phrases(wrong)
+    right = read_phrases({"label": "x", "statement": "{s} is {o}.", "tail": "{s}?", "head": "{o}?"})
+    assert right.statement == "{s} is {o}"
+    assert tidy("film film genre") == "film genre"
+
+
+def test_the_command_is_quick_to_import() -> None:
+    import subprocess
+    import sys
+
+    code = (
+        "import sys, pipeline.self_kg; print([m for m in ('rdflib', 'networkx', 'torch', 'numpy') if m in sys.modules])"
+    )
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    )
+    assert len(KINDS) == 11
