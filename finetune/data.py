@@ -327,13 +327,14 @@ def split(examples: Sequence[Example], share: float, seed: int) -> tuple[list[Ex
     return learn, watch
 
 
-def candidates(folder: Path) -> list[Example]:
-    """Everything there was before filtering: of a run folder all that reached an output, kept or rejected; of one
-    that `pipeline.curate` made, what it was given.
+def candidates(folder: Path) -> tuple[list[Example], str]:
+    """Everything there was before filtering, and in words what that is: of a run folder all that reached an output,
+    kept or rejected; of one that `pipeline.curate` made, what it was given.
 
     :raises UsageError: where an input of a curated folder is gone or has changed since.
     """
     parents = (read_config(folder) or {}).get("parents")
+    about = "what it was curated from" if parents else "all candidates, kept or rejected"
     if parents:
         found = [example_of(record) for parent in parents for record in _read_parent(folder, parent)]
     else:
@@ -345,7 +346,7 @@ def candidates(folder: Path) -> list[Example]:
     for example in found:
         if example.question.strip() and example.answer.strip():
             pool.setdefault(example.messages, example)
-    return list(pool.values())
+    return list(pool.values()), about
 
 
 def _read_parent(folder: Path, noted: dict[str, str]) -> Iterator[Record]:

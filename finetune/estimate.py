@@ -18,6 +18,8 @@ from pipeline.errors import UsageError
 
 NF4_BITS = 4 + 8 / 64 + 32 / (64 * 256)  # a block of 64 has an 8-bit scale; 256 of those share one in 32 bits
 HEAD_ROWS = 256  # tokens whose logits the trainer's fused head holds at a time, in fp32, with their gradient
+BYTES_AN_ELEMENT = 4.1  # kept for the backward pass: bf16, and norms, rotations and sums in fp32 (measured, see docs)
+BYTES_A_DROPPED_INPUT = 4.0  # an adapter's dropout keeps its result and its mask (measured)
 PROCESS = {"cpu": 0.9e9, "cuda": 1.2e9}  # Python, torch and its libraries; a CUDA context
 MARGIN = 0.9  # of what is free
 
@@ -32,7 +34,8 @@ class Shape:
     layers: int
     hidden: int
     vocabulary: int
-    elements_a_token: int  # kept for the backward pass, in all layers
+    elements_a_token: int  # what goes into and comes out of all layers, kept for the backward pass
+    inputs_a_token: int  # what goes into the linear layers alone; adapters with dropout keep it once more
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +77,7 @@ def shape_of(config: Any) -> Shape:
         # Each linear keeps its input and its output is kept by what follows; two norms and two sums a layer.
         elements_a_token=sum(module.in_features + module.out_features for module in linears)
         + 6 * text.num_hidden_layers * text.hidden_size,
+        inputs_a_token=sum(module.in_features for module in linears),
     )
 
 
@@ -93,12 +97,13 @@ def estimate(shape: Shape, recipe: Recipe, tokens: int, *, checkpointing: bool, 
         bytes_each = 2 * adapter_bytes + (
             2 if "8bit" in optimizer else 8 if "32bit" in optimizer else 2 * adapter_bytes
         )
-    kept = shape.elements_a_token + shape.layers * (recipe.rank * 7 if method.merges else 0)
-    width_bytes = 4 if recipe.method == "full" and device == "cpu" else 2
-    if checkpointing:  # a layer's input each, and one layer in full
-        activations = tokens * width_bytes * (shape.layers * shape.hidden + kept / shape.layers)
+    dropped = BYTES_A_DROPPED_INPUT * shape.inputs_a_token if method.merges and recipe.dropout else 0.0
+    wide = 2 if recipe.method == "full" and device == "cpu" else 1  # all of it in fp32
+    kept = wide * BYTES_AN_ELEMENT * shape.elements_a_token + dropped
+    if checkpointing:  # each layer's input, and one layer in full
+        activations = tokens * (wide * 2 * shape.layers * shape.hidden + kept / shape.layers)
     else:
-        activations = tokens * width_bytes * kept
+        activations = tokens * kept
     head = 2 * 4.0 * min(tokens, HEAD_ROWS) * shape.vocabulary
     return Estimate(weights, trained * bytes_each, activations, head, PROCESS[device])
 

@@ -46,6 +46,8 @@ class Tuned:
         found = local_weights.find(folder)
         run = folder / "run.json"
         noted = json.loads(run.read_text(encoding="utf-8")) if run.is_file() else {}
+        if noted.get("stage") == "reward":
+            raise UsageError(f"{folder} is a reward model: it scores answers and writes none.")
         method = noted.get("recipe", {}).get("method") or ("lora" if found.adapter else "full")
         return cls(folder, local_weights.transformers_directory(found), method)
 
@@ -158,8 +160,10 @@ def _run(options: argparse.Namespace) -> int:
     prepare()
     ours = Tuned.at(options.tuned)
     folders = {"ours": ours.folder}
-    if options.control is None and (ours.folder / "control" / "run.json").is_file():
+    about, overlap = str(options.control), 0.0
+    if options.control is None and (ours.folder / "control" / "trained.json").is_file():
         options.control = ours.folder / "control"
+        about, overlap = _noted(ours.folder)
     if options.control is not None:
         other = Tuned.at(options.control)
         if (other.base, METHODS[other.method].four_bit) != (ours.base, METHODS[ours.method].four_bit):
@@ -170,7 +174,7 @@ def _run(options: argparse.Namespace) -> int:
     tokenizer = local_weights.load_tokenizer(ours.folder)
     found, pages = evaluate(
         ours.base, ours.method, folders, tasks, tokenizer=tokenizer, device=choose_device(options.device),
-        control=str(options.control) if options.control else None, overlap=_noted_overlap(ours.folder, options.control),
+        control=about if options.control else None, overlap=overlap,
         new_tokens=options.new_tokens, say=say,
     )  # fmt: skip
     verdicts.write(ours.folder, found, pages)
@@ -181,12 +185,10 @@ def _run(options: argparse.Namespace) -> int:
     return DONE
 
 
-def _noted_overlap(folder: Path, control: Path | None) -> float:
-    """The overlap that `finetune.run` noted, where the control is the one it trained."""
-    noted = folder / "control" / "control.json"
-    if control is None or control != folder / "control" or not noted.is_file():
-        return 0.0
-    return float(json.loads(noted.read_text(encoding="utf-8"))["overlap"])
+def _noted(folder: Path) -> tuple[str, float]:
+    """What the control that `finetune.run` trained was drawn from, and its overlap with ours."""
+    noted = json.loads((folder / "control" / "trained.json").read_text(encoding="utf-8"))
+    return str(noted["drawn_from"]), float(noted["overlap"])
 
 
 def say(text: str) -> None:

@@ -139,7 +139,10 @@ def prepare() -> None:
         raise UsageError(f"Training needs {', '.join(missing)}: {INSTALL}")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it misses kernels that it would have to download
     import datasets
+    import torch
 
+    if "OMP_NUM_THREADS" not in os.environ and hasattr(os, "sched_getaffinity"):  # more threads than cores crawl
+        torch.set_num_threads(len(os.sched_getaffinity(0)))
     datasets.disable_progress_bars()
 
 
@@ -161,7 +164,11 @@ def choose_device(wanted: str) -> str:
 
     if wanted == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device cuda: torch sees no CUDA device here; leave it out to train on the CPU.")
-    return "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
+    if wanted == "cpu" or not torch.cuda.is_available():
+        return "cpu"
+    if not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise UsageError("This GPU computes no bf16, which training needs (Ampere and later do): try --device cpu.")
+    return "cuda"
 
 
 # ---------------------------------------------------------------- the base

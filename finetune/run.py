@@ -4,7 +4,7 @@
     python -m finetune.run outputs/self_instruct        a run folder: adapter, control, verdict
     python -m finetune.run data.jsonl --base DIR        Alpaca, ShareGPT, messages, prompt and completion, ChatGLM
     python -m finetune.run DATA --plan                  what it would train on and take, then stop
-    accelerate launch --num_processes 2 -m finetune.run DATA
+    accelerate launch --multi_gpu --num_processes 2 -m finetune.run DATA
 
 QLoRA as published, on the CPU or a GPU. Before the first step it shows what is learnt and what it will take; after
 the last it measures base, control and ours on tasks none was trained on, and says one sentence. The same command
@@ -20,6 +20,7 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -120,8 +121,8 @@ def recipe_of(options: argparse.Namespace) -> Recipe:
     preset = PRESETS[options.preset].numbers if options.preset else {}
     given = {field.name: getattr(options, field.name, None) for field in fields(Recipe)}
     values = {**preset, **{name: value for name, value in given.items() if value is not None}}
-    if values.get("epochs") is not None and given.get("epochs") is not None:
-        values.pop("steps", None) if given.get("steps") is None else None
+    if given["epochs"] is not None and given["steps"] is None:
+        values.pop("steps", None)  # a preset's
     if "rank" in values and "alpha" not in values:
         values["alpha"] = 2.0 * values["rank"]
     recipe = Recipe(**values)
@@ -156,6 +157,8 @@ class _Run:
             )
         if options.curve and options.stage != "sft":
             raise UsageError(f"--curve is for --stage sft, not {options.stage}.")
+        self.drawn_from: str | None = None  # what the control is a sample of
+        self.overlap = 0.0  # share of it that is among ours
         self.processes = int(os.environ.get("WORLD_SIZE", "1"))
         self.main_process = os.environ.get("RANK", "0") == "0"
         self.say: Callable[[str], None] = say if self.main_process else lambda text: None
@@ -163,13 +166,16 @@ class _Run:
 
     def run(self) -> int:
         tasks = evaluate.read_tasks(self.options.tasks)
-        arms, overlap, about = self._arms(tasks)
+        arms = self._arms(tasks)
         methods.prepare()
         self.device = methods.choose_device(self.options.device)
         self.base = methods.find_base(self.options.base)
         self.config = methods.require_causal(self.base)
         self.tokenizer = local_weights.load_tokenizer(self.base)
         self.template = rows.ensure_template(self.tokenizer)
+        if self.options.preset:
+            preset = PRESETS[self.options.preset]
+            self.say("; ".join(filter(None, [f"Preset {self.options.preset}: {preset.source}", preset.unverified])))
         if METHODS[self.recipe.method].cannot:
             self.say(f"Note: {self.recipe.method} {METHODS[self.recipe.method].cannot}.")
         for arm in arms:
@@ -181,7 +187,8 @@ class _Run:
             return self._report_reward()
         found, pages = evaluate.evaluate(
             self.base, self.recipe.method, {arm.name: arm.folder for arm in arms}, tasks, tokenizer=self.tokenizer,
-            device=self.device, control=about, overlap=overlap, new_tokens=self.options.new_tokens, say=self.say,
+            device=self.device, control=self.drawn_from, overlap=self.overlap,
+            new_tokens=self.options.new_tokens, say=self.say,
         )  # fmt: skip
         verdicts.write(self.out, found, pages)
         card.refresh_card(self.out, local_weights.BUNDLED_NAME if self.options.base is None else self.base.name)
@@ -204,8 +211,8 @@ class _Run:
 
     # ---------------------------------------------------------------- what to train on
 
-    def _arms(self, tasks: Sequence[Example]) -> tuple[list[Arm], float, str | None]:
-        """Ours, and the control where there is one; the overlap of the two; and what the control is."""
+    def _arms(self, tasks: Sequence[Example]) -> list[Arm]:
+        """Shares of ours for --curve, ours, and the control where there is one."""
         source = read(self.options.data, self.options.stage)
         self.say(f"{self.options.data}: {len(source.examples)} examples ({source.shape})")
         if source.empty:
@@ -216,11 +223,12 @@ class _Run:
         arms = [*self._shares(ours), Arm(self.out, ours, "ours")]
         control, about = self._control(source.path, ours, tasks)
         if control is None:
-            return arms, 0.0, None
+            return arms
         said = {example.messages for example in ours}
-        overlap = sum(example.messages in said for example in control) / len(control)
-        self.say(f"Control: {len(control)} of {about}; {overlap:.0%} of them are among ours")
-        return [*arms, Arm(self.out / "control", control, "control")], overlap, about
+        self.drawn_from = about
+        self.overlap = sum(example.messages in said for example in control) / len(control)
+        self.say(f"Control: {len(control)} of {about}; {self.overlap:.0%} of them are among ours")
+        return [*arms, Arm(self.out / "control", control, "control")]
 
     def _shares(self, ours: list[Example]) -> list[Arm]:
         """The arms of --curve but the whole: nested samples, each holding the one before."""
@@ -247,7 +255,7 @@ class _Run:
         if self.options.control is not None:
             pool, about = read(Path(self.options.control)).examples, self.options.control
         elif path.is_dir():
-            pool, about = candidates(path), "all candidates, kept or rejected"
+            pool, about = candidates(path)
         else:
             self.say("No --control FILE: the verdict will say nothing about filtering")
             return None, ""
@@ -337,6 +345,10 @@ class _Run:
         shape = estimate.shape_of(self.config)
         tokens, free = batches.at_once * batches.length, estimate.free_memory(self.device)
         wanted = self.options.checkpointing
+        if self.recipe.method == "prefix":  # its keys and values are lost when a layer is computed again
+            if wanted == "on":
+                raise UsageError("--checkpointing on does not go with --method prefix.")
+            wanted = "off"
         on = wanted == "on" or (wanted == "auto" and self.device == "cuda")
         found = estimate.estimate(shape, self.recipe, tokens, checkpointing=on, device=self.device)
         if wanted == "auto" and not on and found.total > free / 2:
@@ -370,6 +382,8 @@ class _Run:
         generation.save_pretrained(arm.folder)
         training.draw_losses(result, arm.folder / "loss.png")
         done: dict[str, Any] = {"result": asdict(result), "audit": asdict(audit)}
+        if arm.name == "control":
+            done |= {"drawn_from": self.drawn_from, "overlap": self.overlap}
         if self.options.stage == "reward":
             done["accuracy"] = trainer.evaluate().get("eval_accuracy") if trainer.eval_dataset else None
         (arm.folder / "trained.json").write_text(
@@ -383,4 +397,5 @@ class _Run:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C does
     sys.exit(main())

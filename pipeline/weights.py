@@ -34,6 +34,7 @@ CONVERSION = 1  # raise it when a conversion writes something else: older ones a
 _SETTINGS = ("config.json", "generation_config.json", "adapter_config.json", "tokenizer_config.json")
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 _TEXTS = (*_TOKENIZERS, "merges.txt", "added_tokens.json", "special_tokens_map.json", "chat_template.jinja")
+_VIRTUAL_TOKENS = {"PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING"}  # peft's kinds that batches cannot be made of
 _PLACES = {"_name_or_path", "name_or_path", "base_model_name_or_path", "is_local", "local_files_only"}
 _PLACES |= {"transformers_version", "peft_version"}
 
@@ -296,6 +297,10 @@ def _put_on_adapter(model: Any, adapter: Path) -> Any:
         from peft import PeftModel
     except ImportError as error:
         raise UsageError(f"{adapter} is an adapter, and reading it needs peft: pip install peft") from error
+    config = _read_json(adapter / "adapter_config.json")
+    if config.get("peft_type") in _VIRTUAL_TOKENS or config.get("task_type") == "SEQ_CLS":
+        kind = "scores answers" if config.get("task_type") == "SEQ_CLS" else "puts trained tokens before the prompt"
+        raise UsageError(f"{adapter} {kind}, so it cannot write here; finetune.run says what such a model is for")
     if (adapter / "generation_config.json").is_file():  # the trainer notes there which tokens end a reply
         from transformers import GenerationConfig
 

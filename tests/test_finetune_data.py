@@ -306,7 +306,8 @@ def run_folder(folder: Path, kept: int, rejected: int) -> Path:
 
 
 def test_the_control_comes_from_all_that_reached_an_output(tmp_path: Path) -> None:
-    pool = candidates(run_folder(tmp_path / "a", kept=6, rejected=4))
+    pool, about = candidates(run_folder(tmp_path / "a", kept=6, rejected=4))
+    assert about == "all candidates, kept or rejected"
     assert sorted(e.question for e in pool) == [f"bad {n}" for n in range(4)] + [f"kept {n}" for n in range(6)]
     assert sample_control(pool, 5, seed=0) == sample_control(pool, 5, seed=0) != sample_control(pool, 5, seed=1)
 
@@ -316,7 +317,9 @@ def test_a_curated_folders_control_comes_from_its_inputs(tmp_path: Path) -> None
     curated = run_folder(tmp_path / "c", 1, 0)
     parents = [open_parent(first).as_json(), open_parent(second).as_json()]
     (curated / "config.json").write_text(json.dumps({"shaping": {}, "parents": parents}), encoding="utf-8")
-    assert {e.question for e in candidates(curated)} == {"kept 0", "kept 1", "kept 2", "kept 3"}
+    pool, about = candidates(curated)
+    assert {e.question for e in pool} == {"kept 0", "kept 1", "kept 2", "kept 3"}
+    assert about == "what it was curated from"
     with (first / "records.jsonl").open("a", encoding="utf-8") as file:
         file.write(record("new", PromptSource(prompt=0, seeds=(), pool=())).model_dump_json() + "\n")
     with pytest.raises(UsageError, match="has changed since"):

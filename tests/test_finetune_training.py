@@ -317,6 +317,11 @@ def test_every_method_goes_all_the_way(method: str, tiny: Path, tasks: Path, tmp
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         assert (out / name).read_bytes() == (tiny / name).read_bytes()
     assert str(tmp_path) not in (out / "README.md").read_text()
+    if not METHODS[method].merges:
+        with pytest.raises(UsageError, match="puts trained tokens before the prompt, so it cannot write here"):
+            weights.load(weights.find(out))
+        with pytest.raises(UsageError, match="cannot be merged"):
+            merging.merge(out, tmp_path / "merged", onto="dequantised", tasks=[])
 
 
 def test_a_tuned_model_has_learnt_and_stops(tiny: Path, tmp_path: Path, tasks: Path) -> None:
@@ -349,6 +354,9 @@ def test_a_run_folder_is_compared_with_a_control(
     assert f"Control: 8 of all candidates, kept or rejected; {verdict['overlap']:.0%}" in said.err
     assert finetune(*arguments) == 0  # all of it is done
     assert "is trained already" in capfd.readouterr().err
+    assert evaluate.main([str(out), "--tasks", str(tasks), "--new-tokens", "2"]) == 0
+    again = json.loads((out / "verdict.json").read_text())
+    assert (again["control"], again["overlap"]) == (verdict["control"], verdict["overlap"])
     assert finetune(*arguments, "--seed", 1) == 2
     assert "seed: 0 -> 1" in capfd.readouterr().err
 
@@ -416,7 +424,10 @@ def test_a_reward_model_puts_the_better_answer_first(
     flags = ["--stage", "reward", "--steps", 20, "--batch", 4, "--learning-rate", 5e-3, "--watch", 0.2]
     assert finetune(data, "--base", tiny, "--out", out, "--tasks", tasks, *flags) == 0
     assert "puts the better answer first in 100% of the pairs" in capfd.readouterr().err
-    assert json.loads((out / "adapter_config.json").read_text())["task_type"] == "SEQ_CLS"
+    assert evaluate.main([str(out), "--tasks", str(tasks)]) == 2
+    assert "is a reward model" in capfd.readouterr().err
+    with pytest.raises(UsageError, match="scores answers, so it cannot write here"):
+        weights.load(weights.find(out))
     assert finetune(data, "--base", tiny, "--stage", "reward", "--method", "prefix", "--plan") == 2
 
 
@@ -531,7 +542,9 @@ def test_chat_answers_and_forgets(tuned: Path) -> None:
 @pytest.mark.slow
 def test_two_processes_train_as_one(tiny: Path, tasks: Path, tmp_path: Path) -> None:
     data, out = write_rows(tmp_path / "data.jsonl", little_rows()), tmp_path / "out"
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "-m", "finetune.run"]
+    # Its --cpu starts one process alone; with --multi_gpu it starts several, and --device cpu keeps them off any GPU.
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--num_machines", "1", "-m", "finetune.run"]
     flags = [
         "--base",
         tiny,
