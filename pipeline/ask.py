@@ -79,6 +79,7 @@ class Ask:
         self._retry_failed = retry_failed
         self._pause_s = pause_s
         self._under_way: dict[str, asyncio.Task[Reply]] = {}
+        self._latest: tuple[Request, tuple[bytes, str]] | None = None
         self._in_flight = 0  # attempts sent and not ended
         self._number = 0  # of the latest attempt sent
         self._answered_number = 0  # the highest number that was answered
@@ -137,7 +138,14 @@ class Ask:
 
     def key(self, request: Request) -> str:
         """The journal key of a request to this model."""
-        return hashlib.sha256(request.body(self.model.identity)).hexdigest()
+        return self._spelled(request)[1]
+
+    def _spelled(self, request: Request) -> tuple[bytes, str]:
+        """Its canonical JSON and its key; remembered for the latest one, whose key is asked first, then its reply."""
+        if self._latest is None or self._latest[0] is not request:
+            body = request.body(self.model.identity)
+            self._latest = request, (body, hashlib.sha256(body).hexdigest())
+        return self._latest[1]
 
     def is_stored(self, request: Request) -> bool:
         """Whether it has an outcome already, so that it costs nothing."""
@@ -145,8 +153,7 @@ class Ask:
 
     async def __call__(self, request: Request, *, retry: bool = True) -> Reply:
         """The reply, stored or new. `retry=False` keeps a stored failure even under --retry-failed."""
-        body = request.body(self.model.identity)
-        key = hashlib.sha256(body).hexdigest()
+        body, key = self._spelled(request)
         self.counts.asked += 1
         reply = _read(await self._journal.outcome(key)) if key in self._journal else None
         if reply is None or (reply.finish_reason == "failed" and self._retry_failed and retry):

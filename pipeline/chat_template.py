@@ -36,10 +36,43 @@ def render_chat(
     :param template_options: further variables for the template, such as {"enable_thinking": False}.
     :raises jinja2.TemplateError: where the template does not take these messages.
     """
+    return _encode_marked(tokenizer, *_render(tokenizer, messages, add_generation_prompt, template_options))
+
+
+def render_answer(
+    tokenizer: Any, messages: Sequence[tuple[str, str]], *, template_options: Mapping[str, Any] | None = None
+) -> tuple[list[int], list[int], bool]:
+    """A conversation that ends with an answer, as (what is given, the answer with what ends it, merged).
+
+    What is given are exactly the ids of `render_chat` for the messages before the answer. `merged` says that a
+    tokenizer which reads both in one go would have joined tokens across that border, so they were read apart.
+
+    :raises ValueError: where the template does not put the answer after what is given.
+    """
+    given_text, found_given, mark_given = _render(tokenizer, messages[:-1], True, template_options)
+    full_text, found, mark = _render(tokenizer, messages, False, template_options)
+    given = _encode_marked(tokenizer, given_text, found_given, mark_given)
+    full = _encode_marked(tokenizer, full_text, found, mark)
+    if full[: len(given)] == given:
+        return given, full[len(given) :], False
+    if mark != mark_given or not full_text.startswith(given_text):
+        raise ValueError("the chat template writes something else before an answer than it asks for one with")
+    return given, _encode_marked(tokenizer, full_text[len(given_text) :], found, mark), True
+
+
+def _render(
+    tokenizer: Any,
+    messages: Sequence[tuple[str, str]],
+    add_generation_prompt: bool,
+    options: Mapping[str, Any] | None,
+) -> tuple[str, list[str], str]:
+    """The conversation as text, the control strings hidden from it, and the mark that stands in for them.
+
+    Each control string in a message becomes "mark number mark" for the rendering, so that the template still sees
+    the message itself (some trim it or look into it), and is put back, as ordinary text, afterwards.
+    """
     controls = _control_strings(tokenizer)
     mark = _unused_mark([content for _, content in messages])
-    # Each control string in a message becomes "mark number mark" for the rendering, so that the template still sees
-    # the message itself (some trim it or look into it), and is put back, as ordinary text, afterwards.
     found: list[str] = []
 
     def hide(match: re.Match[str]) -> str:
@@ -47,7 +80,10 @@ def render_chat(
         return f"{mark}{len(found) - 1}{mark}"
 
     hidden = [{"role": role, "content": controls.sub(hide, replace_surrogates(content))} for role, content in messages]
-    text = _apply_template(tokenizer, hidden, add_generation_prompt, template_options or {})
+    return _apply_template(tokenizer, hidden, add_generation_prompt, options or {}), found, mark
+
+
+def _encode_marked(tokenizer: Any, text: str, found: Sequence[str], mark: str) -> list[int]:
     ids: list[int] = []
     for index, piece in enumerate(text.split(mark)):
         if index % 2 == 0:

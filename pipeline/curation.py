@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import numpy
     from numpy.typing import NDArray
 
-_BATCH = 4096  # records
+_BATCH = 1024  # records
 _SHOW_EVERY_S = 15.0
 
 

@@ -122,10 +122,10 @@ class Benchmark:
 
     def hits(self, records: Iterable[Record]) -> Iterator[tuple[Record, Hit | None]]:
         """Each record with the item it holds, or None, in order."""
-        for batch in batches(records, _BATCH):
-            texts = [text_of(record) for record in batch]
-            shared = self._shared(texts)
-            for place, record in enumerate(batch):
+        with_texts = ((record, text_of(record)) for record in records)
+        for batch in batches(with_texts, _BATCH, lambda pair: len(pair[1])):
+            shared = self._shared([text for _, text in batch])
+            for place, (record, _) in enumerate(batch):
                 yield record, shared.get(place) or self._alike(record)
 
     # ---------------------------------------------------------------- n-grams

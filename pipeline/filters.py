@@ -378,48 +378,6 @@ def links(candidate: Candidate, _: float) -> Found | None:
     return None
 
 
-# what compares records comes last, so that no rejected one displaces a good one
-
-
-@_filter(RECORD, "Self-Instruct: one input, different outputs")
-def contradiction(candidate: Candidate, _: float) -> Found | None:
-    """The same non-empty input with different outputs: all records of that task go, for none can be trusted."""
-    answers: dict[str, str] = {}
-    for sibling in candidate.siblings:
-        if sibling.input and answers.setdefault(sibling.input, sibling.output) != sibling.output:
-            return Found(f"the task answers one input in two ways: {sibling.input[:60]!r}")
-    return None
-
-
-@_filter(RECORD, "ours, after Self-Instruct's exact dedup of instances")
-def repeated_output(candidate: Candidate, _: float) -> Found | None:
-    """A generation task's output given before to another input of the same task; labels may repeat."""
-    record = candidate.record
-    if record.task == "classification":
-        return None
-    for sibling in candidate.siblings:
-        if sibling is record:
-            return None
-        if sibling.output == record.output and sibling.input != record.input:
-            return Found(
-                "the same output as for another input of the task",
-                neighbour=Neighbour(id=sibling.id, text=sibling.output),
-            )
-    return None
-
-
-# the judge, where there is one; its scores are there by now
-
-
-@_filter(RECORD, "AlpaGasus (Chen et al. 2023): the best by a judge beat all", threshold=4)
-def poor(candidate: Candidate, below: float) -> Found | None:
-    """A record that the judge scored below `below`, of 1 to 5; without a judge there is no score, and all pass."""
-    score = candidate.scores.get("judge")
-    if score is None or score >= below:
-        return None
-    return Found(f"the judge gave {score:g} of 5, below {below:g}", score)
-
-
 # ---------------------------------------------------------------- records of Self-QA: pruning and grounding
 
 # What a question that stands alone does not hold: it points at a text, or at something only the text would show.
@@ -504,6 +462,50 @@ def answerable(candidate: Candidate, at_least: float) -> Found | None:
     return Found(
         f"a passage holds {score:.0%} of what it asks about, at least {at_least:.0%}", round(score, 4), neighbour
     )
+
+
+# ---------------------------------------------------------------- records, compared
+
+# what compares records comes last, so that no rejected one displaces a good one
+
+
+@_filter(RECORD, "Self-Instruct: one input, different outputs")
+def contradiction(candidate: Candidate, _: float) -> Found | None:
+    """The same non-empty input with different outputs: all records of that task go, for none can be trusted."""
+    answers: dict[str, str] = {}
+    for sibling in candidate.siblings:
+        if sibling.input and answers.setdefault(sibling.input, sibling.output) != sibling.output:
+            return Found(f"the task answers one input in two ways: {sibling.input[:60]!r}")
+    return None
+
+
+@_filter(RECORD, "ours, after Self-Instruct's exact dedup of instances")
+def repeated_output(candidate: Candidate, _: float) -> Found | None:
+    """A generation task's output given before to another input of the same task; labels may repeat."""
+    record = candidate.record
+    if record.task == "classification":
+        return None
+    for sibling in candidate.siblings:
+        if sibling is record:
+            return None
+        if sibling.output == record.output and sibling.input != record.input:
+            return Found(
+                "the same output as for another input of the task",
+                neighbour=Neighbour(id=sibling.id, text=sibling.output),
+            )
+    return None
+
+
+# the judge, where there is one; its scores are there by now
+
+
+@_filter(RECORD, "AlpaGasus (Chen et al. 2023): the best by a judge beat all", threshold=4)
+def poor(candidate: Candidate, below: float) -> Found | None:
+    """A record that the judge scored below `below`, of 1 to 5; without a judge there is no score, and all pass."""
+    score = candidate.scores.get("judge")
+    if score is None or score >= below:
+        return None
+    return Found(f"the judge gave {score:g} of 5, below {below:g}", score)
 
 
 # ---------------------------------------------------------------- choosing and asking

@@ -33,6 +33,7 @@ Result = TypeVar("Result")
 Operation = Callable[[sqlite3.Connection], object]
 
 LARGEST_GROUP = 256  # operations in one commit
+READ_AHEAD, MOST_AHEAD = 128, 1024  # outcomes read at once; those that wait to be asked for
 # Nothing is owed for an attempt that ended like this: it was refused, or never got through.
 UNPAID = (
     "rate_limit", "server_error", "conflict", "bad_request", "refused_parameter", "endpoint_refused", "unreachable",
@@ -165,6 +166,8 @@ class Journal:
         self._queue: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
         self._opened: Future[object] = Future()
         self._broken: sqlite3.Error | None = None  # why nothing more is written
+        self._ahead: dict[str, Stored] = {}
+        self._reading: asyncio.Task[None] | None = None
         self._stored: set[bytes] = set()
         self._requested: set[bytes] = set()
         self._thread = threading.Thread(target=self._work, name="journal", daemon=True)
@@ -188,16 +191,32 @@ class Journal:
         return bytes.fromhex(key) in self._stored
 
     async def outcome(self, key: str) -> Stored:
-        """The outcome of a request that is `in` the journal."""
+        """The outcome of a request that is `in` the journal.
 
-        def read(connection: sqlite3.Connection) -> Stored:
-            row = connection.execute(
-                "SELECT a.raw, o.reader, a.outcome FROM outcomes o JOIN attempts a ON a.id = o.attempt WHERE o.key = ?",
-                (key,),
-            ).fetchone()
-            return Stored(*row)
+        Replay asks in about the order in which replies came, so the next ones are read along: a hop to the thread
+        costs more than the reading.
+        """
+        while (stored := self._ahead.pop(key, None)) is None:
+            if self._reading is None:
+                self._reading = asyncio.ensure_future(self._read_ahead(key))
+            await asyncio.shield(self._reading)
+        return stored
 
-        return await self._submit(read)
+    async def _read_ahead(self, key: str) -> None:
+        def read(connection: sqlite3.Connection) -> list[tuple[str, bytes, str, str]]:
+            query = (
+                "SELECT o.key, a.raw, o.reader, a.outcome FROM attempts a JOIN outcomes o ON o.attempt = a.id"
+                " AND o.key = a.key WHERE a.id >= (SELECT attempt FROM outcomes WHERE key = ?) ORDER BY a.id LIMIT ?"
+            )
+            return connection.execute(query, (key, READ_AHEAD)).fetchall()
+
+        try:
+            for found, raw, reader, ended in await self._submit(read):
+                self._ahead[found] = Stored(raw, reader, ended)
+        finally:
+            self._reading = None
+        while len(self._ahead) > MOST_AHEAD:
+            del self._ahead[next(iter(self._ahead))]
 
     async def begin_attempt(self, key: str, body: bytes, *, model: str, most_tokens: tuple[int, int]) -> int:
         """Write down that a request is about to be sent; `body` is its canonical JSON. Returns the attempt's id.
@@ -240,6 +259,7 @@ class Journal:
         await self._submit(write, writes=True)
         if settles is not None:
             self._stored.add(bytes.fromhex(settles[0]))
+            self._ahead.pop(settles[0], None)
 
     async def refuse_parameter(self, endpoint: str, model: str, parameter: str) -> None:
         """Remember that an endpoint does not take a parameter for a model."""

@@ -16,7 +16,6 @@ with 4 %. Every candidate is then compared exactly, so that LSH can miss a pair 
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -91,7 +90,7 @@ def band_keys(texts: Iterable[str]) -> NDArray[numpy.uint32]:
     """One row a text: the hash of each band of its signature. 4,096 texts are in memory at a time."""
     import numpy as np
 
-    rows = [_keys(batch) for batch in batches(texts, _BATCH)]
+    rows = [_keys(batch) for batch in batches(texts, _BATCH, len)]
     return np.concatenate(rows) if rows else np.zeros((0, BANDS), np.uint32)
 
 
@@ -130,39 +129,74 @@ def find_near_duplicates(
     import numpy as np
 
     places = np.asarray(ranked, np.int64)
-    shared = _shared(keys[places])
-    buckets: dict[int, list[int]] = {}  # band << 32 | key -> kept places
+    buckets = _Buckets(keys[places])
     lost: dict[int, Match] = {}
-    for rank in np.flatnonzero(shared.any(axis=1)):
-        place = int(places[rank])
-        names = [int(band) << 32 | int(keys[place, band]) for band in np.flatnonzero(shared[rank])]
-        met = Counter(other for name in names for other in buckets.get(name, ()))
+    for row in buckets.shared_rows():
+        place = int(places[row])
         best: Match | None = None
-        own = fingerprint_of(place) if met else None
-        for other, _ in met.most_common(_MOST_COMPARED):
-            assert own is not None
+        own: Fingerprint | None = None
+        for other_row in buckets.met(row):
+            own = own or fingerprint_of(place)
+            other = int(places[other_row])
             alike = similarity(own, fingerprint_of(other))
             if alike >= threshold and (best is None or alike > best.similarity):
                 best = Match(other, alike)
-        if best is not None:
+        if best is None:
+            buckets.keep(row)
+        else:
             lost[place] = best
-            continue
-        for name in names:
-            bucket = buckets.setdefault(name, [])
-            if len(bucket) < _MOST_IN_BUCKET:
-                bucket.append(place)
     return lost
 
 
-def _shared(keys: NDArray[numpy.uint32]) -> NDArray[numpy.bool_]:
-    """Which bands of which rows another row has too. Most have none, and are never looked at again."""
-    import numpy as np
+class _Buckets:
+    """Which kept rows share a band with a row. In memory: 4 bytes a band and row, 8 more where the band is shared."""
 
-    shared = np.zeros(keys.shape, bool)
-    for band in range(keys.shape[1]):
-        order = np.argsort(keys[:, band], kind="stable")
-        column = keys[order, band]
-        same = column[1:] == column[:-1]
-        shared[order[1:][same], band] = True
-        shared[order[:-1][same], band] = True
-    return shared
+    def __init__(self, keys: NDArray[numpy.uint32]) -> None:
+        import numpy as np
+
+        self._buckets = np.full(keys.shape, -1, np.int32)  # of each row and band; -1 where no other row has its key
+        sizes, number = [], 0
+        for band in range(keys.shape[1]):
+            order = np.argsort(keys[:, band], kind="stable")
+            column = keys[order, band]
+            begins = np.flatnonzero(np.concatenate([[True], column[1:] != column[:-1]])[: len(column)])
+            its_sizes = np.diff(np.append(begins, len(column)))
+            its_numbers = np.where(its_sizes > 1, number + np.cumsum(its_sizes > 1) - 1, -1)
+            self._buckets[order, band] = np.repeat(its_numbers, its_sizes)
+            sizes.append(np.minimum(its_sizes[its_sizes > 1], _MOST_IN_BUCKET))
+            number += len(sizes[-1])
+        self._begins = np.concatenate([[0], np.cumsum(np.concatenate(sizes))]) if sizes else np.zeros(1, np.int64)
+        self._filled = np.zeros(number, np.int32)
+        self._rows = np.zeros(int(self._begins[-1]), np.int32)  # the kept ones, bucket after bucket
+
+    def shared_rows(self) -> list[int]:
+        """The rows that share a band with any other. Most have none, and are never looked at again."""
+        import numpy as np
+
+        rows: list[int] = np.flatnonzero((self._buckets >= 0).any(axis=1)).tolist()
+        return rows
+
+    def met(self, row: int) -> list[int]:
+        """The kept rows that share most bands with a row."""
+        import numpy as np
+
+        buckets = self._of(row)
+        begins, filled = self._begins[buckets], self._filled[buckets]
+        parts = [self._rows[b : b + n] for b, n in zip(begins.tolist(), filled.tolist(), strict=True) if n]
+        if not parts:
+            return []
+        rows, times = np.unique(np.concatenate(parts), return_counts=True)
+        most: list[int] = rows[np.argsort(-times, kind="stable")[:_MOST_COMPARED]].tolist()
+        return most
+
+    def keep(self, row: int) -> None:
+        """Put a row into its buckets, where these have room."""
+        buckets = self._of(row)
+        ends = self._begins[buckets] + self._filled[buckets]
+        room = ends < self._begins[buckets + 1]
+        self._rows[ends[room]] = row
+        self._filled[buckets[room]] += 1
+
+    def _of(self, row: int) -> NDArray[numpy.int32]:
+        buckets: NDArray[numpy.int32] = self._buckets[row]
+        return buckets[buckets >= 0]

@@ -109,7 +109,7 @@ def _imported(row: Row, parent: Parent, where: str) -> Record:
 
 
 def _language(text: str) -> str:
-    """ "zh" or "en", by script; "und" where the letters are neither. Languages in Latin letters are all taken for "en"."""
+    """ "zh" or "en", by script; "und" where it is neither. Languages in Latin letters are all taken for "en"."""
     found = language_of(text)
     letters = [char for char in text if char.isalpha()]
     return "und" if found == "en" and 2 * sum(map(str.isascii, letters)) < len(letters) else found

@@ -83,7 +83,7 @@ class DerivedFiles:
     def __enter__(self) -> DerivedFiles:
         for name in ("records", "rejected"):
             with _storage_errors(self._folder):
-                self._parts[name] = self._part(name).open("w", encoding="utf-8")
+                self._parts[name] = self._part(name).open("w", encoding="utf-8", buffering=2**18)
         return self
 
     def __exit__(self, *_: object) -> None:

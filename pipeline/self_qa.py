@@ -37,6 +37,7 @@ from pipeline.parsing import Unreadable, read_items, read_value
 from pipeline.prompts import Prompts
 from pipeline.records import DocumentSource, Neighbour, Quote, Record, Rejection, Stage, content_id, make_record
 from pipeline.run import Made, Outlook
+from pipeline.self_qa_examples import DECLINES, STYLES
 from pipeline.self_qa_requests import SHORTEST_QUESTION, RequestWriter, evidence_of, questions_wanted
 from pipeline.settings import GeneratorSettings, setting
 from pipeline.text import count_words, one_line, replace_surrogates
@@ -75,7 +76,7 @@ class SelfQA:
         self._max_tokens = settings.max_tokens or (MAX_TOKENS_BUNDLED if settings.model is None else MAX_TOKENS)
         languages = LANGUAGES if settings.language == "auto" else (settings.language,)
         self._prompts = {language: Prompts(language, settings.prompts) for language in languages}
-        self._styles = {language: read_style(settings.style, self._prompts[language]) for language in languages}
+        self._styles = {language: read_style(settings.style, language) for language in languages}
         self._writer = RequestWriter(
             self._prompts,
             self._styles,
@@ -212,9 +213,7 @@ class SelfQA:
     async def _decline(self, trail: Trail, question: str) -> Made:
         """A question that should have no answer here, declined; with the passage that comes nearest to one."""
         assert self._corpus is not None
-        trail = trail.branch()
-        trail.prompts |= self._prompts[trail.language].hashes("self_qa_decline")
-        ways = self._prompts[trail.language].text("self_qa_decline").splitlines()
+        ways = DECLINES[trail.language]
         way = ways[int(content_id("decline", question), 16) % len(ways)]
         score, chunk = self._corpus.nearest(question)
         nearest = (score, Neighbour(id=chunk.id, text=one_line(chunk.text)[:300])) if chunk else None
@@ -351,10 +350,10 @@ def source_of(chunk: Chunk, quotes: Sequence[Quote] = ()) -> DocumentSource:
     )
 
 
-def read_style(path: Path | None, prompts: Prompts) -> str:
+def read_style(path: Path | None, language: str) -> str:
     """The text of --style, or the shipped one."""
     if path is None:
-        return prompts.text("self_qa_style")
+        return STYLES[language]
     try:
         text = path.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:

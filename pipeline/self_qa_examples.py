@@ -1,5 +1,7 @@
 """One worked example a language for Self-QA's prompts: shown as an earlier turn, it teaches a small model the form.
 
+And the default style of answers, and the ways to decline.
+
 The same for every request, so that servers can cache it. The words are ours.
 """
 
@@ -76,5 +78,25 @@ API_EXAMPLES = {
         questions=("我明天要在奥斯陆拍照，想在不联网的情况下知道天什么时候亮。",),
         quotes=(),
         answer=_SUNRISE_CALL,
+    ),
+}
+
+STYLES = {
+    "en": "plain and factual; as short as a complete answer can be",
+    "zh": "平实、准确；在完整的前提下尽量简短",
+}
+
+DECLINES = {
+    "en": (
+        "I cannot answer that: the documentation I know does not cover it.",
+        "My sources say nothing about it, so I would rather not guess.",
+        "That is outside of what I have reliable information on, and I will not make an answer up.",
+        "I do not have this information. The maintainers or the official documentation would be the place to ask.",
+    ),
+    "zh": (
+        "这一点我掌握的资料没有涉及，无法回答。",
+        "我的资料里没有相关内容，不便猜测。",
+        "这超出了我有可靠依据的范围，我不会编造答案。",
+        "我没有这方面的信息，建议查阅官方资料或向负责人员咨询。",
     ),
 }

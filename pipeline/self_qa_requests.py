@@ -22,10 +22,10 @@ ASKING_TEMPERATURE, ANSWERING_TEMPERATURE = 0.7, 0.0  # diverse questions, faith
 TOKENS_A_QUESTION = 40  # a chunk is asked for one question for each so many tokens it holds, at most --per-chunk
 SHORTEST_QUESTION = 3  # words; what is no longer is not asked for an answer
 MOST_QUOTES = 4  # of an answer
-TEMPLATES = {  # mode -> the template for questions, and the one for answers
+TEMPLATES: dict[str, tuple[str, ...]] = {  # mode -> the template for questions, and the one for answers
     "closed": ("self_qa_questions", "self_qa_answer"),
     "open": ("self_qa_questions", "self_qa_answer"),
-    "refuse": ("self_qa_refusals", "self_qa_decline"),
+    "refuse": ("self_qa_refusals",),
     "api": ("self_qa_api_tasks", "self_qa_api_call"),
 }
 
@@ -50,7 +50,7 @@ class RequestWriter:
         self._temperature, self._top_p, self._extra = temperature, top_p, extra
 
     @property
-    def templates(self) -> tuple[str, str]:
+    def templates(self) -> tuple[str, ...]:
         """The names of the templates for questions and for answers."""
         return TEMPLATES[self._mode]
 
@@ -71,9 +71,10 @@ class RequestWriter:
             else {"type": "array", "items": {"type": "string"}, "maxItems": MOST_QUOTES}
         )
         example = self._example(language)
-        shown = {"question": example.questions[0]}, _json({"quotes": example.quotes, "answer": example.answer})
+        style = {"style": self._styles[language]}
+        shown = {"question": example.questions[0], **style}, _json({"quotes": example.quotes, "answer": example.answer})
         schema = object_schema({"quotes": quotes, "answer": {"type": "string"}})
-        values = {"question": question, "style": self._styles[language]}
+        values = {"question": question, **style}
         return self._request(chunk, language, "self_qa_answer", values, shown, schema, ANSWERING_TEMPERATURE)
 
     def call(self, chunk: Chunk, language: str, question: str) -> Request:

@@ -13,9 +13,9 @@ any run is one subtraction and one multiplication, so that numpy does a whole ba
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import chain
 from typing import TYPE_CHECKING, TypeVar
 
 from pipeline.novelty import tokens
@@ -29,7 +29,8 @@ Item = TypeVar("Item")
 _BASE = 0x9E3779B97F4A7C15  # odd, so that it has an inverse modulo 2**64
 _INVERSE = pow(_BASE, -1, 2**64)
 _MIX = 0xFF51AFD7ED558CCD
-_MOST_WORDS = 1_000_000  # remembered, some 150 MB
+_MOST_WORDS = 1_000_000  # remembered, some 120 MB
+_MOST_CHARACTERS = 8_000_000  # of a batch
 _FIRST_CJK = "\u3005"  # novelty.tokens makes a word of each single character from here on
 
 
@@ -114,8 +115,15 @@ def window_hashes(
     return Windows(hashes, starts.astype(np.uint64), first.astype(np.uint64), offsets.astype(np.uint64))
 
 
-def batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
-    """Lists of up to `size` items, in order."""
-    iterator = iter(items)
-    while batch := list(islice(iterator, size)):
+def batches(items: Iterable[Item], size: int, length: Callable[[Item], int] | None = None) -> Iterator[list[Item]]:
+    """Lists of up to `size` items, in order; with `length`, shorter ones where the items are long."""
+    batch: list[Item] = []
+    total = 0
+    for item in items:
+        batch.append(item)
+        total += length(item) if length is not None else 0
+        if len(batch) == size or total >= _MOST_CHARACTERS:
+            yield batch
+            batch, total = [], 0
+    if batch:
         yield batch

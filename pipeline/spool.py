@@ -16,7 +16,7 @@ from types import TracebackType
 from pipeline.errors import StorageError
 from pipeline.records import Record
 
-_REMEMBERED = 2048  # records read back last
+_REMEMBERED = 512  # records read back last
 
 
 class Spool:

@@ -34,6 +34,7 @@ CONVERSION = 1  # raise it when a conversion writes something else: older ones a
 _SETTINGS = ("config.json", "generation_config.json", "adapter_config.json", "tokenizer_config.json")
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 _TEXTS = (*_TOKENIZERS, "merges.txt", "added_tokens.json", "special_tokens_map.json", "chat_template.jinja")
+_VIRTUAL_TOKENS = {"PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING"}  # peft's kinds that batches cannot be made of
 _PLACES = {"_name_or_path", "name_or_path", "base_model_name_or_path", "is_local", "local_files_only"}
 _PLACES |= {"transformers_version", "peft_version"}
 
@@ -195,7 +196,7 @@ def load(weights: Weights) -> tuple[Any, Any]:
     if weights.adapter is not None:
         model = _put_on_adapter(model, weights.adapter)
         if _has_tokenizer(weights.adapter):
-            tokenizer = _load_tokenizer(weights.adapter)
+            tokenizer = load_tokenizer(weights.adapter)
     return model.to(device).eval(), tokenizer
 
 
@@ -278,10 +279,10 @@ def _load_directory(directory: Path) -> tuple[Any, Any]:
     if info["missing_keys"]:  # transformers would fill them with random numbers and go on
         missing = sorted(info["missing_keys"])
         raise UsageError(f"{directory} is incomplete: {len(missing)} weights are missing, {missing[0]} among them")
-    return model, _load_tokenizer(directory)
+    return model, load_tokenizer(directory)
 
 
-def _load_tokenizer(directory: Path) -> Any:
+def load_tokenizer(directory: Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
@@ -296,6 +297,14 @@ def _put_on_adapter(model: Any, adapter: Path) -> Any:
         from peft import PeftModel
     except ImportError as error:
         raise UsageError(f"{adapter} is an adapter, and reading it needs peft: pip install peft") from error
+    config = _read_json(adapter / "adapter_config.json")
+    if config.get("peft_type") in _VIRTUAL_TOKENS or config.get("task_type") == "SEQ_CLS":
+        kind = "scores answers" if config.get("task_type") == "SEQ_CLS" else "puts trained tokens before the prompt"
+        raise UsageError(f"{adapter} {kind}, so it cannot write here; finetune.run says what such a model is for")
+    if (adapter / "generation_config.json").is_file():  # the trainer notes there which tokens end a reply
+        from transformers import GenerationConfig
+
+        model.generation_config = GenerationConfig.from_pretrained(adapter, local_files_only=True)
     try:
         with warnings.catch_warnings(
             category=FutureWarning, action="ignore"

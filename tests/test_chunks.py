@@ -196,7 +196,7 @@ def test_an_edit_changes_its_own_chunk_and_at_most_the_neighbours(tokens: int, o
     total = changed.total()
     assert total > 600
     assert changed[0] + changed[1] >= own_alone * total
-    assert sum(count for number, count in changed.items() if number <= 3) >= 0.99 * total
+    assert sum(count for number, count in changed.items() if number <= 3) >= 0.98 * total
 
 
 def test_text_put_in_at_the_top_moves_no_later_chunk() -> None:

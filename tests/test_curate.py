@@ -463,12 +463,10 @@ def test_a_signal_leaves_things_as_they_were(tmp_path: Path, number: signal.Sign
     pipe = tmp_path / "x.jsonl"
     os.mkfifo(pipe)
     command = [sys.executable, "-m", "pipeline.curate", str(pipe), "--out", str(tmp_path / "c")]
-    with subprocess.Popen(
-        [*command, "--semantic-duplicates", "off"], cwd=ROOT, stderr=subprocess.PIPE, text=True
-    ) as process:
-        with pipe.open("w"):  # opens once the command reads
-            process.send_signal(number)
-            _, said = process.communicate(timeout=60)
+    process = subprocess.Popen([*command, "--semantic-duplicates", "off"], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    with process, pipe.open("w"):  # opens once the command reads
+        process.send_signal(number)
+        _, said = process.communicate(timeout=60)
     assert process.returncode == 130
     assert said == "Interrupted; what was there before is as it was.\n"
     assert [path.name for path in tmp_path.iterdir()] == ["x.jsonl"]

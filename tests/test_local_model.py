@@ -108,7 +108,7 @@ async def bundled() -> AsyncIterator[LocalModel]:
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Any:
-    return weights._load_tokenizer(weights.transformers_directory(weights.bundled()))
+    return weights.load_tokenizer(weights.transformers_directory(weights.bundled()))
 
 
 def ask(text: str, max_tokens: int = 24, **settings: Any) -> Request:

@@ -29,7 +29,7 @@ from pipeline.near_duplicates import (
 )
 from pipeline.novelty import tokens
 from pipeline.records import FileSource, Record, make_record
-from pipeline.shingles import window_hashes, words_of
+from pipeline.shingles import batches, window_hashes, words_of
 
 ROOT = Path(__file__).parents[1]
 
@@ -213,3 +213,9 @@ def test_a_short_text_is_one_window_if_wanted() -> None:
 def test_the_fast_words_are_the_same_words(text: str) -> None:
     fast, plain = window_hashes([words_of(text)], mass=1), window_hashes([tokens(text)], mass=1)
     assert fast.hashes.tolist() == plain.hashes.tolist()
+
+
+def test_batches_are_shorter_where_texts_are_long() -> None:
+    assert [len(batch) for batch in batches(["x"] * 10, 4, len)] == [4, 4, 2]
+    assert [len(batch) for batch in batches(["x" * 3_000_000] * 7, 4, len)] == [3, 3, 1]
+    assert list(batches([], 4)) == []

@@ -18,6 +18,7 @@ from pipeline.extraction import READERS
 from pipeline.records import DocumentSource, Record, Rejection
 from pipeline.run_folder import read_records
 from pipeline.self_qa import main
+from pipeline.self_qa_examples import DECLINES
 from tests.fake_server import FakeServer
 
 DATA = Path(os.environ.get("INSTRUCTLOOP_DATA", Path(__file__).parent.parent.parent / "shared" / "data"))
@@ -349,9 +350,7 @@ def test_mode_refuse_declines_and_needs_no_second_request(server: FakeServer, do
     assert self_qa(server, out, docs, "--mode", "refuse") == 0
     records = list(read_records(out))
     assert len(server.ledger()) == sum(row["chunks"] for row in summary_of(out)["documents"].values())
-    ways = {
-        way for folder in ("en", "zh") for way in Path(f"prompts/{folder}/self_qa_decline.md").read_text().splitlines()
-    }
+    ways = {way for ways in DECLINES.values() for way in ways}
     assert records
     assert all(record.output in ways for record in records)
 
@@ -392,3 +391,17 @@ def test_retrieval_tells_what_the_corpus_answers_from_what_it_does_not() -> None
     corpus = Corpus(chunks_of(DATA / "docs_en") + chunks_of(DATA / "docs_zh"))
     assert [question for question in ANSWERED if corpus.nearest(question)[0] < 0.5] == []
     assert [question for question in UNANSWERED if corpus.nearest(question)[0] >= 0.5] == []
+
+
+def test_the_plan_sends_nothing_and_knows_what_will_be_sent(
+    server: FakeServer, docs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert self_qa(server, out, docs, "--mode", "refuse", "--plan", "--json") == 0
+    planned = json.loads(capsys.readouterr().out)["requests"]
+    assert not server.ledger()
+    self_qa(server, out, docs, "--mode", "refuse")
+    assert len(server.ledger()) == planned > 0
+    capsys.readouterr()
+    assert self_qa(server, out, docs, "--mode", "refuse", "--plan", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["requests"] == 0

@@ -67,9 +67,7 @@ def main() -> None:
             memory, outcomes, seconds = asyncio.run(run(Path(scratch), server, calls))
         lines = read_ledger(ledger)
         whole = Counter(line["key"] for line in lines if line["answered"] and line["fault"] is None)
-    print(
-        "| calls | attempts | faulty | outcomes stored | replies asked twice | MB after a tenth | MB at the end | calls/s |"
-    )
+    print("| calls | attempts | faulty | outcomes | replies asked twice | MB after a tenth | MB at the end | calls/s |")
     print("|---|---|---|---|---|---|---|---|")
     faulty = sum(line["fault"] is not None for line in lines)
     twice = sum(number > 1 for number in whole.values())

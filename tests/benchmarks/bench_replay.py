@@ -41,7 +41,7 @@ def main() -> None:
             seconds.append(time.perf_counter() - started)
         assert (folder / "records.jsonl").read_bytes() == before
     print(
-        "| replay | calls in the journal | records | seconds, best of three | requests sent | bar |\n|---|---|---|---|---|---|"
+        "| replay | calls stored | records | seconds, best of three | requests sent | bar |\n|---|---|---|---|---|---|"
     )
     print(
         f"| Self-Instruct, all filters | {sent} | {target} | {min(seconds):.2f} | 0 (offline) | 3 s for 10,000 calls |"

@@ -32,9 +32,7 @@ def main() -> None:
     print(f"| `import pipeline` | {best_of_seven('-c', 'import pipeline'):.2f} | 0.3 |")
     for name in COMMANDS:
         if (ROOT / "pipeline" / f"{name}.py").exists():
-            print(
-                f"| `python -m pipeline.{name} --help` | {best_of_seven('-m', f'pipeline.{name}', '--help'):.2f} | 0.5 |"
-            )
+            print(f"| `pipeline.{name} --help` | {best_of_seven('-m', f'pipeline.{name}', '--help'):.2f} | 0.5 |")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,200 @@
+"""The verdict: base, control and ours on tasks that none of them was trained on.
+
+    python -m finetune.evaluate outputs/self_instruct-tuned
+    python -m finetune.evaluate outputs/A-tuned --control outputs/B-tuned --tasks my_tasks.jsonl
+
+`finetune.run` ends with this; run it again for other tasks or another control. Writes verdict.json and verdict.html
+into the first folder and says one sentence. Tasks are rows in any shape that `finetune.run` reads; without --tasks
+the forty of finetune/heldout.jsonl.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from finetune import verdict as verdicts
+from finetune.data import HELD_OUT, Example, read
+from finetune.measure import Loss, Reply, answer_losses, mean_loss, plain_text_loss, scores, write_answers
+from finetune.methods import METHODS, choose_device, keep_gradients_right, load_base, prepare, quiet
+from finetune.rows import encode, stop_ids
+from pipeline import weights as local_weights
+from pipeline.errors import DONE, Interrupted, StopRun, UsageError
+
+NEW_TOKENS = 48
+
+
+@dataclass(frozen=True, slots=True)
+class Tuned:
+    """What a folder of `finetune.run` holds, and what it stands on."""
+
+    folder: Path
+    base: Path
+    method: str
+
+    @classmethod
+    def at(cls, folder: Path) -> Tuned:
+        """Read a folder.
+
+        :raises UsageError: where it is no model or its base is not here.
+        """
+        found = local_weights.find(folder)
+        run = folder / "run.json"
+        noted = json.loads(run.read_text(encoding="utf-8")) if run.is_file() else {}
+        if noted.get("stage") == "reward":
+            raise UsageError(f"{folder} is a reward model: it scores answers and writes none.")
+        method = noted.get("recipe", {}).get("method") or ("lora" if found.adapter else "full")
+        return cls(folder, local_weights.transformers_directory(found), method)
+
+
+def arms(base: Path, method: str, device: str, folders: dict[str, Path]) -> Iterator[tuple[str, Any]]:
+    """(name, model) of the base and of each folder, one after the other; the base is loaded once for all adapters."""
+    from peft import PeftModel
+
+    if method == "full":
+        for name, directory in {"base": base, **folders}.items():
+            yield name, load_base(directory, "full", device).eval()
+        return
+    model = load_base(base, method, device).eval()
+    yield "base", model
+    for name, folder in folders.items():
+        with quiet():
+            if isinstance(model, PeftModel):
+                model.load_adapter(str(folder), name)
+            else:
+                model = PeftModel.from_pretrained(model, str(folder), adapter_name=name)
+        model.set_adapter(name)
+        keep_gradients_right(model)
+        yield name, model.eval()
+
+
+def evaluate(
+    base: Path,
+    method: str,
+    folders: dict[str, Path],
+    tasks: Sequence[Example],
+    *,
+    tokenizer: Any,
+    device: str,
+    control: str | None,
+    overlap: float,
+    new_tokens: int,
+    say: Callable[[str], None],
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The verdict, and every task with all answers.
+
+    :param folders: "ours", and "control" where there is one.
+    :param control: what the control was trained on; None: there is none.
+    """
+    measures: dict[str, dict[str, Any]] = {}
+    losses: dict[str, list[Loss]] = {}
+    replies: dict[str, list[Reply]] = {}
+    for name, model in arms(base, method, device, folders):
+        say(f"Measuring {name} on {len(tasks)} tasks")
+        stops = stop_ids(tokenizer, model.generation_config)
+        rows, audit = encode(tokenizer, tasks, stops=stops, max_length=sys.maxsize)
+        if len(rows) != len(tasks):
+            raise UsageError(f"{audit.unfit} of the {len(tasks)} tasks do not fit the chat template.")
+        losses[name] = answer_losses(model, rows)
+        replies[name] = write_answers(model, tokenizer, tasks, stops=stops, max_new_tokens=new_tokens)
+        measures[name] = {
+            "answer_loss": mean_loss(losses[name]),
+            **scores(tasks, replies[name]),
+            "plain_text_loss": plain_text_loss(model, tokenizer),
+        }
+    found = verdicts.judge(measures, losses, control=control, overlap=overlap)
+    pages = [
+        {
+            "question": task.question,
+            "wanted": task.answer,
+            "losses": {name: losses[name][number].nats / max(1, losses[name][number].tokens) for name in losses},
+            "answers": {name: replies[name][number].text for name in replies},
+        }
+        for number, task in enumerate(tasks)
+    ]
+    return found, pages
+
+
+def read_tasks(path: Path | None) -> list[Example]:
+    """The held-out tasks, ours or a file's."""
+    return read(path or HELD_OUT).examples
+
+
+# ---------------------------------------------------------------- the command
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    try:
+        return _run(_parse(argv))
+    except StopRun as stop:
+        say(str(stop))
+        return stop.exit_code
+    except KeyboardInterrupt:
+        return Interrupted.exit_code
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m finetune.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("tuned", type=Path, help="a folder that finetune.run wrote")
+    parser.add_argument(
+        "--control", type=Path, metavar="DIR", help="another one, trained on what ours is compared with"
+    )
+    parser.add_argument("--tasks", type=Path, metavar="FILE", help="held-out tasks [finetune/heldout.jsonl]")
+    parser.add_argument(
+        "--new-tokens", type=int, default=NEW_TOKENS, metavar="N", help=f"an answer's most [{NEW_TOKENS}]"
+    )
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--json", action="store_true", help="print verdict.json on stdout")
+    return parser.parse_args(argv)
+
+
+def _run(options: argparse.Namespace) -> int:
+    tasks = read_tasks(options.tasks)
+    prepare()
+    ours = Tuned.at(options.tuned)
+    folders = {"ours": ours.folder}
+    about, overlap = str(options.control), 0.0
+    if options.control is None and (ours.folder / "control" / "trained.json").is_file():
+        options.control = ours.folder / "control"
+        about, overlap = _noted(ours.folder)
+    if options.control is not None:
+        other = Tuned.at(options.control)
+        if (other.base, METHODS[other.method].four_bit) != (ours.base, METHODS[ours.method].four_bit):
+            raise UsageError(
+                f"{other.folder} stands on another base than {ours.folder}, so the two say nothing of the data."
+            )
+        folders["control"] = other.folder
+    tokenizer = local_weights.load_tokenizer(ours.folder)
+    found, pages = evaluate(
+        ours.base, ours.method, folders, tasks, tokenizer=tokenizer, device=choose_device(options.device),
+        control=about if options.control else None, overlap=overlap,
+        new_tokens=options.new_tokens, say=say,
+    )  # fmt: skip
+    verdicts.write(ours.folder, found, pages)
+    for line in verdicts.describe(found):
+        say(line)
+    if options.json:
+        print(json.dumps(found, ensure_ascii=False))
+    return DONE
+
+
+def _noted(folder: Path) -> tuple[str, float]:
+    """What the control that `finetune.run` trained was drawn from, and its overlap with ours."""
+    noted = json.loads((folder / "control" / "trained.json").read_text(encoding="utf-8"))
+    return str(noted["drawn_from"]), float(noted["overlap"])
+
+
+def say(text: str) -> None:
+    """A line for people, on stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,401 @@
+"""Train on what was kept, and say whether it helped.
+
+    python -m finetune.run                              the shipped sample, on the bundled model
+    python -m finetune.run outputs/self_instruct        a run folder: adapter, control, verdict
+    python -m finetune.run data.jsonl --base DIR        Alpaca, ShareGPT, messages, prompt and completion, ChatGLM
+    python -m finetune.run DATA --plan                  what it would train on and take, then stop
+    accelerate launch --multi_gpu --num_processes 2 -m finetune.run DATA
+
+QLoRA as published, on the CPU or a GPU. Before the first step it shows what is learnt and what it will take; after
+the last it measures base, control and ours on tasks none was trained on, and says one sentence. The same command
+goes on after a kill. For a run folder the control is a sample of the same size from everything that reached an
+output, kept or rejected; for a file, --control names one, or nothing is said about filtering.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import os
+import shlex
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from finetune import card, estimate, evaluate, methods, rows, training
+from finetune import verdict as verdicts
+from finetune.data import SAMPLE, Example, candidates, hash_examples, read, sample_control, split, without_held_out
+from finetune.evaluate import say
+from finetune.methods import METHODS, PRESETS, TOKENIZER_FILES, Recipe
+from pipeline import weights as local_weights
+from pipeline.errors import DONE, Interrupted, StopRun, UsageError
+
+WATCHED_SHARE = 0.1
+STAGES = ("sft", "pretrain", "dpo", "reward")
+PIECE = 512  # tokens of a document, and half of a preference pair's, unless --max-length says otherwise
+LIBRARIES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    options = _parse(argv)
+    again = shlex.join(["python", "-m", "finetune.run", *(sys.argv[1:] if argv is None else argv)])
+    try:
+        if "list" in (options.method, options.preset):
+            print(methods.describe_methods() if options.method == "list" else methods.describe_presets())
+            return DONE
+        return _Run(options, again).run()
+    except StopRun as stop:
+        say(str(stop))
+        return stop.exit_code
+    except KeyboardInterrupt:
+        say(f"Interrupted. Go on from the last checkpoint with: {again}")
+        return Interrupted.exit_code
+
+
+# ---------------------------------------------------------------- options
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m finetune.run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("data", nargs="?", type=Path, default=SAMPLE, help="a run folder or a file [the shipped sample]")
+    add("--base", metavar="DIR|HUB_ID", help="the model to start from [the bundled one]")
+    add("--out", type=Path, metavar="DIR", help="where it all goes [outputs/NAME-tuned]")
+    add("--control", metavar="FILE|none", help="a file to compare with; none: no control")
+    add("--tasks", type=Path, metavar="FILE", help="held-out tasks [finetune/heldout.jsonl]")
+    add(
+        "--new-tokens", type=int, default=evaluate.NEW_TOKENS, metavar="N", help="an answer's most, in the verdict [48]"
+    )
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="[auto: a GPU where there is one]")
+    add("--stage", choices=STAGES, default="sft", help="pretrain: on plain documents; dpo, reward: on preference pairs")
+    add("--curve", metavar="25,50,100", help="train on these shares too, in percent: would more data still help?")
+    add("--seed", type=int, default=0, metavar="N")
+    add(
+        "--watch",
+        type=float,
+        default=WATCHED_SHARE,
+        metavar="SHARE",
+        help="of the rows, held out to stop early by [0.1]",
+    )
+    add(
+        "--checkpointing",
+        choices=("auto", "on", "off"),
+        default="auto",
+        help="[auto: on a GPU, or where memory is short]",
+    )
+    numbers = parser.add_argument_group("the recipe (a preset's numbers first, then what is given here)")
+    number = numbers.add_argument
+    number("--preset", choices=(*PRESETS, "list"), help="a published recipe")
+    number("--method", choices=(*METHODS, "list"), help="[qlora]")
+    number("--epochs", type=float, metavar="X", help="[3]")
+    number("--steps", type=int, metavar="N", help="instead of epochs")
+    number("--batch", type=int, metavar="N", help="records a step [16]")
+    number("--learning-rate", type=float, metavar="X", help="[the method's]")
+    number("--rank", type=int, metavar="N", help="of the adapter [16]")
+    number("--alpha", type=float, metavar="X", help="[twice the rank]")
+    number("--dropout", type=float, metavar="X", help="[0.05]")
+    number("--max-length", type=int, metavar="N", help="longer rows are dropped [their 99th percentile]")
+    number("--packing", action=argparse.BooleanOptionalAction, default=None, help="several rows to a sequence [yes]")
+    number("--neftune", type=float, metavar="ALPHA", help="noise on embeddings while training")
+    number("--rslora", action=argparse.BooleanOptionalAction, default=None, help="scale by the root of the rank")
+    switches = parser.add_argument_group("switches")
+    switches.add_argument("--plan", action="store_true", help="audit and estimate, then stop")
+    switches.add_argument("--force", action="store_true", help="train even where memory will not do")
+    switches.add_argument("--log", action="store_true", help="write TensorBoard files too")
+    switches.add_argument("--json", action="store_true", help="print verdict.json on stdout")
+    return parser.parse_args(argv)
+
+
+def recipe_of(options: argparse.Namespace) -> Recipe:
+    """The recipe: defaults, then the preset's numbers, then the flags.
+
+    :raises UsageError: for numbers that make no sense.
+    """
+    preset = PRESETS[options.preset].numbers if options.preset else {}
+    given = {field.name: getattr(options, field.name, None) for field in fields(Recipe)}
+    values = {**preset, **{name: value for name, value in given.items() if value is not None}}
+    if given["epochs"] is not None and given["steps"] is None:
+        values.pop("steps", None)  # a preset's
+    if "rank" in values and "alpha" not in values:
+        values["alpha"] = 2.0 * values["rank"]
+    recipe = Recipe(**values)
+    for name in ("batch", "rank", "epochs", "rate", "steps", "max_length"):
+        value = getattr(recipe, name)
+        if value is not None and value <= 0:
+            raise UsageError(f"--{name.replace('_', '-')} is {value}, and must be above 0.")
+    if not 0 <= options.watch < 1:
+        raise UsageError(f"--watch is {options.watch}: a share of the rows, from 0 to below 1.")
+    return recipe
+
+
+# ---------------------------------------------------------------- the run
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """One training run of the comparison: what on, and where to."""
+
+    folder: Path
+    examples: list[Example]
+    name: str
+
+
+class _Run:
+    def __init__(self, options: argparse.Namespace, again: str) -> None:
+        self.options, self.again = options, again
+        self.recipe = recipe_of(options)
+        if options.stage == "reward" and not METHODS[self.recipe.method].merges:
+            raise UsageError(
+                f"--stage reward trains by lora, qlora, dora, adalora or full, not by {self.recipe.method}."
+            )
+        if options.curve and options.stage != "sft":
+            raise UsageError(f"--curve is for --stage sft, not {options.stage}.")
+        self.drawn_from: str | None = None  # what the control is a sample of
+        self.overlap = 0.0  # share of it that is among ours
+        self.processes = int(os.environ.get("WORLD_SIZE", "1"))
+        self.main_process = os.environ.get("RANK", "0") == "0"
+        self.say: Callable[[str], None] = say if self.main_process else lambda text: None
+        self.out: Path = options.out or Path("outputs") / f"{options.data.name.split('.')[0]}-tuned"
+
+    def run(self) -> int:
+        tasks = evaluate.read_tasks(self.options.tasks)
+        arms = self._arms(tasks)
+        methods.prepare()
+        self.device = methods.choose_device(self.options.device)
+        self.base = methods.find_base(self.options.base)
+        self.config = methods.require_causal(self.base)
+        self.tokenizer = local_weights.load_tokenizer(self.base)
+        self.template = rows.ensure_template(self.tokenizer)
+        if self.options.preset:
+            preset = PRESETS[self.options.preset]
+            self.say("; ".join(filter(None, [f"Preset {self.options.preset}: {preset.source}", preset.unverified])))
+        if METHODS[self.recipe.method].cannot:
+            self.say(f"Note: {self.recipe.method} {METHODS[self.recipe.method].cannot}.")
+        for arm in arms:
+            if not self._train(arm):
+                return DONE
+        if not self.main_process:
+            return DONE
+        if self.options.stage == "reward":
+            return self._report_reward()
+        found, pages = evaluate.evaluate(
+            self.base, self.recipe.method, {arm.name: arm.folder for arm in arms}, tasks, tokenizer=self.tokenizer,
+            device=self.device, control=self.drawn_from, overlap=self.overlap,
+            new_tokens=self.options.new_tokens, say=self.say,
+        )  # fmt: skip
+        verdicts.write(self.out, found, pages)
+        card.refresh_card(self.out, local_weights.BUNDLED_NAME if self.options.base is None else self.base.name)
+        for line in verdicts.describe(found):
+            say(line)
+        if self.options.json:
+            print(json.dumps(found, ensure_ascii=False))
+        say(f"All about it: {self.out / 'verdict.html'}")
+        say(f"Next: python -m finetune.chat {self.out}, or make data with it: --model {self.out}")
+        return DONE
+
+    def _report_reward(self) -> int:
+        """A reward model says no answers; what counts is how often it puts the better one first."""
+        accuracy = json.loads((self.out / "trained.json").read_text(encoding="utf-8"))["accuracy"]
+        if accuracy is None:
+            say("Too few pairs to hold any back: how often it puts the better answer first was not measured")
+        else:
+            say(f"It puts the better answer first in {accuracy:.0%} of the pairs it did not learn from")
+        return DONE
+
+    # ---------------------------------------------------------------- what to train on
+
+    def _arms(self, tasks: Sequence[Example]) -> list[Arm]:
+        """Shares of ours for --curve, ours, and the control where there is one."""
+        source = read(self.options.data, self.options.stage)
+        self.say(f"{self.options.data}: {len(source.examples)} examples ({source.shape})")
+        if source.empty:
+            self.say(f"{source.empty} rows have no answer and are left out")
+        ours = self._without_held_out(source.examples, tasks, "examples")
+        if not ours:
+            raise UsageError("Every example collides with a held-out task, so there is nothing to train on.")
+        arms = [*self._shares(ours), Arm(self.out, ours, "ours")]
+        control, about = self._control(source.path, ours, tasks)
+        if control is None:
+            return arms
+        said = {example.messages for example in ours}
+        self.drawn_from = about
+        self.overlap = sum(example.messages in said for example in control) / len(control)
+        self.say(f"Control: {len(control)} of {about}; {self.overlap:.0%} of them are among ours")
+        return [*arms, Arm(self.out / "control", control, "control")]
+
+    def _shares(self, ours: list[Example]) -> list[Arm]:
+        """The arms of --curve but the whole: nested samples, each holding the one before."""
+        if self.options.curve is None:
+            return []
+        try:
+            shares = sorted({int(part) for part in self.options.curve.split(",")} - {100})
+        except ValueError:
+            shares = [0]
+        counts = [len(ours) * share // 100 for share in shares]
+        if not shares or shares[0] <= 0 or shares[-1] > 100 or counts[0] == 0:
+            raise UsageError(
+                f"--curve {self.options.curve}: percentages, say 25,50,100, that leave at least one record."
+            )
+        shuffled = sample_control(ours, len(ours), self.options.seed)
+        return [
+            Arm(self.out / "curve" / str(share), shuffled[:count], f"{share} %")
+            for share, count in zip(shares, counts, strict=True)
+        ]
+
+    def _control(self, path: Path, ours: list[Example], tasks: Sequence[Example]) -> tuple[list[Example] | None, str]:
+        if self.options.control == "none" or self.options.stage != "sft":
+            return None, ""
+        if self.options.control is not None:
+            pool, about = read(Path(self.options.control)).examples, self.options.control
+        elif path.is_dir():
+            pool, about = candidates(path)
+        else:
+            self.say("No --control FILE: the verdict will say nothing about filtering")
+            return None, ""
+        pool = self._without_held_out(pool, tasks, "control's candidates")
+        if {example.messages for example in pool} <= {example.messages for example in ours}:
+            self.say(
+                "Nothing was rejected, so a control would be the same rows: the verdict says nothing about filtering"
+            )
+            return None, ""
+        if len(pool) < len(ours):
+            raise UsageError(
+                f"The control has {len(pool)} rows and ours {len(ours)}: a fair one has as many. Use --control none."
+            )
+        return sample_control(pool, len(ours), self.options.seed), about
+
+    def _without_held_out(self, examples: list[Example], tasks: Sequence[Example], what: str) -> list[Example]:
+        kept = without_held_out(examples, tasks)
+        if len(kept) < len(examples):
+            self.say(f"{len(examples) - len(kept)} of the {what} collide with held-out tasks and are left out")
+        return kept
+
+    # ---------------------------------------------------------------- one arm
+
+    def _train(self, arm: Arm) -> bool:
+        """Train an arm, unless its folder says it is done. False: --plan asked only for what stands before."""
+        recipe, stage = self.recipe, self.options.stage
+        learn, watch = split(arm.examples, self.options.watch, self.options.seed)
+        encoded, audit = self._encode(learn, recipe.max_length)
+        rows.check(audit)
+        watched, _ = self._encode(watch, audit.max_length) if watch else ([], None)
+        for line in rows.describe(audit) if arm.name == "ours" else rows.describe(audit)[:3]:
+            self.say(line)
+        packing = recipe.packing and stage in ("sft", "pretrain")
+        batches = self._plan(encoded, audit, packing)
+        checkpointing = self._estimate(batches)
+        if self.options.plan:
+            return False
+        if self.main_process:
+            self._settle(arm, audit)
+        if (arm.folder / "trained.json").is_file():
+            self.say(f"{arm.folder} is trained already")
+            return True
+        model = methods.load_base(self.base, recipe.method, self.device, stage)
+        if packing:
+            packing, why_not = training.can_pack(model, recipe, encoded)
+            if not packing:
+                self.say(f"No packing: {why_not}")
+                batches = self._plan(encoded, audit, packing)
+        if stage != "reward":
+            self._say_time(estimate.seconds_a_token(model, encoded, batches.length), encoded, batches)
+        setup = training.Setup(
+            arm.folder, self.device, self.options.seed, stage, packing, checkpointing, self.options.log
+        )
+        trainer, result = training.train(model, self.tokenizer, encoded, watched, recipe, batches, setup, self.say)
+        if self.main_process:
+            self._save(arm, trainer, result, audit)
+        return True
+
+    def _encode(self, examples: Sequence[Example], max_length: int | None) -> tuple[Any, rows.Audit]:
+        """Rows (or pairs) of examples, as the stage wants them, and their audit."""
+        stops = rows.stop_ids(self.tokenizer, methods.generation_config(self.base))
+        longest = getattr(self.config.get_text_config(decoder=True), "max_position_embeddings", None)
+        if self.options.stage == "pretrain":
+            return rows.encode_documents(self.tokenizer, examples, max_length or min(PIECE, longest or PIECE))
+        if self.options.stage in ("dpo", "reward"):
+            most = max_length or min(2 * PIECE, longest or 2 * PIECE)
+            return rows.encode_pairs(self.tokenizer, examples, stops=stops, max_length=most, template=self.template)
+        return rows.encode(
+            self.tokenizer, examples, stops=stops, max_length=max_length, longest=longest, template=self.template
+        )
+
+    def _plan(self, encoded: Any, audit: rows.Audit, packing: bool) -> training.Batches:
+        return training.plan(
+            encoded, self.recipe, audit.max_length, packing=packing, device=self.device, processes=self.processes
+        )
+
+    def _say_time(self, a_token: float, encoded: Any, batches: training.Batches) -> None:
+        a_record = sum(row.length for row in encoded) / len(encoded)
+        seconds = a_token * a_record * batches.steps * self.recipe.batch / self.processes
+        self.say(
+            f"Time: about {seconds / 60:.1f} minutes for {batches.steps} steps,"
+            f" at {1 / a_token:.0f} tokens/s (measured on one micro-batch)"
+        )
+
+    def _estimate(self, batches: training.Batches) -> bool:
+        """Say what it will take, refuse what will not fit; returns whether to use gradient checkpointing."""
+        shape = estimate.shape_of(self.config)
+        tokens, free = batches.at_once * batches.length, estimate.free_memory(self.device)
+        wanted = self.options.checkpointing
+        if self.recipe.method == "prefix":  # its keys and values are lost when a layer is computed again
+            if wanted == "on":
+                raise UsageError("--checkpointing on does not go with --method prefix.")
+            wanted = "off"
+        on = wanted == "on" or (wanted == "auto" and self.device == "cuda")
+        found = estimate.estimate(shape, self.recipe, tokens, checkpointing=on, device=self.device)
+        if wanted == "auto" and not on and found.total > free / 2:
+            on = True
+            found = estimate.estimate(shape, self.recipe, tokens, checkpointing=on, device=self.device)
+        self.say(estimate.describe(found, free, self.device))
+        if not self.options.force:
+            estimate.require_room(found, shape, self.recipe, tokens, checkpointing=on, device=self.device, free=free)
+        return on
+
+    def _settle(self, arm: Arm, audit: rows.Audit) -> None:
+        """Note what the run is made of, and refuse a folder begun with something else."""
+        versions = {name: importlib.metadata.version(name) for name in LIBRARIES}
+        training.fingerprint(arm.folder, {
+            "data": hash_examples(arm.examples), "examples": len(arm.examples), "recipe": asdict(self.recipe),
+            "stage": self.options.stage,
+            "base": local_weights.find(self.base).identity, "seed": self.options.seed, "watch": self.options.watch,
+            "max_length": audit.max_length, "processes": self.processes, "device": self.device, "versions": versions,
+        })  # fmt: skip
+
+    def _save(self, arm: Arm, trainer: Any, result: training.Result, audit: rows.Audit) -> None:
+        """The adapter (or model), the base's own tokenizer files, and last of all trained.json: all is there."""
+        trainer.model.save_pretrained(arm.folder)
+        for name in TOKENIZER_FILES:
+            if (self.base / name).is_file():
+                shutil.copyfile(self.base / name, arm.folder / name)
+        if self.template != rows.OWN_TEMPLATE:
+            (arm.folder / "chat_template.jinja").write_text(self.tokenizer.chat_template, encoding="utf-8")
+        generation = methods.generation_config(self.base)
+        generation.eos_token_id = rows.stop_ids(self.tokenizer, generation)
+        generation.save_pretrained(arm.folder)
+        training.draw_losses(result, arm.folder / "loss.png")
+        done: dict[str, Any] = {"result": asdict(result), "audit": asdict(audit)}
+        if arm.name == "control":
+            done |= {"drawn_from": self.drawn_from, "overlap": self.overlap}
+        if self.options.stage == "reward":
+            done["accuracy"] = trainer.evaluate().get("eval_accuracy") if trainer.eval_dataset else None
+        (arm.folder / "trained.json").write_text(
+            json.dumps(done, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
+        shutil.rmtree(arm.folder / "checkpoints", ignore_errors=True)
+        self.say(
+            f"{arm.name}: {result.steps} steps in {result.seconds:.0f} s, {result.tokens_per_second:.0f} tokens/s;"
+            f" saved in {arm.folder}"
+        )
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C does
+    sys.exit(main())

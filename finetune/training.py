@@ -1,0 +1,329 @@
+"""One training run through trl's SFTTrainer: rows in, an adapter in a folder out.
+
+What is ours: how records become packs, the probe that packs stay apart, progress lines, and a resume that refuses
+other data. Everything else is the library's.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from finetune.methods import METHODS, Recipe, adapter_config, keep_gradients_right, quiet
+from finetune.rows import IGNORED, Pair, Row
+
+PACK_LENGTH = {"cpu": 512, "cuda": 2048}
+# A micro-batch's, padding included. On a CPU packs of 250 to 500 tokens were fastest, and 1,000 an eighth slower: its
+# attention works through the whole block mask.
+TOKENS_AT_ONCE = {"cpu": 512, "cuda": 8192}
+EVALUATIONS = 10  # at most, over the run; a checkpoint is written with each
+PATIENCE = 3  # evaluations without a better loss before the run ends
+PROBES = 4  # pairs of rows that are packed to see whether they stay apart
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a training run ended with."""
+
+    steps: int
+    seconds: float
+    tokens_per_second: float
+    losses: list[tuple[int, float]]
+    watched: list[tuple[int, float]]
+    best_step: int | None
+    stopped_early: bool
+    packed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Batches:
+    """How rows become steps."""
+
+    length: int  # of a pack, or the longest row
+    at_once: int  # packs or rows a micro-batch
+    accumulate: int  # micro-batches a step
+    steps: int
+
+
+def plan(
+    rows: Sequence[Row] | Sequence[Pair],
+    recipe: Recipe,
+    max_length: int,
+    *,
+    packing: bool,
+    device: str,
+    processes: int = 1,
+) -> Batches:
+    """Micro-batches and steps such that a step sees about `recipe.batch` records, packed or not."""
+    tokens = sum(row.length for row in rows)
+    length = max(max_length, PACK_LENGTH[device]) if packing else max_length
+    if packing:
+        units = math.ceil(tokens / length)
+        a_step = max(1, round(recipe.batch * units / len(rows)))
+    else:
+        units, a_step = len(rows), recipe.batch
+    a_step = max(1, math.ceil(min(a_step, units) / processes))
+    at_once = max(1, min(a_step, TOKENS_AT_ONCE[device] // length))
+    accumulate = math.ceil(a_step / at_once)
+    an_epoch = max(1, math.ceil(units / (at_once * accumulate * processes)))
+    return Batches(length, at_once, accumulate, recipe.steps or math.ceil(an_epoch * recipe.epochs))
+
+
+def packs_stay_apart(model: Any, rows: Sequence[Row]) -> bool:
+    """Whether a row packed behind another has the loss it has alone: a model with masks of its own may fail this.
+
+    Rounding moves a loss too, so the difference is held against what seeing the other row does to it.
+    """
+    import torch
+
+    def loss(ids: list[int], labels: list[int], positions: list[int]) -> float:
+        at = {"device": model.device}
+        place = {"position_ids": torch.tensor([positions], **at), "use_cache": False}  # as the trainer calls it
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([ids], **at), **place).logits
+        wanted = torch.tensor(labels[1:], **at)
+        return float(torch.nn.functional.cross_entropy(logits[0, :-1].float(), wanted, ignore_index=IGNORED))
+
+    def count(row: Row) -> list[int]:
+        return list(range(len(row.input_ids)))
+
+    was_training = model.training
+    model.eval()
+    by_length = sorted(rows, key=lambda row: len(row.input_ids))[-2 * PROBES :]
+    noise = seen = 0.0
+    for first, second in zip(by_length[::2], by_length[1::2], strict=False):
+        ids = first.input_ids + second.input_ids
+        labels = [IGNORED] * (len(first.input_ids) + 1) + second.labels[1:]
+        alone = loss(second.input_ids, second.labels, count(second))
+        noise += abs(loss(ids, labels, count(first) + count(second)) - alone)
+        seen += abs(loss(ids, labels, list(range(len(ids)))) - alone)
+    model.train(was_training)
+    return noise < max(1e-3 * PROBES, seen / 4)
+
+
+# ---------------------------------------------------------------- the run
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """Where and how a run trains, beside its recipe."""
+
+    folder: Path
+    device: str
+    seed: int
+    stage: str = "sft"  # sft, pretrain, dpo or reward
+    packing: bool = False
+    checkpointing: bool = False
+    log: bool = False  # for TensorBoard
+
+
+def train(
+    model: Any,
+    tokenizer: Any,
+    rows: Sequence[Row] | Sequence[Pair],
+    watched: Sequence[Row] | Sequence[Pair],
+    recipe: Recipe,
+    batches: Batches,
+    setup: Setup,
+    say: Callable[[str], None],
+) -> tuple[Any, Result]:
+    """Train, from the folder's last checkpoint if there is one. The trainer's model has the best weights."""
+    from datasets import Dataset
+    from transformers import EarlyStoppingCallback, PrinterCallback
+    from transformers.trainer_utils import get_last_checkpoint
+
+    checkpoints = setup.folder / "checkpoints"
+    last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
+    sets = [Dataset.from_list([row.features(setup.stage) for row in part]) for part in (rows, watched) if part]
+    with quiet():
+        trainer = trainer_of(setup.stage)(
+            model=model,
+            args=_arguments(recipe, batches, setup, watch=bool(watched)),
+            train_dataset=sets[0],
+            eval_dataset=sets[1] if watched else None,
+            processing_class=tokenizer,
+            peft_config=adapter_config(recipe, model, batches.steps, setup.stage),
+            callbacks=[_progress(say)],
+        )
+        trainer.remove_callback(PrinterCallback)
+        if watched:
+            trainer.add_callback(EarlyStoppingCallback(PATIENCE))
+        if recipe.method == "adalora":
+            trainer.add_callback(_allocate_ranks())
+        keep_gradients_right(trainer.model)
+        if last:
+            say(f"Going on from {Path(last).name}")
+        started = time.monotonic()
+        trainer.train(resume_from_checkpoint=last)
+    return trainer, _result(trainer, batches, time.monotonic() - started, setup.packing)
+
+
+def trainer_of(stage: str) -> Any:
+    """The library's trainer for a stage."""
+    from trl import DPOTrainer, RewardTrainer, SFTTrainer
+
+    class RenderedDPOTrainer(DPOTrainer):  # type: ignore[misc]
+        """Takes the ids our renderer made; the library's own would render the texts again, in its way."""
+
+        def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
+            return dataset
+
+    return {"dpo": RenderedDPOTrainer, "reward": RewardTrainer}.get(stage, SFTTrainer)
+
+
+def _arguments(recipe: Recipe, batches: Batches, setup: Setup, *, watch: bool) -> Any:
+    """The trainer's settings. Every one that differs from the library's default is here."""
+    from trl import DPOConfig, RewardConfig, SFTConfig
+
+    often = max(1, math.ceil(batches.steps / EVALUATIONS))
+    cpu = setup.device == "cpu"
+    kind = {"dpo": DPOConfig, "reward": RewardConfig}.get(setup.stage, SFTConfig)
+    packs = {"packing": setup.packing, "packing_strategy": "bfd", "eval_packing": False} if kind is SFTConfig else {}
+    return kind(
+        **packs,
+        output_dir=str(setup.folder / "checkpoints"),
+        max_steps=batches.steps,
+        per_device_train_batch_size=batches.at_once,
+        per_device_eval_batch_size=batches.at_once,
+        gradient_accumulation_steps=batches.accumulate,
+        learning_rate=recipe.rate,
+        lr_scheduler_type=recipe.schedule,
+        lr_scheduler_kwargs={"min_lr_rate": 0.1} if recipe.schedule == "cosine_with_min_lr" else None,
+        warmup_steps=recipe.warmup,
+        optim=recipe.optimizer or ("adamw_torch_fused" if cpu else "paged_adamw_8bit"),
+        weight_decay=recipe.weight_decay,
+        adam_beta2=recipe.beta2,
+        max_grad_norm=recipe.clip,
+        neftune_noise_alpha=recipe.neftune,
+        max_length=batches.length,
+        pad_to_multiple_of=None if cpu else 8,
+        train_sampling_strategy="group_by_length" if recipe.group_by_length and not setup.packing else "random",
+        bf16=recipe.method != "full" or not cpu,
+        use_cpu=cpu,
+        dataloader_pin_memory=not cpu,
+        gradient_checkpointing=setup.checkpointing,
+        seed=setup.seed,
+        logging_steps=max(1, math.ceil(batches.steps / 50)),
+        logging_first_step=True,
+        report_to=["tensorboard"] if setup.log else "none",
+        disable_tqdm=True,
+        eval_strategy="steps" if watch else "no",
+        eval_steps=often,
+        save_strategy="steps",
+        save_steps=often,
+        save_total_limit=2,
+        load_best_model_at_end=watch,
+        metric_for_best_model="loss" if watch else None,
+    )
+
+
+def _progress(say: Callable[[str], None]) -> Any:
+    """A callback: one line whenever the trainer logs."""
+    from transformers import TrainerCallback
+
+    class Progress(TrainerCallback):  # type: ignore[misc]  # the libraries are untyped
+        started = 0.0
+        tokens_before = 0.0
+
+        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            self.started, self.first_step = time.monotonic(), state.global_step
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
+            if not state.is_world_process_zero:
+                return
+            seconds, done = time.monotonic() - self.started, state.global_step - self.first_step
+            if "eval_loss" in logs:
+                say(f"step {state.global_step} of {state.max_steps} · loss on the watched rows {logs['eval_loss']:.4f}")
+            elif "loss" in logs:
+                left = seconds / max(1, done) * (state.max_steps - state.global_step)
+                rate = logs.get("num_tokens", 0.0) / seconds if self.first_step == 0 and seconds else 0.0
+                speed = f" · {rate:.0f} tokens/s" if rate else ""
+                say(
+                    f"step {state.global_step} of {state.max_steps} · loss {logs['loss']:.4f}{speed}"
+                    f" · about {left:.0f} s left"
+                )
+
+    return Progress()
+
+
+def _allocate_ranks() -> Any:
+    """A callback without which AdaLoRA never prunes a rank: neither peft nor the trainer calls it."""
+    from transformers import TrainerCallback
+
+    class AllocateRanks(TrainerCallback):  # type: ignore[misc]
+        def on_optimizer_step(self, args: Any, state: Any, control: Any, model: Any, **_: Any) -> None:
+            model.base_model.update_and_allocate(state.global_step + 1)  # gradients are still there
+
+    return AllocateRanks()
+
+
+def _result(trainer: Any, batches: Batches, seconds: float, packing: bool) -> Result:
+    history = trainer.state.log_history
+    losses = [(entry["step"], entry["loss"]) for entry in history if "loss" in entry]
+    watched = [(entry["step"], entry["eval_loss"]) for entry in history if "eval_loss" in entry]
+    tokens = max((entry.get("num_tokens", 0.0) for entry in history), default=0.0)
+    best = trainer.state.best_model_checkpoint
+    return Result(
+        steps=trainer.state.global_step,
+        seconds=seconds,
+        tokens_per_second=tokens / seconds if seconds else 0.0,
+        losses=losses,
+        watched=watched,
+        best_step=int(Path(best).name.rpartition("-")[2]) if best else None,
+        stopped_early=trainer.state.global_step < batches.steps,
+        packed=packing,
+    )
+
+
+def can_pack(model: Any, recipe: Recipe, rows: Sequence[Row]) -> tuple[bool, str]:
+    """Whether to pack, and why not if not."""
+    if not recipe.packing:
+        return False, "it was not asked for"
+    if not METHODS[recipe.method].merges:
+        return False, f"{recipe.method} puts its tokens before a sequence, and a pack holds several"
+    if len(rows) < 2:
+        return False, "there is only one row"
+    if not packs_stay_apart(model, rows):
+        return False, "this model lets packed rows see each other"
+    return True, ""
+
+
+def draw_losses(result: Result, path: Path) -> None:
+    """loss.png: what was learnt from, and what was watched."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 4))
+    for label, points in (("training", result.losses), ("watched rows", result.watched)):
+        if points:
+            axes.plot(*zip(*points, strict=True), marker=".", label=label)
+    axes.set(xlabel="step", ylabel="loss (nats a token)")
+    axes.legend()
+    figure.savefig(path, dpi=120, bbox_inches="tight")
+    pyplot.close(figure)
+
+
+def fingerprint(folder: Path, now: dict[str, Any]) -> None:
+    """Refuse a folder begun with other data or settings; otherwise note these.
+
+    :raises UsageError: naming what differs.
+    """
+    from pipeline.errors import UsageError
+
+    path = folder / "run.json"
+    now = json.loads(json.dumps(now))
+    if path.is_file():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        changed = [name for name in (*now, *before) if now.get(name) != before.get(name)]
+        if changed:
+            listed = "; ".join(f"{name}: {before.get(name)} -> {now.get(name)}" for name in dict.fromkeys(changed))
+            raise UsageError(f"{folder} was begun with something else ({listed}). Use another --out, or remove it.")
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(now, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,156 @@
+"""Better, worse, or cannot tell: one measure, fixed beforehand, decides.
+
+It is the loss of the answers against the control's, per token over all tasks, paired by task; its 95 % interval
+comes from resampling tasks. Clear of 0, it says better or worse; else nothing can be told. ROUGE-L, BLEU, exact
+match, stop rate, length and forgetting stand beside it and decide nothing.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from finetune.measure import Loss
+
+RESAMPLES = 10_000
+FEWEST_TASKS = 10  # below, an interval from resampling says little
+
+
+def paired_interval(ours: Sequence[Loss], other: Sequence[Loss], seed: int = 0) -> tuple[float, float, float]:
+    """(difference, low, high) of the losses in nats a token, ours minus the other's: below 0, ours is better.
+
+    Tasks are resampled whole, both models' losses together, so what makes a task hard cancels out.
+    """
+    import numpy as np
+
+    difference = np.array([a.nats - b.nats for a, b in zip(ours, other, strict=True)])
+    counts = np.array([loss.tokens for loss in ours], dtype=float)
+    drawn = np.random.default_rng(seed).multinomial(len(counts), [1 / len(counts)] * len(counts), size=RESAMPLES)
+    means = (drawn @ difference) / (drawn @ counts)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(difference.sum() / counts.sum()), float(low), float(high)
+
+
+def decide(low: float, high: float) -> str:
+    """ "better", "worse" or "cannot tell", from the interval of the difference in loss."""
+    return "better" if high < 0 else "worse" if low > 0 else "cannot tell"
+
+
+def judge(
+    arms: dict[str, dict[str, Any]], losses: dict[str, list[Loss]], *, control: str | None, overlap: float
+) -> dict[str, Any]:
+    """The verdict of a set of arms: "base", "ours", and "control" where there is one.
+
+    :param arms: for each arm its measures, JSON-ready.
+    :param control: what the control was trained on, for the sentence; None: there is none.
+    :param overlap: the share of the control's rows that ours was trained on too.
+    """
+    against = "control" if control else "base"
+    difference, low, high = paired_interval(losses["ours"], losses[against])
+    curve = _curve(losses)
+    said = decide(low, high) if len(losses["ours"]) >= FEWEST_TASKS else "cannot tell"
+    return {
+        "verdict": said,
+        "against": against,
+        "control": control,
+        "overlap": overlap if control else None,
+        "difference_nats": difference,
+        "interval_95": [low, high],
+        "tasks": len(losses["ours"]),
+        "about_filtering": said if control else None,
+        "sentence": _sentence(said, against, control, difference, low, high, len(losses["ours"])),
+        "curve": curve,
+        "arms": arms,
+    }
+
+
+def _curve(losses: dict[str, list[Loss]]) -> dict[str, Any] | None:
+    """What the last step up in data did, where there are arms named by their share: would more still help?"""
+    shares = sorted((int(name.removesuffix(" %")) for name in losses if name.endswith(" %")), reverse=True)
+    if not shares:
+        return None
+    difference, low, high = paired_interval(losses["ours"], losses[f"{shares[0]} %"])
+    said = {
+        "better": "lowered the loss: more data would probably still help",
+        "worse": "raised the loss: more data of this kind would probably not help",
+        "cannot tell": "changed the loss by no more than chance may: whether more data would help cannot be told",
+    }[decide(low, high)]
+    return {
+        "from_percent": shares[0],
+        "difference_nats": difference,
+        "interval_95": [low, high],
+        "sentence": f"Going from {shares[0]} % to all of the data {said}"
+        f" ({difference:+.4f} nats a token, {low:+.4f} to {high:+.4f}).",
+    }
+
+
+def _sentence(
+    said: str, against: str, control: str | None, difference: float, low: float, high: float, tasks: int
+) -> str:
+    numbers = f"answer loss {difference:+.4f} nats a token, 95 % interval {low:+.4f} to {high:+.4f}, {tasks} tasks"
+    if against == "control":
+        return {
+            "better": f"Better: these data beat as many rows of {control} ({numbers}).",
+            "worse": f"Worse: as many rows of {control} would have taught more ({numbers}).",
+            "cannot tell": f"Cannot tell whether these data beat as many rows of {control} ({numbers}).",
+        }[said]
+    outcome = {
+        "better": "training lowered the loss on held-out tasks",
+        "worse": "training raised the loss on held-out tasks",
+        "cannot tell": "whether training helped on held-out tasks cannot be told",
+    }[said]
+    return f"Without a control nothing is said about filtering; against the base, {outcome} ({numbers})."
+
+
+# ---------------------------------------------------------------- for people
+
+_COLUMNS = (
+    ("answer loss", "answer_loss", ".4f"), ("ROUGE-L", "rouge_l", ".1f"), ("BLEU", "bleu", ".1f"),
+    ("exact match", "exact_match", ".0%"), ("stops", "stop_rate", ".0%"), ("empty", "empty_rate", ".0%"),
+    ("tokens", "mean_tokens", ".0f"), ("plain-text loss", "plain_text_loss", ".4f"),
+)  # fmt: skip
+
+
+def table(arms: dict[str, dict[str, Any]]) -> list[list[str]]:
+    """The measures of all arms, as rows of cells with a header."""
+    rows = [["", *(title for title, _, _ in _COLUMNS)]]
+    for name, arm in arms.items():
+        cells = ["–" if arm.get(key) is None else format(arm[key], form) for _, key, form in _COLUMNS]
+        rows.append([name, *cells])
+    return rows
+
+
+def describe(verdict: dict[str, Any]) -> list[str]:
+    """The verdict in lines: the table, then the sentence."""
+    rows = table(verdict["arms"])
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    return [*lines, *([verdict["curve"]["sentence"]] if verdict["curve"] else []), verdict["sentence"]]
+
+
+def write(folder: Path, verdict: dict[str, Any], tasks: Sequence[dict[str, Any]]) -> None:
+    """verdict.json, and verdict.html with every task's answers side by side."""
+    (folder / "verdict.json").write_text(json.dumps(verdict, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    rows = table(verdict["arms"])
+    head = "".join(f"<th>{html.escape(cell)}</th>" for cell in rows[0])
+    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows[1:])
+    names = [name for name in verdict["arms"] if tasks and name in tasks[0]["answers"]]
+    shown = "".join(
+        f"<section><h3>{html.escape(task['question'])}</h3><dl><dt>wanted</dt><dd>{html.escape(task['wanted'])}</dd>"
+        + "".join(f"<dt>{name}</dt><dd>{html.escape(task['answers'][name])}</dd>" for name in names)
+        + "</dl></section>"
+        for task in tasks
+    )
+    page = (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Verdict</title><style>'
+        "body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}"
+        "table{border-collapse:collapse}td,th{padding:.3rem .7rem;text-align:right;border-bottom:1px solid #8886}"
+        "h3,dd{white-space:pre-wrap}h3{font-size:1rem}dt{color:#777}section{border-top:1px solid #8886}"
+        "@media(prefers-color-scheme:dark){body{background:#111;color:#ddd}}</style></head><body>"
+        f"<h1>{html.escape(verdict['verdict'].capitalize())}</h1><p>{html.escape(verdict['sentence'])}</p>"
+        f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table><h2>Answers</h2>{shown}</body></html>\n"
+    )
+    (folder / "verdict.html").write_text(page, encoding="utf-8")

@@ -1,0 +1,115 @@
+"""The verdict's arithmetic: intervals, decisions, metrics.
+
+python -m pytest tests/test_finetune_verdict.py
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("rouge_score", reason="the trainer needs the extra: pip install -e .[local,train]")
+pytest.importorskip("sacrebleu", reason="the trainer needs the extra: pip install -e .[local,train]")
+
+from finetune.data import Example
+from finetune.measure import Loss, Reply, mean_loss, rouge_l, scores
+from finetune.verdict import decide, describe, judge, paired_interval, write
+
+
+def task(question: str, answer: str, kind: str = "generation") -> Example:
+    return Example((("user", question), ("assistant", answer)), "", kind)
+
+
+def losses(count: int, shift: float, noise: float, seed: int) -> tuple[list[Loss], list[Loss]]:
+    """(ours, other): tasks that differ widely, ours shifted by `shift` nats a token, up to noise."""
+    numbers = random.Random(seed)
+    ours, other = [], []
+    for _ in range(count):
+        tokens, hardness = numbers.randrange(5, 40), numbers.uniform(0.5, 5.0)
+        other.append(Loss(tokens * hardness, tokens))
+        ours.append(Loss(tokens * (hardness + shift + numbers.gauss(0, noise)), tokens))
+    return ours, other
+
+
+def test_the_loss_is_per_token_over_all_tasks() -> None:
+    assert mean_loss([Loss(10.0, 10), Loss(90.0, 30)]) == 2.5
+
+
+def test_a_small_steady_difference_is_seen_though_tasks_differ_widely() -> None:
+    difference, low, high = paired_interval(*losses(40, -0.05, 0.02, seed=1))
+    assert low < difference < high < 0
+    assert difference == pytest.approx(-0.05, abs=0.02)
+    assert decide(low, high) == "better"
+
+
+def test_noise_alone_is_told_from_an_effect_at_the_promised_rate() -> None:
+    false_alarms = 0
+    for seed in range(200):
+        _, low, high = paired_interval(*losses(40, 0.0, 0.3, seed))
+        false_alarms += decide(low, high) != "cannot tell"
+    assert false_alarms <= 24  # 5 % are promised; 12 % would be 1 in 10,000 by chance
+
+
+def test_the_decision_needs_an_interval_clear_of_zero() -> None:
+    assert [decide(-2, -1), decide(-1, 1), decide(1, 2), decide(0.0, 1.0)] == [
+        "better",
+        "cannot tell",
+        "worse",
+        "cannot tell",
+    ]
+
+
+MEASURES = {"answer_loss": 1.0, "rouge_l": 10.0, "bleu": 1.0, "exact_match": None, "stop_rate": 1.0, "empty_rate": 0.0,
+            "mean_tokens": 9.0, "plain_text_loss": 3.0}  # fmt: skip
+
+
+@pytest.mark.parametrize(("shift", "said"), [(-0.2, "Better"), (0.2, "Worse"), (0.0, "Cannot tell")])
+def test_one_sentence_says_it_against_the_control(shift: float, said: str) -> None:
+    ours, control = losses(40, shift, 0.05, seed=3)
+    arms = {"base": MEASURES, "control": MEASURES, "ours": MEASURES}
+    verdict = judge(arms, {"base": control, "control": control, "ours": ours}, control="all candidates", overlap=0.5)
+    assert verdict["sentence"].startswith(said)
+    assert verdict["about_filtering"] == verdict["verdict"]
+    assert describe(verdict)[-1] == verdict["sentence"]
+
+
+def test_without_a_control_nothing_is_said_about_filtering() -> None:
+    ours, base = losses(40, -0.2, 0.05, seed=3)
+    verdict = judge({"base": MEASURES, "ours": MEASURES}, {"base": base, "ours": ours}, control=None, overlap=0.0)
+    assert verdict["about_filtering"] is None
+    assert "Without a control nothing is said about filtering" in verdict["sentence"]
+
+
+def test_few_tasks_tell_nothing() -> None:
+    ours, base = losses(9, -1.0, 0.01, seed=3)
+    assert judge({}, {"base": base, "ours": ours}, control=None, overlap=0.0)["verdict"] == "cannot tell"
+
+
+def test_chinese_is_compared_by_characters() -> None:
+    assert rouge_l(task("中国的首都是哪里?", "中国的首都是北京。"), "首都是北京。") == pytest.approx(0.8)
+    assert rouge_l(task("Where?", "She is running home"), "She runs home") > 0.7  # stems
+
+
+def test_the_measures_of_answers() -> None:
+    tasks = [task("A?", "yes", "classification"), task("B?", "no", "classification"), task("C?", "a b c d e")]
+    replies = [Reply("Yes.", 2, True), Reply("yes", 2, True), Reply("", 48, False)]
+    found = scores(tasks, replies)
+    assert found["exact_match"] == 0.5
+    assert found["stop_rate"] == pytest.approx(2 / 3)
+    assert found["empty_rate"] == pytest.approx(1 / 3)
+    assert found["mean_tokens"] == pytest.approx(52 / 3)
+    assert scores(tasks[2:], [Reply("a b c d e", 6, True)])["bleu"] == pytest.approx(100)
+
+
+def test_the_page_shows_answers_as_text_not_as_markup(tmp_path: Path) -> None:
+    ours, base = losses(40, -0.2, 0.05, seed=3)
+    verdict = judge({"base": MEASURES, "ours": MEASURES}, {"base": base, "ours": ours}, control=None, overlap=0.0)
+    asked = [{"question": "<b>Q</b>", "wanted": "w", "answers": {"base": "<script>x</script>", "ours": "fine"}}]
+    write(tmp_path, verdict, asked)
+    page = (tmp_path / "verdict.html").read_text()
+    assert "<script>" not in page
+    assert "&lt;script&gt;" in page
+    assert json.loads((tmp_path / "verdict.json").read_text()) == verdict
