@@ -30,7 +30,8 @@ fix: .venv/ready-dev            ## mend what can be mended by itself
 	$(BIN)/ruff check --fix .
 
 bench: .venv/ready-dev          ## the numbers of docs/benchmarks.md; the machine should be idle
-	for name in start_up throughput replay novelty local_model dedup documents; do $(BIN)/python -m tests.benchmarks.bench_$$name || exit 1; done
+	for name in start_up throughput replay novelty local_model dedup documents graph; do \
+		$(BIN)/python -m tests.benchmarks.bench_$$name || exit 1; done
 
 clean:
 	rm -rf .venv build *.egg-info
