@@ -21,7 +21,7 @@ from finetune import card
 from finetune.data import Example
 from finetune.evaluate import Tuned, read_tasks, say
 from finetune.measure import answer_losses, mean_loss, plain_text_loss
-from finetune.methods import METHODS, TOKENIZER_FILES, keep_gradients_right, load_base, prepare, quiet
+from finetune.methods import BUNDLED_ON_HUB, METHODS, TOKENIZER_FILES, keep_gradients_right, load_base, prepare, quiet
 from finetune.rows import IGNORED, Row, encode, stop_ids
 from pipeline import weights as local_weights
 from pipeline.errors import DONE, Interrupted, StopRun, UsageError
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return Interrupted.exit_code
     for line in describe(found):
         say(line)
-    for line in card.commands(out, options.tuned, local_weights.BUNDLED_NAME if found["bundled"] else found["base"]):
+    for line in card.commands(out, options.tuned, BUNDLED_ON_HUB if found["bundled"] else found["base"]):
         say(line)
     return DONE
 
@@ -85,7 +85,7 @@ def merge(tuned: Path, out: Path, *, onto: str, tasks: Sequence[Example]) -> dic
     for name in (*TOKENIZER_FILES, "generation_config.json", "run.json", "trained.json", "verdict.json"):
         if (tuned / name).is_file():
             shutil.copyfile(tuned / name, out / name)
-    base = local_weights.BUNDLED_NAME if found["bundled"] else at.base.name
+    base = BUNDLED_ON_HUB if found["bundled"] else at.base.name
     card.refresh_card(out, base)
     prompt = tokenizer.decode(rows[0].input_ids)
     card.write_modelfile(out, prompt, tokenizer.convert_ids_to_tokens(list(stops)))

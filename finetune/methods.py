@@ -19,6 +19,7 @@ from typing import Any
 from pipeline import weights as local_weights
 from pipeline.errors import UsageError
 
+BUNDLED_ON_HUB = f"HuggingFaceTB/{local_weights.BUNDLED_NAME}"  # what others know the bundled model by
 LIBRARIES = ("torch", "transformers", "peft", "trl", "datasets", "bitsandbytes")
 INSTALL = 'pip install -c constraints.txt -e ".[local,train]"'
 

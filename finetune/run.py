@@ -191,7 +191,7 @@ class _Run:
             new_tokens=self.options.new_tokens, say=self.say,
         )  # fmt: skip
         verdicts.write(self.out, found, pages)
-        card.refresh_card(self.out, local_weights.BUNDLED_NAME if self.options.base is None else self.base.name)
+        card.refresh_card(self.out, methods.BUNDLED_ON_HUB if self.options.base is None else self.base.name)
         for line in verdicts.describe(found):
             say(line)
         if self.options.json:

@@ -40,7 +40,7 @@ def test_the_loop_closes(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> N
     assert run.main([str(first), "--out", str(tuned), *flags]) == 0
     verdict = json.loads((tuned / "verdict.json").read_text())
     assert verdict["arms"]["ours"]["answer_loss"] != verdict["arms"]["base"]["answer_loss"]
-    assert "base_model: SmolLM2-135M-Instruct" in (tuned / "README.md").read_text()
+    assert "base_model: HuggingFaceTB/SmolLM2-135M-Instruct" in (tuned / "README.md").read_text()
     flags = ["--model", str(tuned), "--target", "1"]
     assert self_instruct.main(["--seeds", str(SEEDS), "--out", str(second), *flags]) == 0
     before, after = (json.loads((folder / "config.json").read_text())["shaping"]["model"] for folder in (first, second))

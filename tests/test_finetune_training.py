@@ -361,6 +361,21 @@ def test_a_run_folder_is_compared_with_a_control(
     assert "seed: 0 -> 1" in capfd.readouterr().err
 
 
+def test_a_control_may_be_a_file_and_must_be_as_large(
+    tiny: Path, tasks: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    data, out = write_rows(tmp_path / "data.jsonl", little_rows(8)), tmp_path / "out"
+    other = write_rows(tmp_path / "other.jsonl", [row | {"output": "No."} for row in little_rows(20)])
+    arguments = [data, "--base", tiny, "--out", out, "--tasks", tasks, "--new-tokens", 2, "--steps", 1]
+    assert finetune(*arguments, "--control", other) == 0
+    verdict = json.loads((out / "verdict.json").read_text())
+    assert (verdict["control"], verdict["overlap"]) == (str(other), 0.0)
+    assert json.loads((out / "control" / "run.json").read_text())["examples"] == 8
+    few = write_rows(tmp_path / "few.jsonl", [{"instruction": "Why?", "output": "Because."}] * 3)
+    assert finetune(*arguments, "--control", few) == 2
+    assert "The control has 3 rows and ours 8" in capfd.readouterr().err
+
+
 def test_rows_that_collide_with_the_tasks_are_left_out(
     tiny: Path, tasks: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
