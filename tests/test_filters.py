@@ -10,8 +10,12 @@ from typing import Any
 
 import pytest
 
+from kg.graph import GraphBuilder
+from kg.questions import KINDS, Sampler
 from pipeline import filters
 from pipeline.filters import Candidate, Filter, NewInstruction
+from pipeline.graph_check import Asked
+from pipeline.kg_phrases import Speaker
 from pipeline.novelty import NoveltyIndex
 from pipeline.records import DocumentSource, Neighbour, PromptSource, Quote, Record, make_record
 from pipeline.self_instruct import Pool
@@ -53,6 +57,26 @@ def qa(question: str, answer: str, evidence: str = "X is Y. 甲是乙。", quote
 NEAR = Neighbour(id="c", text="X is Y.")
 ENGLISH = "The weather tomorrow will be cloudy in the morning, and in the afternoon the sun comes out for some hours."
 CHINESE = "明天上午多云，下午天气转晴，气温比今天略高，适合带孩子们去公园散步。"
+
+
+def capital(language: str, instruction: str, output: str) -> Candidate:
+    """A question of a graph that knows two capitals, asked and answered in these words."""
+    builder = GraphBuilder()
+    for city, country in (("Paris", "France"), ("Rome", "Italy")):
+        builder.add(country, "capital", city)
+    for key, name in {"Paris": "巴黎", "Rome": "罗马", "France": "法国", "Italy": "意大利"}.items():
+        builder.add_name(key, key, "en", label=True)
+        builder.add_name(key, name, "zh", label=True)
+    builder.add_phrase("capital", "zh", "statement", "{s}的首都是{o}")
+    graph = builder.build()
+    question = next(
+        question
+        for question in Sampler(graph, per_fact=len(KINDS), kinds=("tail",)).questions()
+        if "France" in {graph.keys[node] for node in question.asked}
+    )
+    seen = Candidate(record("", output, instruction=instruction, language=language))
+    return replace(seen, asked=Asked(question, Speaker(graph, language)))
+
 
 # filter -> rows of (text, what the reason says; None: kept)
 INSTRUCTIONS: dict[str, list[tuple[str, str | None]]] = {
@@ -130,6 +154,13 @@ INSTRUCTIONS: dict[str, list[tuple[str, str | None]]] = {
 
 # filter -> rows of (candidate, what the reason says; None: kept)
 RECORDS: dict[str, list[tuple[Candidate, str | None]]] = {
+    "graph": [
+        (capital("en", "What is the capital of France?", "Rome."), "names 'Rome'"),
+        (capital("en", "What is the capital of France?", "Paris."), None),
+        (capital("zh", "法国的首都是哪座城市？", "罗马。"), "names '罗马'"),
+        (capital("zh", "法国的首都是哪座城市？", "巴黎。"), None),
+        (candidate("", "Rome, which no graph was asked about."), None),
+    ],
     "cut_off": [
         (candidate("in", "An answer that", cut=True), "token limit"),
         (candidate("in", "An answer that ends."), None),
