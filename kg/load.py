@@ -262,6 +262,9 @@ def _ntriples(path: Path, complaints: Complaints) -> Iterator[tuple[str, str, st
     read: list[tuple[Any, Any, Any]] = []
 
     class Sink(DummySink):
+        def __init__(self) -> None:
+            self.length = 0
+
         def triple(self, subject: Any, predicate: Any, object_: Any) -> None:
             read.append((subject, predicate, object_))
 

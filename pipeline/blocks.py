@@ -82,8 +82,10 @@ def _markdown_blocks(text: str) -> list[Block]:
     for line in text.split("\n"):
         starts.append(starts[-1] + len(line) + 1)
     kinds: dict[str, Kind] = {"fence": "code", "code_block": "code", "table_open": "table", "heading_open": "heading"}
+    parser = MarkdownIt("commonmark").enable("table")
+    parser.core.ruler.enableOnly(["normalize", "block"])  # nothing inside paragraphs: faster, and no trap for it
     blocks = []
-    for token in MarkdownIt("commonmark").enable("table").parse(text):
+    for token in parser.parse(text):
         if token.level or token.map is None or token.nesting < 0 or token.type == "hr":
             continue
         start, end = starts[token.map[0]], min(starts[token.map[1]], len(text))

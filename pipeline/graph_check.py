@@ -77,12 +77,17 @@ class Asked:
         return re.sub(r"\{[so]\}", " ", text)
 
     @cached_property
+    def in_wording(self) -> frozenset[int]:
+        """The nodes that the relations' own words name: "takes … Earth years to go around the Sun"."""
+        return Reading(self.wording, self.graph).named
+
+    @cached_property
     def allowed(self) -> frozenset[int]:
         """The nodes that may be named: those of the facts, their types, and what the wording itself names."""
         question = self.question
         nodes = {*question.asked, *question.answers, *(n for f in question.facts for n in (f[0], f[2]))}
         types = {type_ for node in nodes for type_ in self.graph.types.get(node, ())}
-        return frozenset(nodes | types | Reading(self.wording, self.graph).named)
+        return frozenset(nodes | types) | self.in_wording
 
     def unit(self, node: int) -> str:
         """The unit of a node that is the object of one of the facts."""
@@ -144,9 +149,8 @@ def _gives_away(asked: Asked, reading: Reading) -> Broken | None:
     hidden = [node for node in question.answers if node not in question.asked]
     if question.kind == "path":
         hidden += [fact[2] for fact in question.facts[:-1]]
-    in_wording = Reading(asked.wording, asked.graph).named
     for node in hidden:
-        if node not in in_wording and reading.says(node, asked.unit(node)):
+        if node not in asked.in_wording and reading.says(node, asked.unit(node)):
             return asked.broken(f"the question gives {asked.speaker.name(node)!r} away", asked.fact_of(node))
     if question.kind == "count" and any(value.number == question.number for value in reading.values):
         return asked.broken(f"the question gives the number {question.number} away")
@@ -347,7 +351,6 @@ def _summary(asked: Asked, question: Reading, answer: Reading) -> Broken | None:
     wrong = _named(asked, question, answer)
     if wrong is not None:
         return wrong
-    in_wording = Reading(asked.wording, asked.graph).named
     own = {fact: cues(asked.speaker, fact[1]) for fact in asked.question.facts}
     for fact in asked.question.facts:
         theirs = set().union(*(words for other, words in own.items() if other != fact)) - own[fact]
@@ -357,7 +360,7 @@ def _summary(asked: Asked, question: Reading, answer: Reading) -> Broken | None:
                 mine, others = cue_places(sentence, own[fact]), cue_places(sentence, theirs)
                 if mine and (not others or _distance(mine, at) <= _distance(others, at)):
                     told = True
-                elif others and fact[2] not in in_wording:
+                elif others and fact[2] not in asked.in_wording:
                     return asked.broken("the answer gives a value to the wrong relation", fact)
         if not told:
             return asked.broken("the answer does not say how the two belong together", fact)

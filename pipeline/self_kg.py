@@ -16,7 +16,7 @@ import asyncio
 import json
 import sys
 from bisect import bisect_left
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -37,6 +37,7 @@ from pipeline.instances import WRITING_TEMPERATURE, WRITING_TOP_P, list_schema, 
 from pipeline.kg_examples import EXAMPLES, RELATION_EXAMPLES
 from pipeline.kg_phrases import Draft, Speaker
 from pipeline.llm import JsonObject, Request
+from pipeline.money import Plan, plan_of
 from pipeline.parsing import Unreadable, read_items, read_object
 from pipeline.prompts import Prompts
 from pipeline.records import GraphSource, Record, Rejection, Stage, make_record
@@ -48,6 +49,7 @@ from pipeline.text import language_of, one_line, replace_surrogates
 MAX_TOKENS, MAX_TOKENS_BUNDLED = 1024, 256  # of a reply
 SHAPING_VERSION = 1  # of the code that samples questions, drafts them and builds prompts
 PAIRS_A_REQUEST = 5  # of the scenario style
+PAIR_TOKENS, KEPT_OF_ASKED = 60, 0.7  # for --plan: what a pair usually takes, and how many are kept
 EXAMPLE_FACTS = 2  # that show how an awkward relation is used
 
 
@@ -253,6 +255,34 @@ class SelfKG:
         none = "图谱中没有相关事实。" if self._language == "zh" else "the graph holds none that answers this."
         return ("" if self._language == "zh" else " ").join(map(self._speaker.sentence, facts)) or none
 
+    # ---------------------------------------------------------------- --plan
+
+    def plan(self, target: int | None, stored: Callable[[Request], bool]) -> Plan:
+        """What the questions take that are not stored yet, in their order as far as the target reaches."""
+        return plan_of(
+            self._expected(target, stored),
+            f"a pair takes {PAIR_TOKENS} tokens; to a target, {KEPT_OF_ASKED:.0%} of the pairs are kept. A question"
+            " about a relation that the model has still to put into words counts as not stored.",
+        )
+
+    def _expected(self, target: int | None, stored: Callable[[Request], bool]) -> Iterator[tuple[Request, float]]:
+        if self._settings.template:
+            return
+        scenario, wanted, asked_about = self._settings.style == "scenario", 0, set[int]()
+        for item in self._groups():
+            if target is not None and wanted >= target / KEPT_OF_ASKED:
+                return
+            wanted += len(item)
+            for relation in {r for question in item for r in self._awkward_ever(question)} - asked_about:
+                asked_about.add(relation)
+                request = self._relation_request(relation)
+                if not stored(request):
+                    yield request, PAIR_TOKENS
+            drafts = [self._speaker.draft(question) for question in item]
+            request = self._scenario_request(item, drafts) if scenario else self._question_request(item[0], drafts[0])
+            if not stored(request):
+                yield request, PAIR_TOKENS * len(item)
+
     # ---------------------------------------------------------------- awkward relations
 
     def _awkward_ever(self, question: Question) -> list[int]:
@@ -263,12 +293,7 @@ class SelfKG:
         async with self._learning.setdefault(relation, asyncio.Lock()):
             if relation in self._asked_about:
                 return
-            facts = self._sampler.examples(relation, EXAMPLE_FACTS)
-            shown = "; ".join(f"{self._speaker.name(s)} — {self._speaker.name(o)}" for s, _, o in facts)
-            values = {"relation": split_name(self.graph.relation_keys[relation]), "facts": shown}
-            fields = {name: {"type": "string"} for name in ("label", "statement", "tail", "head")}
-            messages = self._prompts.chat("self_kg_relation", values, RELATION_EXAMPLES[self._language])
-            request = self._request(messages, object_schema(fields))
+            request = self._relation_request(relation)
             reply = await ask(request)
             try:
                 phrases = read_phrases(read_object(reply))
@@ -279,6 +304,14 @@ class SelfKG:
             self._speaker.learn(relation, phrases)
             self._asked_about[relation] = ask.key(request)
             self._write_relations()
+
+    def _relation_request(self, relation: int) -> Request:
+        facts = self._sampler.examples(relation, EXAMPLE_FACTS)
+        shown = "; ".join(f"{self._speaker.name(s)} — {self._speaker.name(o)}" for s, _, o in facts)
+        values = {"relation": split_name(self.graph.relation_keys[relation]), "facts": shown}
+        fields = {name: {"type": "string"} for name in ("label", "statement", "tail", "head")}
+        messages = self._prompts.chat("self_kg_relation", values, RELATION_EXAMPLES[self._language])
+        return self._request(messages, object_schema(fields))
 
     def _write_relations(self) -> None:
         """How every relation is said, in a file to look at, edit, and pass as --labels."""

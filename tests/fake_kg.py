@@ -168,6 +168,9 @@ class Teller:
     def __init__(self, speaker: Speaker, seed: int) -> None:
         self.speaker, self.graph, self.random = speaker, speaker.graph, Random(seed)
         self.zh = speaker.language == "zh"
+        self.facts: dict[int, list[Fact]] = {}
+        for fact in self.graph.facts():
+            self.facts.setdefault(fact[1], []).append(fact)
 
     # ---------------------------------------------------------------- parts
 
@@ -343,9 +346,9 @@ class Teller:
         at = 0 if head else 2
         graph, types = self.graph, set(self.graph.types.get(fact[at], ()))
         others = []
-        for other in graph.facts():
+        for other in self.facts[fact[1]]:
             node = other[at]
-            if other[1] != fact[1] or node in fact or set(graph.types.get(node, ())) != types:
+            if node in fact or set(graph.types.get(node, ())) != types:
                 continue
             changed = (node, fact[1], fact[2]) if head else (fact[0], fact[1], node)
             if not graph.has(*changed) and graph.label(node, "en") != graph.label(fact[at], "en"):

@@ -16,6 +16,9 @@ from typing import Any
 
 import pytest
 
+from pipeline.errors import StorageError
+from pipeline.records import PromptSource, make_record
+from pipeline.run_folder import DerivedFiles
 from tests.fake_server import FakeServer
 from tests.forked import Forked
 
@@ -201,6 +204,22 @@ def test_a_full_device_for_the_derived_files_stops_the_run(tmp_path: Path, forke
         assert max(line["attempt"] for line in server.ledger()) == 1
 
 
+def test_once_a_line_was_lost_nothing_is_published(tmp_path: Path) -> None:
+    (tmp_path / ".records.part").symlink_to("/dev/full")
+    record = make_record(
+        instruction="x" * 2**20, output="y", task="generation", generator="g", model="m", language="en",
+        source=PromptSource(prompt=0, seeds=(), pool=()), prompts={}, requests=[],
+    )  # fmt: skip
+    with DerivedFiles(tmp_path) as files:
+        with pytest.raises(StorageError, match="No space left"):
+            files.keep(record)
+        (tmp_path / ".records.part").unlink()
+        (tmp_path / ".records.part").touch()
+        with pytest.raises(StorageError, match="No space left"):
+            files.publish({})
+    assert not (tmp_path / "records.jsonl").exists()
+
+
 # ---------------------------------------------------------------- keys
 
 
@@ -299,20 +318,15 @@ def test_the_second_signal_breaks_off_and_says_what_was_possibly_paid(tmp_path: 
 
 
 def test_a_run_outlives_the_reader_of_its_messages(tmp_path: Path) -> None:
-    """Its parent dies, and with it the pipe that stderr goes to: the run ends as if nothing had happened."""
+    """Whoever read its stderr has died, and each message meets a broken pipe: the run ends as if nothing had been."""
     with serve(tmp_path, latency_ms=30) as server:
         arguments = command(tmp_path / "out", server, "--concurrency", "2", target=30)
-        # the shell starts the run in the background, says so, and is killed; nobody reads the pipe from then on
-        parent = subprocess.Popen(
-            ["sh", "-c", f"{sys.executable} -m pipeline.self_instruct {' '.join(arguments)} & wait"],
-            stderr=subprocess.PIPE, start_new_session=True,
-        )  # fmt: skip
+        run = subprocess.Popen([sys.executable, "-m", "pipeline.self_instruct", *arguments], stderr=subprocess.PIPE)
         wait_for(lambda: len(server.ledger()) >= 3)
-        parent.kill()
-        parent.wait()
-        assert parent.stderr is not None
-        parent.stderr.close()
-        wait_for(lambda: (tmp_path / "out/summary.json").exists() and summary(tmp_path / "out")["kept"] == 30)
+        assert run.stderr is not None
+        run.stderr.close()
+        assert run.wait(30) == 0
+    assert summary(tmp_path / "out")["kept"] == 30
 
 
 def test_two_processes_on_one_folder(tmp_path: Path, forked: Forked) -> None:

@@ -16,7 +16,7 @@ from pipeline.kg_phrases import Speaker
 from tests.fake_kg import teller_of
 
 PLANETS = Path(__file__).parent.parent / "kg" / "planets.ttl"
-SEEDS = (0, 1, 2)
+SEEDS = (0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2)))
 
 
 @cache

@@ -151,7 +151,9 @@ def killed_at_random(case: Case, clean: dict[str, bytes], kills: int, seed: int)
     whole_s = time.monotonic() - started
     for _ in range(kills):
         if random_.random() < 0.4:
-            shutil.rmtree(case.folder)  # from the start again, so that the kills do not all hit a replay
+            shutil.rmtree(
+                case.folder, ignore_errors=True
+            )  # from the start again, so that the kills do not all hit a replay
             case.kills = 1  # requests of the old life may still be on their way
             case.server.path.write_bytes(b"")
         case.run_killed_after(random_.uniform(0, whole_s))

@@ -297,3 +297,22 @@ def test_the_command_is_quick_to_import() -> None:
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
     )
     assert len(KINDS) == 11
+
+
+def test_a_plan_counts_what_a_run_then_sends(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("rdflib")
+    prepared = Prepared(tmp_path)
+    prepared.every_second_a_lie(10)
+    out = tmp_path / "out"
+    with FakeServer(ledger=tmp_path / "ledger.jsonl", answers=prepared.path) as server:
+        command = (PLANETS, "--model", "fake", "--base-url", server.base_url, "--out", out)
+        plans = []
+        for _ in range(2):
+            assert run(*command, "--plan", "--json") == 0
+            plans.append(json.loads(capsys.readouterr().out)["requests"])
+            if len(plans) == 1:
+                assert server.ledger() == []
+                run(*command, "--max-requests", 10)
+        assert plans[0] - plans[1] == len(server.ledger()) == 10
+    assert run(PLANETS, "--template", "--plan", "--json", "--out", out) == 0
+    assert json.loads(capsys.readouterr().out)["requests"] == 0

@@ -391,3 +391,17 @@ def test_retrieval_tells_what_the_corpus_answers_from_what_it_does_not() -> None
     corpus = Corpus(chunks_of(DATA / "docs_en") + chunks_of(DATA / "docs_zh"))
     assert [question for question in ANSWERED if corpus.nearest(question)[0] < 0.5] == []
     assert [question for question in UNANSWERED if corpus.nearest(question)[0] >= 0.5] == []
+
+
+def test_the_plan_sends_nothing_and_knows_what_will_be_sent(
+    server: FakeServer, docs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert self_qa(server, out, docs, "--mode", "refuse", "--plan", "--json") == 0
+    planned = json.loads(capsys.readouterr().out)["requests"]
+    assert not server.ledger()
+    self_qa(server, out, docs, "--mode", "refuse")
+    assert len(server.ledger()) == planned > 0
+    capsys.readouterr()
+    assert self_qa(server, out, docs, "--mode", "refuse", "--plan", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["requests"] == 0
