@@ -18,6 +18,7 @@ from pipeline.journal import Totals, Used
 from pipeline.llm import Request
 from pipeline.text import estimate_tokens
 
+DEFAULT_PRICES = Path("prices.toml")
 MESSAGE_TOKENS = 4  # what a chat template adds to a message, about
 
 
@@ -36,14 +37,16 @@ FREE = Price(0.0, 0.0)
 
 
 def read_prices(path: Path) -> dict[str, Price]:
-    """The prices by model of a file as prices.toml is; none where there is no such file.
+    """The prices by model of a file as prices.toml is; none where the default file is not there.
 
     Raises UsageError for what is no price, so that a typing mistake is never a price of 0.
     """
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        return {}
+        if path == DEFAULT_PRICES:
+            return {}
+        raise UsageError(f"--prices {path}: there is no such file.") from None
     except (OSError, ValueError) as error:
         raise UsageError(f"{path}: cannot be read as prices ({error}).") from error
     prices = {}

@@ -49,6 +49,17 @@ def _json_object(value: object) -> object:
         raise ValueError(f"not JSON ({error})") from error
 
 
+# What the line itself puts into a request: replacing it would make another request than the journal says.
+OUR_PARAMETERS = ("model", "messages", "stream", "n", "max_tokens", "max_completion_tokens", "response_format")
+
+
+def _not_ours(value: dict[str, Any]) -> dict[str, Any]:
+    for name in OUR_PARAMETERS:
+        if name in value:
+            raise ValueError(f"{name!r} is set by the command itself")
+    return value
+
+
 def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
@@ -91,7 +102,7 @@ def _known_filters(value: dict[str, float | str | bool]) -> dict[str, float | st
 FilterSettings = Annotated[
     dict[str, bool | float | str], BeforeValidator(_filter_settings), AfterValidator(_known_filters)
 ]  # fmt: skip
-JsonSetting = Annotated[dict[str, Any], BeforeValidator(_json_object)]
+JsonSetting = Annotated[dict[str, Any], BeforeValidator(_json_object), AfterValidator(_not_ours)]
 
 
 # ---------------------------------------------------------------- what all generators share

@@ -175,6 +175,13 @@ def test_what_is_no_price_is_an_error(tmp_path: Path, text: str) -> None:
         read_prices(tmp_path / "prices.toml")
 
 
+def test_a_prices_file_that_is_named_must_be_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="there is no such file"):
+        read_prices(tmp_path / "elsewhere.toml")
+    assert read_prices(Path("prices.toml")) == {}, "the default one may be missing"
+
+
 def test_the_shipped_prices_file_names_no_price() -> None:
     assert read_prices(Path("prices.toml")) == {}
 

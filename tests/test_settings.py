@@ -386,6 +386,7 @@ def test_a_wrong_file_gets_one_sentence(tmp_path: Path, toml: str, said: str) ->
         (["--concurrency", "0"], "--concurrency: "),
         (["--extra-body", "{"], "--extra-body: not JSON"),
         (["--extra-body", '{"a": NaN}'], "--extra-body: not JSON (NaN is not JSON)"),
+        (["--extra-body", '{"messages": []}'], "--extra-body: 'messages' is set by the command itself"),
         (["--extra-body", "[1]"], "--extra-body: Input should be a valid dictionary"),
         (["--filters", "echo"], "--filters: 'echo' is not NAME=on, NAME=off or NAME=SETTING"),
         (["--filters", "novelti=0.5"], "there is no filter 'novelti'; the nearest is 'novelty'"),
