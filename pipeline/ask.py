@@ -87,12 +87,17 @@ class Ask:
         self._failures_in_a_row = 0
         self._news = asyncio.Event()  # set, and replaced, whenever something ended
         self._halted = asyncio.Event()
+        self._caught_up = asyncio.Event()  # nothing is sent before: the run may turn out to be complete
+        self._caught_up.set()
+        self._has_stored = False
         self._probing = asyncio.Lock()
         self._doubtful = 0  # failures waiting to learn whether it is an outage
 
     async def start(self) -> None:
         """Take in what earlier runs on this folder spent and learned."""
-        self.budget.start(await self._journal.totals())
+        totals = await self._journal.totals()
+        self.budget.start(totals)
+        self._has_stored = totals.answered > 0
         self.model.refuse(await self._journal.refused_parameters(self.model.address, self.model.identity))
 
     def beside(self, model: Model, *, concurrency: int) -> Ask:
@@ -109,6 +114,22 @@ class Ask:
         other._crew = self._crew
         return other
 
+    def catch_up(self) -> None:
+        """Give out stored replies alone until `caught_up`, if there are any."""
+        if self._has_stored and self.stopped is None and not self._retry_failed:
+            for ask in self._crew:
+                ask._caught_up.clear()
+
+    @property
+    def is_catching_up(self) -> bool:
+        """Whether only stored replies are given out so far; `caught_up` ends that."""
+        return not self._caught_up.is_set()
+
+    def caught_up(self) -> None:
+        """The fold waits for something that is not stored: send from now on."""
+        for ask in self._crew:
+            ask._caught_up.set()
+
     def stop(self, why: StopRun) -> None:
         """Send nothing more; the first reason given stays.
 
@@ -117,6 +138,7 @@ class Ask:
         for ask in self._crew:
             ask.stopped = ask.stopped or why
             ask._halted.set()
+            ask._caught_up.set()
             ask.pace.open()
             ask._tell()
             if ask.model.is_local:
@@ -183,6 +205,7 @@ class Ask:
         most_tokens = (most_prompt_tokens(body), request.max_tokens)
         likely_tokens = len(body) / 4 + request.max_tokens  # as servers count them against a tpm
         failures, limited_at, again = 0, None, False
+        await self._caught_up.wait()
         while True:
             await self.pace.enter(likely_tokens, again=again)
             try:

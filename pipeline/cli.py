@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 from pipeline import filters
 from pipeline.ask import Ask
 from pipeline.endpoint import without_secrets
-from pipeline.errors import DONE, SHORT, Interrupted, Offline, StopRun, StorageError, UsageError
+from pipeline.errors import DONE, SHORT, BudgetReached, Interrupted, Offline, StopRun, StorageError, UsageError
 from pipeline.journal import Journal, Totals
 from pipeline.judge import Judge
 from pipeline.llm import Model, Request
@@ -49,6 +49,8 @@ def run_command(
     again = _without_secrets(["python", "-m", command, *(sys.argv[1:] if argv is None else argv)])
     try:
         settings, switches = parse(settings_model, argv, command=command, about=about)
+        if settings.out == Path():
+            raise UsageError("--out: no folder is named.")
         generator = prepare(settings)
         model = open_model(settings)
         run = _Run(settings, switches, generator, model, again)
@@ -222,6 +224,8 @@ class _Run:
         """Refuse a folder made with other shaping settings, unless told to go on; then write config.json."""
         now = {"model": self.model.identity, **shaping(self.settings), **self.generator.shaping}
         before = read_config(self.folder)
+        if before is not None and before.get("generator") != self.generator.name:
+            raise UsageError(f"{self.folder} was made by {before.get('generator')}; use another --out.")
         if before is not None and not self.switches.accept_changes:
             changed = [name for name in (*now, *before["shaping"]) if now.get(name) != before["shaping"].get(name)]
             if changed:
@@ -297,7 +301,8 @@ class _Run:
         _say(self._spent(summary))
         _say(f"Records: {self.folder / 'records.jsonl'}; rejections: {self.folder / 'rejected.jsonl'}.")
         if stopped is not None:
-            _say(f"{stopped} Go on with: {self.again}")
+            how = {BudgetReached: "With a higher limit, go on with", Offline: "Without --offline, go on with"}
+            _say(f"{stopped} {how.get(type(stopped), 'Go on with')}: {self.again}")
             return stopped.exit_code
         if self.settings.target is not None and tally.kept < self.settings.target:
             _say(f"Short of the target: all there is, or {GIVE_UP_AFTER} items in a row, gave no more.")
@@ -313,7 +318,8 @@ class _Run:
                 f"Next: {summary['failed']} requests failed for good; ask them again with: {self.again} --retry-failed"
             )
             return SHORT
-        _say(f"Next: read the records; for more of them, the same command with a larger --target: {self.again}")
+        more = "; a larger --target goes on from here" if self.settings.target is not None else ""
+        _say(f"Next: read the records{more}. This was: {self.again}")
         return DONE
 
 
@@ -328,12 +334,20 @@ def _without_secrets(command: list[str]) -> str:
 
 def _changes(folder: Path, names: list[str], before: dict[str, Any], now: dict[str, Any], totals: Totals) -> str:
     """What differs from the folder's settings, what going on would cost, and the three ways out."""
-    listed = "; ".join(f"{name}: {_short(before.get(name))} -> {_short(now.get(name))}" for name in names)
+    listed = "; ".join(_change(name, before.get(name), now.get(name)) for name in names)
     return (
         f"{folder} was made with other settings ({listed}). Its {totals.answered} stored replies"
         f" ({totals.completion_tokens} tokens) answer the old ones; what differs would be asked anew."
         " Use another --out, the old settings, or --accept-changes."
     )
+
+
+def _change(name: str, before: object, now: object) -> str:
+    """One changed setting; of a table only the rows that differ."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        rows = [key for key in {**before, **now} if before.get(key, ...) != now.get(key, ...)]
+        before, now = ({key: table[key] for key in rows if key in table} for table in (before, now))
+    return f"{name}: {_short(before)} -> {_short(now)}"
 
 
 def _short(value: object) -> str:

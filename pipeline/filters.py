@@ -61,7 +61,8 @@ class Candidate:
     siblings: Sequence[Record] = ()
     cut: bool = False  # the reply ended inside this record
     evidence: str = ""  # what the answer must rest on, and a judge may see: the passage, the facts
-    nearest: tuple[float, Neighbour] | None = None  # Self-QA, refusals: the passage that comes nearest to an answer
+    declines: bool = False  # Self-QA: the question is there to be declined
+    nearest: tuple[float, Neighbour] | None = None  # … and this passage comes nearest to an answer
     scores: Mapping[str, float] = field(default_factory=dict)  # what judges said of it
     asked: graph_check.Asked | None = None  # Self-KG: the question as the graph knows it
 
@@ -245,6 +246,8 @@ def language(candidate: Candidate, surer_than: float) -> Found | None:
         return None
     for name in ("instruction", "output"):
         text = _prose(getattr(record, name))
+        if record.language == "en" and len(text) >= 4 and language_of(text) == "zh":
+            return Found(f"the {name} is written in 'zh', not 'en'", "zh")  # by its script, however short
         if count_words(text) < 10:
             continue
         found, sure = _detect_language(text)
@@ -311,7 +314,7 @@ def refusal(candidate: Candidate, _: float) -> Found | None:
 
     Self-QA's questions that are there to be declined pass.
     """
-    hit = _REFUSAL.search(candidate.record.output) if candidate.nearest is None else None
+    hit = _REFUSAL.search(candidate.record.output) if not candidate.declines else None
     return Found(f"the answer declines: {one_line(hit.group())!r}", one_line(hit.group())) if hit else None
 
 

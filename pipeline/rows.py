@@ -121,7 +121,9 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:
-        raise UsageError(f"{path}: reading parquet takes pyarrow: pip install 'instructloop[dedup]'.") from error
+        raise UsageError(
+            f"{path}: reading parquet takes pyarrow: pip install -c constraints.txt -e '.[dedup]'."
+        ) from error
     number = 0
     try:
         with pyarrow.parquet.ParquetFile(path) as file:

@@ -31,6 +31,7 @@ Made = list[Candidate | Rejection]
 
 PUBLISH_EVERY_S = 60.0
 PUBLISHING_SHARE = 0.02  # of the run's time, at most
+CATCHING_UP_S = 0.1  # a replay that stands still for so long waits for something that must be sent
 GIVE_UP_AFTER = 200  # items in a row that brought no kept record, on the way to a target
 ITEMS_A_SLOT = 2  # items being made for each request in flight, so that there is always one to send
 WAITING_A_SLOT = 32  # items made or being made behind a slow first one, before it holds up the others
@@ -127,6 +128,7 @@ class Line:
         """
         pending: deque[asyncio.Task[Made] | Rejection] = deque()
         ticker = asyncio.create_task(self._tick())
+        self._ask.catch_up()
         try:
             stopped = await self._drive(pending)
         finally:
@@ -158,7 +160,10 @@ class Line:
                 waits = [task for task in (pull, head) if isinstance(task, asyncio.Task)]
                 if not waits:
                     return source_stopped
-                await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+                catching_up_s = CATCHING_UP_S if self._ask.is_catching_up else None
+                done, _ = await asyncio.wait(waits, timeout=catching_up_s, return_when=asyncio.FIRST_COMPLETED)
+                if not done:
+                    self._ask.caught_up()
                 if pull is not None and pull.done():
                     try:
                         item = pull.result()

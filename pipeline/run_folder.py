@@ -54,8 +54,10 @@ def read_config(folder: Path) -> dict[str, Any] | None:
         config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise StorageError(f"{folder / 'config.json'}: cannot be read ({error}).") from error
+    except ValueError as error:
+        raise UsageError(f"{folder / 'config.json'}: is not JSON ({error}); use another --out.") from error
     if not isinstance(config, dict) or not isinstance(config.get("shaping"), dict):
         raise UsageError(f"{folder / 'config.json'}: is not of a run of instructloop; use another --out.")
     return config

@@ -217,7 +217,7 @@ class SelfQA:
         way = ways[int(content_id("decline", question), 16) % len(ways)]
         score, chunk = self._corpus.nearest(question)
         nearest = (score, Neighbour(id=chunk.id, text=one_line(chunk.text)[:300])) if chunk else None
-        return [Candidate(self._record(trail, question, way, [], ""), nearest=nearest)]
+        return [Candidate(self._record(trail, question, way, [], ""), declines=True, nearest=nearest)]
 
     async def _call(self, trail: Trail, question: str) -> Made:
         """A request with the call that serves it: once from memory, once with the description at hand."""

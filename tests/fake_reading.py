@@ -97,10 +97,12 @@ class Reader:
         comma = "，" if han else ", "
         head, found, tail = text.rstrip(".。").partition(comma)
         if found and len(tail) > 12 and self.chance(0.3):
-            text = f"{tail[0].upper()}{tail[1:]}{comma}{head[0].lower() if head[1:2].islower() else head[0]}{head[1:]}"
+            text = (
+                f"{tail[0].upper()}{tail[1:]}{comma}{head[:1].lower() if head[1:2].islower() else head[:1]}{head[1:]}"
+            )
         if self.chance(0.3):
             opening = self.pick("简单说，|总的来说，|要点有两个：".split("|") if han else OPENINGS)
-            text = f"{opening}{text[0].lower() if text[1:2].islower() else text[0]}{text[1:]}"
+            text = f"{opening}{text[:1].lower() if text[1:2].islower() else text[:1]}{text[1:]}"
         return text.rstrip(".。") + ("。" if han else ".")
 
     def invention(self, han: bool) -> tuple[str, str]:

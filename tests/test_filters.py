@@ -349,7 +349,7 @@ THRESHOLDS: dict[str, tuple[Any, float, float]] = {
     "too_long": (new("Write a short poem."), 4, 3),
     "overlong": (candidate("", "word " * 100), 103, 101),
     "poor": (replace(candidate("", "Blue."), scores={"judge": 3.0}), 3, 4),
-    "language": (candidate("", CHINESE), 1.0, 0.5),
+    "language": (candidate("", ENGLISH, language="zh"), 1.0, 0.5),
     "looping": (candidate("", "I am happy. " * 20), 0.97, 0.9),
 }
 

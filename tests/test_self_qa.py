@@ -295,7 +295,7 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(
     [rejection] = [entry for entry in read_documents([docs], generator="self_qa") if isinstance(entry, Rejection)]
     assert rejection.filter == "missing_package"
     assert "no_such_package" in rejection.reason
-    assert 'pip install "instructloop[docs]"' in rejection.reason
+    assert "pip install -c constraints.txt -e '.[docs]'" in rejection.reason
 
 
 @pytest.mark.parametrize("arguments", [[], ["nowhere"], ["--per-chunk", "0", "docs"], ["--mode", "sideways", "docs"]])
