@@ -330,7 +330,7 @@ def test_a_run_outlives_the_reader_of_its_messages(tmp_path: Path) -> None:
 
 
 def test_two_processes_on_one_folder(tmp_path: Path, forked: Forked) -> None:
-    with serve(tmp_path, latency_ms=200) as server, Forked(tmp_path) as other:
+    with serve(tmp_path, latency_ms=1000) as server, Forked(tmp_path) as other:
         process = forked.start(command(tmp_path / "out", server))
         wait_for(lambda: server.ledger())
         assert other.run(command(tmp_path / "out", server)) == 75
