@@ -35,9 +35,10 @@ from tests.tiny_models import little_rows, save_tiny, write_rows  # noqa: E402
 methods.prepare()
 import torch  # noqa: E402
 
-pytestmark = pytest.mark.slow  # minutes of training, if of tiny models
-
-pytestmark = pytest.mark.filterwarnings("default")  # what the libraries deprecate among themselves is theirs
+pytestmark = [
+    pytest.mark.slow,  # minutes of training, if of tiny models
+    pytest.mark.filterwarnings("default"),  # what the libraries deprecate among themselves is theirs
+]
 QUICK = Recipe(rank=4, alpha=8, dropout=0.0, learning_rate=3e-3, batch=4, steps=4, packing=False)
 
 
