@@ -59,13 +59,13 @@ def statuses(server: FakeServer) -> list[int]:
 def test_passing_faults_change_nothing_and_are_counted(tmp_path: Path, forked: Forked) -> None:
     """One of each kind on the way; the records are those of a run without them."""
     with serve(tmp_path) as server:
-        assert forked.run(command(tmp_path / "clean", server)) == 0, forked.output
+        assert forked.run(command(tmp_path / "clean", server, target=40)) == 0, forked.output
     kinds = ["server_error", "reset", "cut_body", "garbage_json", "html_page", "empty_choices", "hang_after_headers"]
     plan: list[dict[str, Any]] = [{"fault": kind, "nth": [3 + 2 * number]} for number, kind in enumerate(kinds)]
     plan.append({"fault": "rate_limit", "nth": [20], "retry_after": 0.05, "form": "ms"})
     (tmp_path / "ledger.jsonl").unlink()
     with serve(tmp_path, *plan) as server:
-        assert forked.run(command(tmp_path / "out", server, "--deadline", "1")) == 0, forked.output
+        assert forked.run(command(tmp_path / "out", server, "--deadline", "1", target=40)) == 0, forked.output
         faults = [line["fault"] for line in server.ledger() if line["fault"]]
     assert derived(tmp_path / "out") == derived(tmp_path / "clean")
     assert sorted(faults) == sorted([*kinds, "rate_limit"])
