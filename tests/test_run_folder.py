@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.errors import FolderBusy, StorageError, UsageError
+from pipeline.errors import FolderBusy, UsageError
 from pipeline.records import PromptSource, Record, Rejection, make_record
 from pipeline.run_folder import DerivedFiles, locked, read_config, read_records, write_json
 from tests.conftest import Run, StartServer, against, read_lines
@@ -110,7 +110,7 @@ def test_json_is_read_back(tmp_path: Path, value: dict[str, Any]) -> None:
 def test_a_missing_config_is_none_and_a_broken_one_is_named(tmp_path: Path) -> None:
     assert read_config(tmp_path) is None
     (tmp_path / "config.json").write_text('{"half": ', encoding="utf-8")
-    with pytest.raises(StorageError, match=r"config\.json: cannot be read"):
+    with pytest.raises(UsageError, match=r"config\.json: is not JSON"):
         read_config(tmp_path)
 
 
