@@ -250,7 +250,7 @@ class Ask:
         number = self._number
         try:
             attempt = await self._journal.begin_attempt(key, body, model=self.model.identity, most_tokens=most_tokens)
-        except BaseException:
+        except BaseException:  # a cancelled task, too: it is not in flight, whatever kept it from being written down
             self._in_flight -= 1
             self._tell()
             raise

@@ -81,7 +81,7 @@ def test_some_outputs_are_python() -> None:
 
 @pytest.mark.parametrize(("id_", "code"), PYTHON)
 def test_python_compiles(id_: str, code: str) -> None:
-    compile(code, id_, "exec")
+    assert compile(code, id_, "exec").co_filename == id_, "a SyntaxError would have been raised"
 
 
 def test_no_eight_words_of_the_upstream_seeds(data_dir: Path) -> None:
