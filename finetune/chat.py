@@ -16,9 +16,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from finetune.evaluate import say
+from pipeline.backends.local_model import LocalModel
 from pipeline.errors import DONE, Interrupted, StopRun
 from pipeline.llm import Request, RequestFailed
-from pipeline.local_model import LocalModel
 
 
 def main(argv: Sequence[str] | None = None) -> int:

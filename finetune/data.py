@@ -19,12 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.decontaminate import Benchmark, Item
+from pipeline.curation.decontaminate import Benchmark, Item
+from pipeline.curation.parents import open_parent, read_parent
+from pipeline.curation.rows import read_rows
 from pipeline.errors import UsageError
 from pipeline.novelty import NoveltyIndex
-from pipeline.parents import open_parent, read_parent
 from pipeline.records import DocumentSource, GraphSource, PromptSource, Record, Rejection, make_record
-from pipeline.rows import read_rows
 from pipeline.run_folder import read_config, read_records
 from pipeline.text import language_of
 
@@ -265,7 +265,7 @@ def _shape_of(row: dict[str, Any], path: Path, stage: str) -> str:
 
 
 def without_held_out(examples: Sequence[Example], tasks: Sequence[Example]) -> list[Example]:
-    """The examples that hold none of the tasks a verdict is measured on, as `pipeline.decontaminate` sees it."""
+    """The examples that hold none of the tasks a verdict is measured on, as pipeline/curation/decontaminate.py does."""
     items = [Item(str(number), (task.question,), (task.answer,)) for number, task in enumerate(tasks)]
     hits = Benchmark(items).hits(map(_as_record, examples))
     return [example for example, (_, hit) in zip(examples, hits, strict=True) if hit is None]

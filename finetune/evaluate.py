@@ -23,7 +23,7 @@ from finetune.data import HELD_OUT, Example, read
 from finetune.measure import Loss, Reply, answer_losses, mean_loss, plain_text_loss, scores, write_answers
 from finetune.methods import METHODS, choose_device, keep_gradients_right, load_base, prepare, quiet
 from finetune.rows import encode, stop_ids
-from pipeline import weights as local_weights
+from pipeline.backends import weights as local_weights
 from pipeline.errors import DONE, Interrupted, StopRun, UsageError
 
 NEW_TOKENS = 48

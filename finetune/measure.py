@@ -15,7 +15,7 @@ from typing import Any
 
 from finetune.data import Example
 from finetune.rows import IGNORED, Row, encode_document
-from pipeline.chat_template import render_chat
+from pipeline.backends.chat_template import render_chat
 
 PLAIN_TEXT = Path(__file__).with_name("plain_text.txt")
 PADDED_TOKENS = {"cpu": 2048, "cuda": 32768}  # a batch's

@@ -23,7 +23,7 @@ from finetune.evaluate import Tuned, read_tasks, say
 from finetune.measure import answer_losses, mean_loss, plain_text_loss
 from finetune.methods import BUNDLED_ON_HUB, METHODS, TOKENIZER_FILES, keep_gradients_right, load_base, prepare, quiet
 from finetune.rows import IGNORED, Row, encode, stop_ids
-from pipeline import weights as local_weights
+from pipeline.backends import weights as local_weights
 from pipeline.errors import DONE, Interrupted, StopRun, UsageError
 
 COMPARED = 64  # tasks, at most

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline import weights as local_weights
+from pipeline.backends import weights as local_weights
 from pipeline.errors import UsageError
 
 BUNDLED_ON_HUB = f"HuggingFaceTB/{local_weights.BUNDLED_NAME}"  # what others know the bundled model by

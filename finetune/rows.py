@@ -13,7 +13,7 @@ from typing import Any
 from jinja2 import TemplateError
 
 from finetune.data import Example
-from pipeline.chat_template import render_answer
+from pipeline.backends.chat_template import render_answer
 from pipeline.errors import UsageError
 
 IGNORED = -100  # a label that is not learnt

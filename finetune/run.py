@@ -32,7 +32,7 @@ from finetune import verdict as verdicts
 from finetune.data import SAMPLE, Example, candidates, hash_examples, read, sample_control, split, without_held_out
 from finetune.evaluate import say
 from finetune.methods import METHODS, PRESETS, TOKENIZER_FILES, Recipe
-from pipeline import weights as local_weights
+from pipeline.backends import weights as local_weights
 from pipeline.errors import DONE, Interrupted, StopRun, UsageError
 
 WATCHED_SHARE = 0.1

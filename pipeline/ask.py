@@ -17,12 +17,13 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from pipeline import crash, endpoint, local_model
+from pipeline import crash
+from pipeline.backends import endpoint, local_model
+from pipeline.backends.pace import Pace
 from pipeline.errors import BudgetReached, EndpointError, StopRun
 from pipeline.journal import UNPAID, Ended, Journal, Stored
 from pipeline.llm import Model, ParameterRefused, Reply, Request, RequestFailed, most_prompt_tokens
 from pipeline.money import Budget
-from pipeline.pace import Pace
 from pipeline.text import strip_thinking
 
 if TYPE_CHECKING:

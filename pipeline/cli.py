@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 
 from pipeline import filters
 from pipeline.ask import Ask
-from pipeline.endpoint import without_secrets
+from pipeline.backends.endpoint import without_secrets
 from pipeline.errors import DONE, SHORT, BudgetReached, Interrupted, Offline, StopRun, StorageError, UsageError
 from pipeline.journal import Journal, Totals
 from pipeline.judge import Judge

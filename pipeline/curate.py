@@ -30,18 +30,18 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
-from pipeline import near_duplicates, semantic
 from pipeline.cli import run_deriving
-from pipeline.curation import Curation, Embedded
-from pipeline.decontaminate import CJK_CHARACTERS, SIMILARITY, WORDS, Benchmark, Item, load_items
-from pipeline.embeddings import EmbeddingCache, EmbeddingModel
+from pipeline.curation import near_duplicates, semantic
+from pipeline.curation.decontaminate import CJK_CHARACTERS, SIMILARITY, WORDS, Benchmark, Item, load_items
+from pipeline.curation.embeddings import EmbeddingCache, EmbeddingModel
+from pipeline.curation.parents import Parent, open_parent, read_parent
+from pipeline.curation.rows import file_hash
+from pipeline.curation.selection import KINDS, Quota, groups_of
+from pipeline.curation.spool import Spool
+from pipeline.curation.steps import Curation, Embedded
 from pipeline.errors import DONE, SHORT, UsageError
-from pipeline.parents import Parent, open_parent, read_parent
-from pipeline.rows import file_hash
 from pipeline.run_folder import DerivedFiles, locked, read_config, write_json
-from pipeline.selection import KINDS, Quota, groups_of
 from pipeline.settings import nearest, setting
-from pipeline.spool import Spool
 
 GENERATOR = "curate"  # what config.json says made the folder
 

@@ -17,11 +17,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Literal, TypeVar
 
-from pipeline import graph_check
-from pipeline.grounding import unsupported
+from pipeline.checks import graph_check
+from pipeline.checks.grounding import unsupported
+from pipeline.checks.private_text import find_secret, redact_personal_data
 from pipeline.hygiene import CONTROL_TOKEN, hidden_instruction
 from pipeline.novelty import NoveltyIndex
-from pipeline.private_text import find_secret, redact_personal_data
 from pipeline.records import DocumentSource, Neighbour, Record, texts_of, with_texts
 from pipeline.text import count_words, language_of, one_line
 

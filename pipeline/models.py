@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from pipeline.endpoint import Endpoint, without_secrets
+from pipeline.backends.endpoint import Endpoint, without_secrets
+from pipeline.backends.local_model import LocalModel
 from pipeline.errors import EndpointError, UsageError
 from pipeline.llm import Model, Reply, Request
-from pipeline.local_model import LocalModel
 from pipeline.settings import GeneratorSettings
 
 LOCAL_HOSTS = {"localhost", "127.0.0.1", "::1", "0.0.0.0", "host.docker.internal"}

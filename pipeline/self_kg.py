@@ -29,10 +29,10 @@ from kg.load import load
 from kg.names import split_name
 from kg.questions import KINDS, Question, Sampler
 from pipeline.ask import Ask
+from pipeline.checks.graph_check import Asked
 from pipeline.cli import run_command
 from pipeline.errors import UsageError
 from pipeline.filters import Candidate
-from pipeline.graph_check import Asked
 from pipeline.instances import WRITING_TEMPERATURE, WRITING_TOP_P, list_schema, object_schema
 from pipeline.kg_examples import EXAMPLES, RELATION_EXAMPLES
 from pipeline.kg_phrases import Draft, Speaker

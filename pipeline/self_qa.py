@@ -21,20 +21,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline.api_calls import Description, objection_to, read_descriptions
 from pipeline.ask import Ask
-from pipeline.blocks import Document
-from pipeline.chunks import Chunk, chunk_document
+from pipeline.checks.grounding import quotes_in
 from pipeline.cli import run_command
-from pipeline.corpus import Corpus
-from pipeline.documents import read_documents
 from pipeline.errors import UsageError
 from pipeline.filters import Candidate
-from pipeline.grounding import quotes_in
 from pipeline.llm import Reply, Request
 from pipeline.money import Plan, plan_of
 from pipeline.parsing import Unreadable, read_items, read_value
 from pipeline.prompts import Prompts
+from pipeline.reading.api_calls import Description, objection_to, read_descriptions
+from pipeline.reading.blocks import Document
+from pipeline.reading.chunks import Chunk, chunk_document
+from pipeline.reading.corpus import Corpus
+from pipeline.reading.documents import read_documents
 from pipeline.records import DocumentSource, Neighbour, Quote, Record, Rejection, Stage, content_id, make_record
 from pipeline.run import Made, Outlook
 from pipeline.self_qa_examples import DECLINES, STYLES

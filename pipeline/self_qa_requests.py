@@ -11,10 +11,10 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.chunks import Chunk, sentences
 from pipeline.instances import list_schema, object_schema
 from pipeline.llm import JsonObject, Request
 from pipeline.prompts import Prompts
+from pipeline.reading.chunks import Chunk, sentences
 from pipeline.self_qa_examples import API_EXAMPLES, EXAMPLES, Example
 from pipeline.text import count_words, estimate_tokens
 

@@ -22,7 +22,7 @@ from typing import Annotated, Any, Literal, NoReturn, TypeVar, get_args, get_ori
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from pipeline import filters
-from pipeline.endpoint import without_secrets
+from pipeline.backends.endpoint import without_secrets
 from pipeline.errors import UsageError
 
 Kind = Literal["shaping", "deriving", "running"]

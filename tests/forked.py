@@ -117,7 +117,7 @@ def serve() -> None:
     import openai
     import openai.types.chat  # noqa: F401
 
-    import pipeline.capped
+    import pipeline.backends.capped
     import pipeline.self_instruct  # noqa: F401
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C at the terminal is for the tests to handle

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.api_calls import Description, objection_to, parse_call, read_descriptions
+from pipeline.reading.api_calls import Description, objection_to, parse_call, read_descriptions
 from pipeline.records import DocumentSource, Rejection
 from pipeline.run_folder import read_records
 from pipeline.self_qa import main

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.blocks import Document, read_markdown, read_plain
-from pipeline.chunks import Chunk, chunk_document, sentences
-from pipeline.documents import read_documents
+from pipeline.reading.blocks import Document, read_markdown, read_plain
+from pipeline.reading.chunks import Chunk, chunk_document, sentences
+from pipeline.reading.documents import read_documents
 from pipeline.text import estimate_tokens
 
 DATA = Path(os.environ.get("INSTRUCTLOOP_DATA", Path(__file__).parent.parent.parent / "shared" / "data"))

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.decontaminate import MOST_ITEMS, Benchmark, Hit, Item, load_items
+from pipeline.curation.decontaminate import MOST_ITEMS, Benchmark, Hit, Item, load_items
+from pipeline.curation.rows import LONGEST_LINE
 from pipeline.errors import UsageError
 from pipeline.records import FileSource, Record, make_record
-from pipeline.rows import LONGEST_LINE
 
 ROOT = Path(__file__).parents[1]
 DATA = Path(os.environ.get("INSTRUCTLOOP_DATA", ROOT.parent / "shared" / "data"))

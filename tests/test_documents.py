@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.blocks import Document
-from pipeline.chunks import chunk_document
-from pipeline.documents import read_documents
 from pipeline.errors import UsageError
-from pipeline.extraction import READERS, ExtractionFailed, Extractor
 from pipeline.hygiene import CONTROL_TOKEN, clean, hidden_instruction
+from pipeline.reading.blocks import Document
+from pipeline.reading.chunks import chunk_document
+from pipeline.reading.documents import read_documents
+from pipeline.reading.extraction import READERS, ExtractionFailed, Extractor
 from pipeline.records import Rejection
 from tests import make_documents
 from tests.make_documents import FACTS, HEADING, PROSE, ROWS, TABLES, flowing, make_pdf, write_zip

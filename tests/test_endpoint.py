@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.capped import LARGEST_BODY
-from pipeline.endpoint import Endpoint, parse_reply, parse_retry_after, without_secrets
+from pipeline.backends.capped import LARGEST_BODY
+from pipeline.backends.endpoint import Endpoint, parse_reply, parse_retry_after, without_secrets
 from pipeline.errors import EndpointError
 from pipeline.llm import Reply, Request, RequestFailed
 from tests.fake_server import FAULTS, ROOT, FakeServer
@@ -133,7 +133,7 @@ def test_a_server_that_is_not_there_is_unreachable_at_once(tmp_path: Path) -> No
 BOMB = """
 import asyncio, sys, time
 from pathlib import Path
-from pipeline.endpoint import Endpoint
+from pipeline.backends.endpoint import Endpoint
 from pipeline.llm import Request, RequestFailed
 
 async def ask(deadline_s):

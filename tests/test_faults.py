@@ -151,18 +151,14 @@ def test_a_server_that_is_not_there_stops_the_run(tmp_path: Path, forked: Forked
 # ---------------------------------------------------------------- rate limits
 
 
-def test_under_a_rate_limit_little_is_asked_twice_and_little_is_left_unused(tmp_path: Path, forked: Forked) -> None:
-    per_second, burst = 30, 10
-    started = time.monotonic()
-    with serve(tmp_path, rpm_bucket=(60 * per_second, burst)) as server:
+def test_over_a_socket_too_the_rate_is_learned_from_429s(tmp_path: Path, forked: Forked) -> None:
+    """The promised shares (1.2 attempts a reply, 80 % of the limit) are held in virtual time, in test_pace.py: here
+    the server's clock is real, and a busy machine moves it. Unpaced, this run needs more than ten attempts a reply."""
+    with serve(tmp_path, rpm_bucket=(1800, 10)) as server:
         assert forked.run(command(tmp_path / "out", server, target=250)) == 0, forked.output
         found = statuses(server)
-    seconds = time.monotonic() - started
-    answered = found.count(200)
-    assert answered > 150
-    assert len(found) <= 1.2 * answered, f"{len(found)} attempts for {answered} replies"
-    allowed = burst + per_second * seconds
-    assert answered >= 0.8 * allowed, f"{answered} of {allowed:.0f}"
+    assert found.count(429) > 0
+    assert len(found) <= 2 * found.count(200)
 
 
 def test_rpm_keeps_below_a_known_limit_from_the_start(tmp_path: Path, forked: Forked) -> None:

@@ -13,8 +13,8 @@ import pytest
 from kg.graph import GraphBuilder
 from kg.questions import KINDS, Sampler
 from pipeline import filters
+from pipeline.checks.graph_check import Asked
 from pipeline.filters import Candidate, Filter, NewInstruction
-from pipeline.graph_check import Asked
 from pipeline.kg_phrases import Speaker
 from pipeline.novelty import NoveltyIndex
 from pipeline.records import DocumentSource, Neighbour, PromptSource, Quote, Record, make_record

@@ -26,14 +26,14 @@ from finetune.data import (
     split,
     without_held_out,
 )
+from pipeline.curation.parents import open_parent
 from pipeline.errors import UsageError
-from pipeline.parents import open_parent
 from pipeline.records import DocumentSource, GraphSource, PromptSource, Rejection, make_record
 from tests.tiny_models import SILENT_TEMPLATE, TEMPLATE, letters, write_rows
 
 pytest.importorskip("transformers", reason="the trainer needs the extra: pip install -e .[local,train]")
 from finetune import rows as finetune_rows
-from pipeline.chat_template import render_chat
+from pipeline.backends.chat_template import render_chat
 
 
 def example(*texts: str, group: str = "") -> Example:

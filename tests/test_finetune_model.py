@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import weights
+from pipeline.backends import weights
 
 for name in ("torch", "transformers", "peft", "trl", "datasets", "bitsandbytes"):
     pytest.importorskip(name, reason="the trainer needs the extra: pip install -e .[local,train]")

@@ -26,10 +26,10 @@ from finetune import merge as merging  # noqa: E402
 from finetune import rows as finetune_rows  # noqa: E402
 from finetune.data import Example, read  # noqa: E402
 from finetune.methods import METHODS, PRESETS, Recipe  # noqa: E402
-from pipeline import weights  # noqa: E402
+from pipeline.backends import weights  # noqa: E402
+from pipeline.backends.local_model import LocalModel  # noqa: E402
 from pipeline.errors import UsageError  # noqa: E402
 from pipeline.llm import Request  # noqa: E402
-from pipeline.local_model import LocalModel  # noqa: E402
 from tests.tiny_models import little_rows, save_tiny, write_rows  # noqa: E402
 
 methods.prepare()
@@ -450,7 +450,7 @@ def test_a_reward_model_puts_the_better_answer_first(
 
 
 def test_a_pair_is_rendered_as_the_model_is_asked(tiny: Path) -> None:
-    from pipeline.chat_template import render_chat
+    from pipeline.backends.chat_template import render_chat
 
     tokenizer = weights.load_tokenizer(tiny)
     messages = (("user", "A"), ("assistant", "B"), ("user", "C"), ("assistant", "good"))

@@ -11,7 +11,7 @@ import pytest
 from kg.graph import Graph, GraphBuilder
 from kg.load import load
 from kg.questions import KINDS, Question, Sampler
-from pipeline.graph_check import Asked, Broken, check
+from pipeline.checks.graph_check import Asked, Broken, check
 from pipeline.kg_phrases import Speaker
 from tests.fake_kg import teller_of
 

@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.checks.grounding import locate, quotes_in, unsupported
+from pipeline.checks.quantities import quantities
 from pipeline.filters import RECORD
-from pipeline.grounding import locate, quotes_in, unsupported
-from pipeline.quantities import quantities
 from pipeline.run_folder import read_records
 from pipeline.self_qa import main
 from tests.fake_faults import text_of

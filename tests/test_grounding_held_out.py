@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.grounding import unsupported
+from pipeline.checks.grounding import unsupported
 
 GLACIER = """Glaciers > Measuring
 

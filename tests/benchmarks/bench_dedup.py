@@ -72,9 +72,9 @@ def measure_signatures() -> Measured:
     from datasketch import MinHash
     from rensa import RMinHash
 
-    from pipeline.near_duplicates import band_keys, signatures, text_of
+    from pipeline.curation.near_duplicates import band_keys, signatures, text_of
+    from pipeline.curation.shingles import window_hashes, words_of
     from pipeline.novelty import tokens
-    from pipeline.shingles import window_hashes, words_of
 
     texts = [text_of(one) for one in records()]
     words = [tokens(text) for text in texts]
@@ -100,7 +100,7 @@ def measure_signatures() -> Measured:
 
 def measure_near_ours() -> Measured:
     """From records to losers, candidates verified."""
-    from pipeline.near_duplicates import band_keys, find_near_duplicates, fingerprint, text_of
+    from pipeline.curation.near_duplicates import band_keys, find_near_duplicates, fingerprint, text_of
 
     some = records()
     band_keys(["import"])
@@ -114,7 +114,7 @@ def measure_near_datasketch() -> Measured:
     """datasketch's LSH over whole records, first come first kept; its candidates are taken as they are."""
     from datasketch import MinHash, MinHashLSH
 
-    from pipeline.near_duplicates import text_of
+    from pipeline.curation.near_duplicates import text_of
     from pipeline.novelty import tokens
 
     some = records()
@@ -147,7 +147,7 @@ def vectors() -> object:
 def measure_semantic(exact: bool) -> Measured:
     import numpy as np
 
-    from pipeline.semantic import find_semantic_duplicates
+    from pipeline.curation.semantic import find_semantic_duplicates
 
     half: np.ndarray[tuple[int, int], np.dtype[np.float16]] = vectors().astype(np.float16)  # type: ignore[attr-defined]
     started = time.perf_counter()

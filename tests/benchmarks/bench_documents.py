@@ -16,9 +16,9 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from pipeline.blocks import Document
-from pipeline.chunks import chunk_document
-from pipeline.documents import read_documents
+from pipeline.reading.blocks import Document
+from pipeline.reading.chunks import chunk_document
+from pipeline.reading.documents import read_documents
 from tests.make_documents import flowing, make_pdf
 
 WORDS = """pump valve heat water pressure seal lid fan motor sensor pipe flow litre minute second metal glass power

@@ -32,7 +32,7 @@ BATCH = 16
 def rows_of(base: Path, count: int) -> tuple[Any, list[Any], list[Any]]:
     """The tokenizer, and so many short examples with their rows."""
     from finetune import data, rows
-    from pipeline import weights
+    from pipeline.backends import weights
 
     tokenizer = weights.load_tokenizer(base)
     path = DATA / "alpaca_4k.jsonl.gz"

@@ -18,7 +18,7 @@ from collections import Counter
 from pathlib import Path
 
 from pipeline.ask import Ask
-from pipeline.endpoint import Endpoint
+from pipeline.backends.endpoint import Endpoint
 from pipeline.journal import Journal
 from pipeline.llm import Request
 from tests.fake_server import FakeServer, read_ledger

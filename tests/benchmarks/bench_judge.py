@@ -15,10 +15,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from pipeline.endpoint import Endpoint
+from pipeline.backends.endpoint import Endpoint
+from pipeline.backends.local_model import LocalModel
 from pipeline.judge import Judge
 from pipeline.llm import Model
-from pipeline.local_model import LocalModel
 from pipeline.parsing import Unreadable
 from pipeline.prompts import Prompts
 from pipeline.records import PromptSource, Record, make_record

@@ -14,10 +14,10 @@ import itertools
 import os
 import time
 
-from pipeline import weights
-from pipeline.chat_template import render_chat
+from pipeline.backends import weights
+from pipeline.backends.chat_template import render_chat
+from pipeline.backends.local_model import LocalModel
 from pipeline.llm import JsonObject, Request
-from pipeline.local_model import LocalModel
 
 MAX_TOKENS = 128
 TOPICS = ["rain", "bread", "trains", "chess", "tea", "maps", "owls", "salt", "glass", "bees", "clocks", "wool"]

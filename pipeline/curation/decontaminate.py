@@ -25,12 +25,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.curation.near_duplicates import text_of
+from pipeline.curation.rows import read_rows
+from pipeline.curation.shingles import Windows, batches, is_cjk, window_hashes, words_of
 from pipeline.errors import UsageError
-from pipeline.near_duplicates import text_of
 from pipeline.novelty import NoveltyIndex, tokens
 from pipeline.records import Record
-from pipeline.rows import read_rows
-from pipeline.shingles import Windows, batches, is_cjk, window_hashes, words_of
 
 if TYPE_CHECKING:
     import numpy

@@ -17,8 +17,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
 
-from pipeline.blocks import Part
-from pipeline.extraction import LARGEST_TEXT, Extracted, ExtractionFailed
+from pipeline.reading.blocks import Part
+from pipeline.reading.extraction import LARGEST_TEXT, Extracted, ExtractionFailed
 
 MARGIN = 0.12  # share of a page's height in which headers and footers stand
 _STOP = re.compile(r"[.!?:;。！？：；…][\"'”’)）」』]*$")

@@ -15,10 +15,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline import extraction
-from pipeline.blocks import Document, join_parts, read_markdown, read_plain
 from pipeline.errors import UsageError
 from pipeline.hygiene import clean
+from pipeline.reading import extraction
+from pipeline.reading.blocks import Document, join_parts, read_markdown, read_plain
 from pipeline.records import DocumentSource, Rejection
 from pipeline.text import language_of
 

@@ -11,7 +11,7 @@ import re
 import unicodedata
 from collections.abc import Iterator
 
-from pipeline.quantities import NUMBER_WORDS, Quantity, agree, quantities
+from pipeline.checks.quantities import NUMBER_WORDS, Quantity, agree, quantities
 
 SHORTEST_QUOTE = 6  # letters and digits; a Han character counts as two: less than that is found anywhere
 _SAME = str.maketrans("‘’‚‛“”„‟‐‑‒–—−", "''''\"\"\"\"------")

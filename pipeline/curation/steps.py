@@ -16,14 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.decontaminate import Benchmark
-from pipeline.embeddings import EmbeddingCache, EmbeddingModel
-from pipeline.near_duplicates import band_keys, find_near_duplicates, fingerprint, text_of
+from pipeline.curation.decontaminate import Benchmark
+from pipeline.curation.embeddings import EmbeddingCache, EmbeddingModel
+from pipeline.curation.near_duplicates import band_keys, find_near_duplicates, fingerprint, text_of
+from pipeline.curation.selection import Quota, select
+from pipeline.curation.semantic import QuestionJudge, find_semantic_duplicates, question_of
+from pipeline.curation.shingles import batches
+from pipeline.curation.spool import Spool
 from pipeline.records import Neighbour, Record, Rejection
-from pipeline.selection import Quota, select
-from pipeline.semantic import QuestionJudge, find_semantic_duplicates, question_of
-from pipeline.shingles import batches
-from pipeline.spool import Spool
 
 if TYPE_CHECKING:
     import numpy

@@ -72,7 +72,7 @@ class Endpoint:
         import httpx2
         import openai
 
-        from pipeline.capped import TransferFailed
+        from pipeline.backends.capped import TransferFailed
 
         if self._client is None:
             self._client = self._open()
@@ -92,7 +92,7 @@ class Endpoint:
         import httpx2
         import openai
 
-        from pipeline.capped import LARGEST_BODY, CappedTransport
+        from pipeline.backends.capped import LARGEST_BODY, CappedTransport
 
         parts = urlsplit(self._base_url or "")
         query = dict(parse_qsl(parts.query))  # a gateway's version, or its key

@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from itertools import pairwise
 
-from pipeline.chunks import Chunk
+from pipeline.reading.chunks import Chunk
 from pipeline.records import content_id
 
 _HAN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff]+")

@@ -17,7 +17,7 @@ from functools import cached_property
 from kg.graph import Fact, Graph
 from kg.questions import Question
 from kg.values import same_number, value_of, values_in
-from pipeline.graph_reading import NEGATION, Reading, cue_places, cues, swapped, unit_of, wanted_value
+from pipeline.checks.graph_reading import NEGATION, Reading, cue_places, cues, swapped, unit_of, wanted_value
 from pipeline.kg_phrases import Speaker
 
 _ASKS_TRUTH = re.compile(

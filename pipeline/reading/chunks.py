@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from pipeline.blocks import Block, Document, heading_text
+from pipeline.reading.blocks import Block, Document, heading_text
 from pipeline.records import content_id
 from pipeline.text import estimate_tokens
 

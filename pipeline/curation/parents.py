@@ -15,9 +15,9 @@ from typing import Any, get_args
 
 from pydantic import ValidationError
 
+from pipeline.curation.rows import Row, file_hash, format_of, read_rows
 from pipeline.errors import UsageError
 from pipeline.records import FileSource, Record, Task, content_id, make_record
-from pipeline.rows import Row, file_hash, format_of, read_rows
 from pipeline.text import language_of
 
 GENERATOR = "imported"

@@ -16,10 +16,10 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pipeline.curation.semantic import question_of
+from pipeline.curation.shingles import batches
 from pipeline.novelty import NoveltyIndex
 from pipeline.records import DocumentSource, FileSource, GraphSource, PromptSource, Record, Source
-from pipeline.semantic import question_of
-from pipeline.shingles import batches
 
 if TYPE_CHECKING:
     import numpy

@@ -20,14 +20,14 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline import weights as local_weights
-from pipeline.chat_template import render_chat
+from pipeline.backends import weights as local_weights
+from pipeline.backends.chat_template import render_chat
 from pipeline.errors import EndpointError, UsageError
 from pipeline.llm import Reply, Request, RequestFailed, canonical_json
 from pipeline.text import one_line
 
 if TYPE_CHECKING:
-    from pipeline.continuous_batch import ContinuousBatch, Row
+    from pipeline.backends.continuous_batch import ContinuousBatch, Row
 
 DEFAULT_BATCH = 32
 PREFILLS_A_STEP = 4  # prompts read between two tokens of the rest, so that a burst of long ones holds nobody up
@@ -165,7 +165,7 @@ class _Engine:
         torch.set_num_threads(_cores())
         self._identity = weights.identity
         self._model, self._tokenizer = local_weights.load(weights)
-        from pipeline.continuous_batch import ContinuousBatch, can_batch
+        from pipeline.backends.continuous_batch import ContinuousBatch, can_batch
 
         config = self._model.config.get_text_config(decoder=True)
         if not can_batch(self._model):
@@ -219,7 +219,7 @@ class _Engine:
     def _row(self, request: Request) -> Row:
         import jinja2
 
-        from pipeline.continuous_batch import Row
+        from pipeline.backends.continuous_batch import Row
 
         unknown = sorted(set(request.extra) - {"chat_template_kwargs"})
         if unknown:

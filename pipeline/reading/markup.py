@@ -15,8 +15,8 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from pipeline.blocks import Part
-from pipeline.extraction import Extracted, ExtractionFailed, decode
+from pipeline.reading.blocks import Part
+from pipeline.reading.extraction import Extracted, ExtractionFailed, decode
 
 LARGEST_UNPACKED = 512 * 2**20  # bytes of a zip's contents
 SKIPPED = set("script style template noscript svg math iframe object button select textarea input form".split())

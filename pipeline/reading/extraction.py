@@ -29,19 +29,19 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-from pipeline.blocks import Part
+from pipeline.reading.blocks import Part
 
 # suffix -> where its reader is, and the packages that it imports
 READERS: dict[str, tuple[str, tuple[str, ...]]] = {
-    ".pdf": ("pipeline.read_pdf:read_pdf", ("pypdfium2",)),
-    **dict.fromkeys((".html", ".htm", ".xhtml"), ("pipeline.read_markup:read_html", ("lxml", "trafilatura"))),
-    ".docx": ("pipeline.read_markup:read_docx", ("lxml", "mammoth")),
-    ".epub": ("pipeline.read_markup:read_epub", ("lxml", "defusedxml")),
-    ".csv": ("pipeline.read_tables:read_csv", ()),
-    ".tsv": ("pipeline.read_tables:read_tsv", ()),
-    ".jsonl": ("pipeline.read_tables:read_jsonl", ()),
-    ".xlsx": ("pipeline.read_tables:read_xlsx", ("openpyxl",)),
-    ".parquet": ("pipeline.read_tables:read_parquet", ("pyarrow",)),
+    ".pdf": ("pipeline.reading.pdf:read_pdf", ("pypdfium2",)),
+    **dict.fromkeys((".html", ".htm", ".xhtml"), ("pipeline.reading.markup:read_html", ("lxml", "trafilatura"))),
+    ".docx": ("pipeline.reading.markup:read_docx", ("lxml", "mammoth")),
+    ".epub": ("pipeline.reading.markup:read_epub", ("lxml", "defusedxml")),
+    ".csv": ("pipeline.reading.tables:read_csv", ()),
+    ".tsv": ("pipeline.reading.tables:read_tsv", ()),
+    ".jsonl": ("pipeline.reading.tables:read_jsonl", ()),
+    ".xlsx": ("pipeline.reading.tables:read_xlsx", ("openpyxl",)),
+    ".parquet": ("pipeline.reading.tables:read_parquet", ("pyarrow",)),
 }
 INSTALL = "pip install -c constraints.txt -e '.[docs]'"
 MEMORY = 3 * 2**30  # bytes of address space, most of which libraries reserve and never touch
@@ -102,11 +102,10 @@ class Extractor:
 
     def _exchange(self, suffix: str, data: bytes) -> dict[str, Any]:
         if self._child is None:
-            run = (
-                "from pipeline.extraction import main; main()"  # by its name, so that its classes are one with readers'
-            )
+            # By its name, so that its classes are one with the readers'.
+            run = "from pipeline.reading.extraction import main; main()"
             command = [sys.executable, "-c", run, str(self._memory), str(self._cpu_s)]
-            root = str(Path(__file__).resolve().parent.parent)
+            root = str(Path(__file__).resolve().parents[2])
             self._child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=root)
         until = time.monotonic() + self._clock_s
         try:

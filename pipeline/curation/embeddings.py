@@ -16,8 +16,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from pipeline.curation.shingles import batches
 from pipeline.errors import StorageError, UsageError
-from pipeline.shingles import batches
 
 if TYPE_CHECKING:
     import numpy

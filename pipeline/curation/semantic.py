@@ -19,10 +19,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pipeline.near_duplicates import Match
+from pipeline.curation.near_duplicates import Match
+from pipeline.curation.shingles import batches
 from pipeline.novelty import tokens
 from pipeline.records import Record
-from pipeline.shingles import batches
 
 if TYPE_CHECKING:
     import numpy

@@ -21,9 +21,9 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
+from pipeline.curation.shingles import batches, window_hashes, words_of
 from pipeline.novelty import tokens
 from pipeline.records import Record
-from pipeline.shingles import batches, window_hashes, words_of
 
 if TYPE_CHECKING:
     import numpy

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.blocks import Block, Document
-from pipeline.chunks import Chunk
-from pipeline.documents import BadFile, bytes_of, find_files, rejected_file
-from pipeline.extraction import ExtractionFailed, decode
 from pipeline.hygiene import clean
+from pipeline.reading.blocks import Block, Document
+from pipeline.reading.chunks import Chunk
+from pipeline.reading.documents import BadFile, bytes_of, find_files, rejected_file
+from pipeline.reading.extraction import ExtractionFailed, decode
 from pipeline.records import Rejection, content_id
 from pipeline.text import language_of, one_line
 

@@ -11,8 +11,8 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from pipeline.blocks import Part
-from pipeline.extraction import LARGEST_TEXT, Extracted, ExtractionFailed, decode
+from pipeline.reading.blocks import Part
+from pipeline.reading.extraction import LARGEST_TEXT, Extracted, ExtractionFailed, decode
 
 MOST_REMARKS = 20  # on single rows of one file; the rest is counted
 
@@ -36,7 +36,7 @@ def read_xlsx(data: bytes) -> Extracted:
     """A workbook, sheet after sheet, formulas as their stored values."""
     import openpyxl
 
-    from pipeline.read_markup import check_zip
+    from pipeline.reading.markup import check_zip
 
     check_zip(data)
     book = openpyxl.load_workbook(io.BytesIO(data), read_only=True, data_only=True)
