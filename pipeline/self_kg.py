@@ -16,7 +16,7 @@ import asyncio
 import json
 import sys
 from bisect import bisect_left
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -24,7 +24,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator
 
-from kg.graph import PHRASE_FIELDS, Graph, GraphError, Phrases
+from kg.graph import PHRASE_FIELDS, Fact, Graph, GraphError, Phrases
 from kg.load import load
 from kg.names import split_name
 from kg.questions import KINDS, Question, Sampler
@@ -40,7 +40,7 @@ from pipeline.llm import JsonObject, Request
 from pipeline.money import Plan, plan_of
 from pipeline.parsing import Unreadable, read_items, read_object
 from pipeline.prompts import Prompts
-from pipeline.records import GraphSource, Record, Rejection, Stage, make_record
+from pipeline.records import GraphSource, Record, Rejection, Stage, content_id, make_record
 from pipeline.run import Made, Outlook
 from pipeline.run_folder import write_json
 from pipeline.settings import GeneratorSettings, setting
@@ -138,6 +138,25 @@ class SelfKG:
             if questions:
                 yield questions
 
+    @property
+    def live(self) -> set[str]:
+        """The ids of all facts there are, and of all that they speak of."""
+        return set(self._ids(self.graph.facts()))
+
+    def shown_by(self, item: tuple[Question, ...]) -> list[str]:
+        """The ids of the facts and entities that some questions speak of."""
+        facts = [fact for question in item for fact in question.facts]
+        nodes = [node for question in item for node in (*question.asked, *question.answers)]
+        nodes += [question.claimed[2] for question in item if question.claimed is not None]
+        return list(dict.fromkeys((*self._ids(facts), *(content_id(self.graph.keys[node]) for node in nodes))))
+
+    def _ids(self, facts: Iterable[Fact]) -> Iterator[str]:
+        for fact in facts:
+            keys = self.graph.key_fact(fact)
+            yield content_id(*keys)
+            yield content_id(keys[0])
+            yield content_id(keys[2])
+
     def _groups(self) -> Iterator[tuple[Question, ...]]:
         if self._settings.style == "scenario":
             return self._sampler.groups(PAIRS_A_REQUEST)
@@ -150,7 +169,7 @@ class SelfKG:
         key = self.graph.relation_keys[relation]
         reason = (
             f"the relation {key!r} reads badly and nobody said how to say it: its questions are left out."
-            f" Name it in {self._settings.out / 'relations.json'} and pass that as --labels, or let a model do it"
+            " Name it in relations.json, beside this file, and pass that as --labels, or let a model do it"
         )
         return self._rejection(ask, "file", "awkward_relation", reason, value=key)
 
@@ -169,7 +188,7 @@ class SelfKG:
             return [self._candidate(ask, q, draft, []) for q, draft in zip(item, drafts, strict=True)]
         request = self._scenario_request(item, drafts) if scenario else self._question_request(item[0], drafts[0])
         keys.append(ask.key(request))
-        reply = await ask(request)
+        reply = await ask(request, shows=[("", id_) for id_ in self.shown_by(item)])
         try:
             if not scenario:
                 return [self._candidate(ask, item[0], read_draft(read_object(reply)), keys)]
@@ -294,7 +313,8 @@ class SelfKG:
             if relation in self._asked_about:
                 return
             request = self._relation_request(relation)
-            reply = await ask(request)
+            examples = self._sampler.examples(relation, EXAMPLE_FACTS)
+            reply = await ask(request, shows=[("", id_) for id_ in self._ids(examples)])
             try:
                 phrases = read_phrases(read_object(reply))
             except Unreadable as unreadable:

@@ -16,7 +16,7 @@ import asyncio
 import random
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -71,8 +71,9 @@ class SelfQA:
 
     name = "self_qa"
 
-    def __init__(self, settings: SelfQASettings) -> None:
-        self._settings = settings
+    def __init__(self, settings: SelfQASettings, leave_out: Collection[str] = ()) -> None:
+        """`leave_out` names documents that are not read, as records name them."""
+        self._settings, self._leave_out = settings, leave_out
         self._max_tokens = settings.max_tokens or (MAX_TOKENS_BUNDLED if settings.model is None else MAX_TOKENS)
         languages = LANGUAGES if settings.language == "auto" else (settings.language,)
         self._prompts = {language: Prompts(language, settings.prompts) for language in languages}
@@ -107,7 +108,7 @@ class SelfQA:
         """Take in what the paths hold: documents, or the descriptions of APIs."""
         settings = self._settings
         read = read_descriptions if settings.mode == "api" else read_documents
-        for entry in read(settings.paths, generator=self.name):
+        for entry in read(settings.paths, generator=self.name, leave_out=self._leave_out):
             if isinstance(entry, Document):
                 self._documents.append(entry)
                 self._chunks += chunk_document(entry, tokens=settings.chunk_tokens, overlap=settings.overlap)
@@ -128,6 +129,14 @@ class SelfQA:
             yield rejection.model_copy(update={"model": ask.model.identity})
         for chunk in self._in_order():
             yield chunk
+
+    @property
+    def live(self) -> set[str]:
+        """The ids of all chunks there are."""
+        return {chunk.id for chunk in self._chunks}
+
+    def shown_by(self, item: Chunk) -> list[str]:
+        return [item.id]
 
     def _in_order(self) -> list[Chunk]:
         seed = str(self._settings.seed)
@@ -277,7 +286,7 @@ class SelfQA:
         """The reply to a request; it and its template are noted on the trail."""
         trail.prompts |= self._prompts[trail.language].hashes(template)
         trail.requests.append(trail.ask.key(request))
-        return await trail.ask(request)
+        return await trail.ask(request, shows=[(trail.chunk.document, trail.chunk.id)])
 
     # ---------------------------------------------------------------- what did not work, and what was covered
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import glob
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,12 +45,14 @@ class Found:
     root: Path
 
 
-def read_documents(paths: Sequence[Path], *, generator: str) -> Iterator[Document | Rejection]:
-    """Every document under the paths (folders, files, globs), in the order of their names.
+def read_documents(
+    paths: Sequence[Path], *, generator: str, leave_out: Collection[str] = ()
+) -> Iterator[Document | Rejection]:
+    """Every document under the paths (folders, files, globs) but those to leave out, in the order of their names.
 
     :raises UsageError: for a path that does not exist, or one under which there is nothing.
     """
-    found = find_files(paths)
+    found = [file for file in find_files(paths) if file.name not in leave_out]
     with extraction.Extractor() as extractor:
         for file in found:
             try:
