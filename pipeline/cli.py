@@ -110,7 +110,7 @@ class _Run:
                 self.one.ask.stop(Offline("--offline: what is stored does not reach further."))
             with DerivedFiles(self.folder) as files:
                 progress = Progress(self.settings.target, self.one.ask, sys.stderr.isatty())
-                line = self.one.line(files, progress)
+                line = self.one.line(files, progress, self.settings.target)
                 try:
                     stopped = await interruptible(line, self.one, self.again)
                 finally:
@@ -287,6 +287,11 @@ def _duration(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
+
+
+def show_json(value: dict[str, Any]) -> None:
+    """To stdout, on one line."""
+    print(json.dumps(value, ensure_ascii=False))
 
 
 def say(text: str, end: str = "\n") -> None:

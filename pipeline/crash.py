@@ -26,6 +26,17 @@ POINTS = (
     "file.written",  # aside, on the disk, not yet renamed
     "file.renamed",
 )
+PROJECT_POINTS = (  # of pipeline.regenerate alone
+    "source.done",
+    "version.written",
+    "version.renamed",
+    "latest.moved",
+    "version.hidden",  # out of sight, not yet off the disk
+    "revocation.noted",
+    "purge.before",  # of what is taken out of the journal
+    "purge.committed",
+    "purge.after",
+)
 
 _passed: Counter[str] = Counter()
 _wanted: tuple[str, int] | None = None

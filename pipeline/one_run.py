@@ -20,7 +20,7 @@ from pipeline.journal import Journal, Totals
 from pipeline.judge import Judge
 from pipeline.llm import Model, Request
 from pipeline.models import open_judge
-from pipeline.money import FREE, Budget, Limits, read_prices
+from pipeline.money import FREE, Budget, Limits, Price, read_prices
 from pipeline.prompts import Prompts
 from pipeline.run import Covering, Generator, Line, Tally
 from pipeline.run_folder import DerivedFiles
@@ -34,19 +34,25 @@ class OneRun:
     journal: Journal
 
     def __init__(
-        self, settings: GeneratorSettings, generator: Generator[Any], model: Model, limits: Limits = Limits()
+        self,
+        settings: GeneratorSettings,
+        generator: Generator[Any],
+        model: Model,
+        limits: Limits | None = None,
+        more_prices: Mapping[str, Price] | None = None,
     ) -> None:
+        """`more_prices` are of models that others in the same project spend on."""
         self.settings, self.generator, self.model = settings, generator, model
         self.judge: Judge | None = None
         self.judge_ask: Ask | None = None
         self.judge_model = open_judge(settings, model) if settings.judge else model
         self.notes: list[str] = []  # to be said
         self.started = time.monotonic()
-        prices = read_prices(settings.prices)
+        prices = {**(more_prices or {}), **read_prices(settings.prices)}
         for one in (model, self.judge_model):
             if one.is_local:
                 prices[one.identity] = FREE
-        self.budget = Budget(model.identity, prices, limits)
+        self.budget = Budget(model.identity, prices, limits or Limits())
 
     @property
     def shaping(self) -> dict[str, Any]:
@@ -84,13 +90,13 @@ class OneRun:
         await self.judge_ask.start(spent)
         self.judge = Judge(self.judge_ask, prompts, self.settings.extra_body)
 
-    def line(self, files: DerivedFiles, progress: Callable[[Tally], None]) -> Line:
+    def line(self, files: DerivedFiles, progress: Callable[[Tally], None], target: int | None) -> Line:
         return Line(
             self.generator,
             self.ask,
             files,
             filters=filters.chosen(filters.RECORD, self.settings.filters),
-            target=self.settings.target,
+            target=target,
             concurrency=self.settings.concurrency,
             summarize=self.summarize,
             progress=progress,

@@ -108,6 +108,7 @@ class SelfKG:
         self._prompts = Prompts(self._language, settings.prompts)
         self._template = "self_kg_scenario" if settings.style == "scenario" else "self_kg_question"
         self._max_tokens = settings.max_tokens or (MAX_TOKENS_BUNDLED if settings.model is None else MAX_TOKENS)
+        self.passed_over: frozenset[str] = frozenset()  # ids of facts and entities; what shows no others is not asked
         self._learning: dict[int, asyncio.Lock] = {}
         self._refused: dict[int, str] = {}  # awkward relations for which no way to say them was found, and why
         self._asked_about: dict[int, str] = {}  # awkward relation -> key of the request about it
@@ -159,8 +160,12 @@ class SelfKG:
 
     def _groups(self) -> Iterator[tuple[Question, ...]]:
         if self._settings.style == "scenario":
-            return self._sampler.groups(PAIRS_A_REQUEST)
-        return ((question,) for question in self._sampler.questions())
+            groups = self._sampler.groups(PAIRS_A_REQUEST)
+        else:
+            groups = ((question,) for question in self._sampler.questions())
+        if not self.passed_over:
+            return groups
+        return (item for item in groups if not self.passed_over.issuperset(self.shown_by(item)))
 
     def _awkward(self, question: Question) -> list[int]:
         return [r for r in dict.fromkeys(relations_in(question)) if self._speaker.is_awkward(r)]

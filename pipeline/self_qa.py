@@ -74,6 +74,7 @@ class SelfQA:
     def __init__(self, settings: SelfQASettings, leave_out: Collection[str] = ()) -> None:
         """`leave_out` names documents that are not read, as records name them."""
         self._settings, self._leave_out = settings, leave_out
+        self.passed_over: frozenset[str] = frozenset()  # ids of chunks that are not asked
         self._max_tokens = settings.max_tokens or (MAX_TOKENS_BUNDLED if settings.model is None else MAX_TOKENS)
         languages = LANGUAGES if settings.language == "auto" else (settings.language,)
         self._prompts = {language: Prompts(language, settings.prompts) for language in languages}
@@ -135,12 +136,15 @@ class SelfQA:
         """The ids of all chunks there are."""
         return {chunk.id for chunk in self._chunks}
 
-    def shown_by(self, item: Chunk) -> list[str]:
-        return [item.id]
+    @property
+    def chunks(self) -> dict[str, Chunk]:
+        """All chunks by id; of equal ones the first."""
+        return {chunk.id: chunk for chunk in reversed(self._chunks)}
 
     def _in_order(self) -> list[Chunk]:
         seed = str(self._settings.seed)
-        return sorted(self._chunks, key=lambda c: (content_id(seed, c.id), c.document, c.start))
+        wanted = (chunk for chunk in self._chunks if chunk.id not in self.passed_over)
+        return sorted(wanted, key=lambda c: (content_id(seed, c.id), c.document, c.start))
 
     async def make(self, item: Chunk, ask: Ask) -> Made:
         """The chunk's candidates: questions first, then each one's answer from the same text."""
