@@ -16,7 +16,7 @@ import asyncio
 import json
 import sys
 from bisect import bisect_left
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -92,11 +92,13 @@ class SelfKG:
 
     name = "self_kg"
 
-    def __init__(self, settings: SelfKGSettings) -> None:
+    def __init__(self, settings: SelfKGSettings, leave_out: Collection[str] = ()) -> None:
+        """`leave_out` names files of the graph that are not read."""
         if not settings.graphs:
             raise UsageError("Which graph? python -m pipeline.self_kg kg/planets.ttl --template")
         try:
-            self.graph, self._complaints = load(settings.graphs, settings.labels)
+            graphs = [path for path in settings.graphs if path.name not in leave_out]
+            self.graph, self._complaints = load(graphs, settings.labels)
         except GraphError as error:
             raise UsageError(str(error)) from error
         self._settings = settings

@@ -81,15 +81,7 @@ def prepare(source: Source, folder: Path, revoked: Sequence[Revoked], adapter: s
     out = left_out(source.name, files, revoked)
     if files and files.keys() <= out:
         return None
-    make = GENERATORS[source.generator][0]
-    if source.generator == "self_kg":
-        graphs = tuple(path for path in settings.graphs if path.name not in out)
-        if not graphs and settings.graphs:
-            return None
-        settings = settings.model_copy(update={"graphs": graphs})
-        generator = make(settings)
-    else:
-        generator = make(settings, out)
+    generator = GENERATORS[source.generator][0](settings, out)
     ready = Source(source.name, source.generator, settings, source.follows)
     files = {name: hash_ for name, hash_ in files.items() if name not in out}
     return Prepared(ready, generator, open_model(settings), files, generator.live)
