@@ -6,7 +6,10 @@ whether anything of it is left on the disk.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sqlite3
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +71,9 @@ class Folder:
             self.document(word)
         self.facts("facts.tsv", ["Ostrander\tlies in\tVelmoor", "Pellwick\tlies in\tVelmoor"])
         self.facts("more.tsv", ["Ostrander\thas mayor\tIdonea Carrow"])
-        self.seeds = {f"seed_{word}": word for word in ("Gyroscope", "Bellows", "Sextant", "Abacus", "Quernloom", "Lathe")}
+        self.seeds = {
+            f"seed_{word}": word for word in ("Gyroscope", "Bellows", "Sextant", "Abacus", "Quernloom", "Lathe")
+        }
         self.write_seeds()
         self.write()
 
@@ -126,7 +131,25 @@ class Folder:
         """The files of the latest version (or below a folder) that hold a word."""
         folder = within or self.latest.folder
         files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-        return [path.name for path in files if word.lower().encode() in path.read_bytes().lower()]
+        return [path.name for path in files if _holds(path.read_bytes(), word)]
+
+    def in_journal(self, word: str) -> list[str]:
+        """Where the journal holds a word: requests and replies by their key, and its files as they lie on the disk."""
+        path = self.root / self.values["out"] / "journal.sqlite"
+        with contextlib.closing(sqlite3.connect(path)) as connection:
+            found = [
+                key
+                for key, body in connection.execute("SELECT key, body FROM requests")
+                if _holds(zlib.decompress(body), word)
+            ]
+            rows = connection.execute("SELECT key, coalesce(raw, '') || coalesce(detail, '') FROM attempts")
+            found += [key for key, text in rows if _holds(text if isinstance(text, bytes) else text.encode(), word)]
+            found += ["free pages"] * bool(connection.execute("PRAGMA freelist_count").fetchone()[0])
+        return found + [file.name for file in path.parent.glob("journal.sqlite*") if _holds(file.read_bytes(), word)]
+
+
+def _holds(data: bytes, word: str) -> bool:
+    return word.lower().encode() in data.lower()
 
 
 def said(line: LedgerLine) -> str:

@@ -28,7 +28,7 @@ def write_ids(path: Path, ids: set[str]) -> None:
 
 def to_keep(prepared: Prepared, before: Path | None, *, changed: bool, keep: bool, accept: bool) -> set[str]:
     """The items whose records are copied: those kept before stay so until the change is accepted."""
-    if before is None or (accept and not keep):
+    if before is None or ((accept or changed) and not keep):
         return set()
     were = read_ids(before / ITEMS) if changed else read_ids(before / KEPT)
     if prepared.source.generator == "self_instruct":  # a chain is kept whole, or not at all
