@@ -162,9 +162,12 @@ def test_over_a_socket_too_the_rate_is_learned_from_429s(tmp_path: Path, forked:
 
 
 def test_rpm_keeps_below_a_known_limit_from_the_start(tmp_path: Path, forked: Forked) -> None:
-    with serve(tmp_path, rpm_bucket=(1200, 5)) as server:
-        assert forked.run(command(tmp_path / "out", server, "--rpm", "1140", target=30)) == 0, forked.output
-        assert set(statuses(server)) == {200}
+    """However slow the machine is: so many requests take at least so long."""
+    with serve(tmp_path) as server:
+        assert forked.run(command(tmp_path / "out", server, "--rpm", "1200")) == 0, forked.output
+        asked = len(server.ledger())
+    assert asked > 20
+    assert summary(tmp_path / "out")["seconds"] >= (asked - 2) * 60 / 1200
 
 
 # ---------------------------------------------------------------- storage
@@ -181,7 +184,7 @@ def test_a_full_disk_stops_the_run_within_one_commit_and_it_goes_on(tmp_path: Pa
         stored = sqlite3.connect(tmp_path / "out/journal.sqlite").execute("SELECT count(*) FROM outcomes").fetchone()[0]
         assert 5 < stored <= asked <= stored + 4
         assert forked.run(arguments) == 0, forked.output
-        assert len(server.ledger()) - asked + stored <= len(server.ledger())
+        assert len(server.ledger()) == asked + len({line["key"] for line in server.ledger()}) - stored
         assert forked.run(command(tmp_path / "clean", server, target=60)) == 0
     assert derived(tmp_path / "out") == derived(tmp_path / "clean")
 
@@ -275,7 +278,7 @@ def test_the_key_is_in_no_file_and_no_stream(tmp_path: Path, forked: Forked, pat
 # ---------------------------------------------------------------- signals, and a parent that dies
 
 
-def wait_for(condition: Any, seconds: float = 20.0) -> None:
+def wait_for(condition: Any, seconds: float = 60.0) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it did not come to that"
@@ -303,10 +306,8 @@ def test_the_second_signal_breaks_off_and_says_what_was_possibly_paid(tmp_path: 
         wait_for(lambda: len(server.ledger()) >= 3)
         os.kill(process, signal.SIGINT)
         wait_for(lambda: "Stopping" in forked.output)
-        started = time.monotonic()
         os.kill(process, signal.SIGINT)
-        assert forked.wait() == 130, forked.output
-        assert time.monotonic() - started < 5
+        assert forked.wait() == 130, forked.output  # the server would have held them for ten minutes
         assert "Go on with: " in forked.output
         journal = sqlite3.connect(tmp_path / "out/journal.sqlite")
         hanging = len(server.ledger()) - 2
@@ -321,12 +322,12 @@ def test_a_run_outlives_the_reader_of_its_messages(tmp_path: Path) -> None:
         wait_for(lambda: len(server.ledger()) >= 3)
         assert run.stderr is not None
         run.stderr.close()
-        assert run.wait(30) == 0
+        assert run.wait(120) == 0
     assert summary(tmp_path / "out")["kept"] == 30
 
 
 def test_two_processes_on_one_folder(tmp_path: Path, forked: Forked) -> None:
-    with serve(tmp_path, latency_ms=1000) as server, Forked(tmp_path) as other:
+    with serve(tmp_path, {"fault": "hang_before_headers", "nth": [1]}) as server, Forked(tmp_path) as other:
         process = forked.start(command(tmp_path / "out", server))
         wait_for(lambda: server.ledger())
         assert other.run(command(tmp_path / "out", server)) == 75
