@@ -229,7 +229,8 @@ def next_line(process: subprocess.Popen[str]) -> str:
     return process.stderr.readline().strip() or process.stderr.readline().strip()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+@pytest.mark.slow  # test_faults has a quick one
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_first_signal_drains_and_says_how_to_go_on(
     number: signal.Signals, tmp_path: Path, run: Run, start_server: StartServer
 ) -> None:
