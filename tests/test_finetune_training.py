@@ -31,6 +31,7 @@ from pipeline.backends import weights  # noqa: E402
 from pipeline.backends.local_model import LocalModel  # noqa: E402
 from pipeline.errors import UsageError  # noqa: E402
 from pipeline.llm import Request  # noqa: E402
+from tests.conftest import StartServer  # noqa: E402
 from tests.tiny_models import little_rows, save_tiny, write_rows  # noqa: E402
 
 methods.prepare()
@@ -644,6 +645,40 @@ def test_evaluating_again_gives_the_same_verdict(tuned: Path, tmp_path: Path) ->
     after = json.loads((tuned / "verdict.json").read_text())
     assert after["difference_nats"] == pytest.approx(before["difference_nats"], abs=1e-4)
     assert after["verdict"] == before["verdict"]
+
+
+def test_a_judge_reads_the_answers_within_its_budget(
+    tuned: Path, start_server: StartServer, capfd: pytest.CaptureFixture[str]
+) -> None:
+    server = start_server()
+    flags = ["--tasks", tuned.parent / "tasks.jsonl", "--new-tokens", 8, "--judge-model", "j"]
+    flags += ["--judge-base-url", server.base_url]
+    command = [str(argument) for argument in (tuned, *flags)]
+    assert evaluate.main([*command, "--max-requests", "6"]) == 4
+    said = capfd.readouterr().err
+    assert "--max-requests 6 is reached" in said
+    verdict = json.loads((tuned / "verdict.json").read_text())
+    assert verdict["judge"]["judged"] < 10
+    assert len(server.ledger()) == 6
+
+    assert evaluate.main([*command, "--json"]) == 0
+    verdict = json.loads(capfd.readouterr().out)
+    assert (verdict["judge"]["judged"], verdict["judge"]["against"]) == (10, "base")
+    page = (tuned / "verdict.html").read_text()
+    assert verdict["judge"]["sentence"] in page
+    sent = len(server.ledger())
+    assert 6 < sent <= 20
+    assert evaluate.main(command) == 0
+    assert len(server.ledger()) == sent
+
+
+def test_a_judge_without_its_key_is_refused_before_training(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    data = write_rows(tmp_path / "data.jsonl", little_rows())
+    assert finetune(data, "--base", tiny, "--judge-model", "j", "--judge-base-url", "https://api.example.org/v1") == 2
+    assert "needs a key: set OPENAI_API_KEY" in capfd.readouterr().err
 
 
 def test_chat_answers_and_forgets(tuned: Path) -> None:
