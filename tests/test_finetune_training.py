@@ -606,6 +606,10 @@ def test_merging_keeps_what_was_learnt(tuned: Path, tmp_path: Path) -> None:
     tasks = [Example((("user", row["instruction"]), ("assistant", row["output"])), "") for row in little_rows(12)]
     found = merging.merge(tuned, tmp_path / "merged", onto="dequantised", tasks=tasks)
     assert found["kl"] < 1e-2
+    assert (found["dtype"], list(found["kls"])) == ("bfloat16", ["bfloat16"])
+    exact = merging.merge(tuned, tmp_path / "exact", onto="dequantised", tasks=tasks, dtype="float32")
+    assert exact["kl"] < found["kl"]
+    assert json.loads((tmp_path / "exact" / "config.json").read_text())["dtype"] == "float32"
     assert found["merged"]["answer_loss"] == pytest.approx(found["adapter"]["answer_loss"], abs=0.02)
     other = merging.merge(tuned, tmp_path / "original", onto="original", tasks=tasks)
     assert other["kl"] > found["kl"]  # it was not made for that base
@@ -619,6 +623,20 @@ def test_merging_keeps_what_was_learnt(tuned: Path, tmp_path: Path) -> None:
     assert 'PARAMETER stop "<|im_end|>"' in modelfile
     with pytest.raises(UsageError, match="exists already"):
         merging.merge(tuned, merged, onto="dequantised", tasks=tasks)
+
+
+def test_a_merge_that_rounding_takes_too_far_is_written_in_fp32(
+    tuned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks = read(tuned.parent / "tasks.jsonl").examples
+    in_bf16 = merging.merge(tuned, tmp_path / "a", onto="dequantised", tasks=tasks, dtype="bfloat16")
+    monkeypatch.setattr(merging, "FURTHEST", in_bf16["kl"] * 0.99)
+    found = merging.merge(tuned, tmp_path / "b", onto="dequantised", tasks=tasks)
+    assert found["dtype"] == "float32"
+    assert found["kl"] < found["kls"]["bfloat16"] == in_bf16["kl"]
+    assert f"in bfloat16 it would be {in_bf16['kl']:.4f}" in "\n".join(merging.describe(found))
+    with pytest.raises(UsageError, match="there is no such folder"):
+        merging.merge(tmp_path / "nowhere", tmp_path / "c", onto="dequantised", tasks=tasks)
 
 
 async def test_the_merged_model_and_the_adapter_answer_in_process(tuned: Path, tmp_path: Path) -> None:
