@@ -31,6 +31,7 @@ from pipeline.backends import weights  # noqa: E402
 from pipeline.backends.local_model import LocalModel  # noqa: E402
 from pipeline.errors import UsageError  # noqa: E402
 from pipeline.llm import Request  # noqa: E402
+from tests.conftest import StartServer  # noqa: E402
 from tests.tiny_models import little_rows, save_tiny, write_rows  # noqa: E402
 
 methods.prepare()
@@ -605,6 +606,10 @@ def test_merging_keeps_what_was_learnt(tuned: Path, tmp_path: Path) -> None:
     tasks = [Example((("user", row["instruction"]), ("assistant", row["output"])), "") for row in little_rows(12)]
     found = merging.merge(tuned, tmp_path / "merged", onto="dequantised", tasks=tasks)
     assert found["kl"] < 1e-2
+    assert (found["dtype"], list(found["kls"])) == ("bfloat16", ["bfloat16"])
+    exact = merging.merge(tuned, tmp_path / "exact", onto="dequantised", tasks=tasks, dtype="float32")
+    assert exact["kl"] < found["kl"]
+    assert json.loads((tmp_path / "exact" / "config.json").read_text())["dtype"] == "float32"
     assert found["merged"]["answer_loss"] == pytest.approx(found["adapter"]["answer_loss"], abs=0.02)
     other = merging.merge(tuned, tmp_path / "original", onto="original", tasks=tasks)
     assert other["kl"] > found["kl"]  # it was not made for that base
@@ -618,6 +623,20 @@ def test_merging_keeps_what_was_learnt(tuned: Path, tmp_path: Path) -> None:
     assert 'PARAMETER stop "<|im_end|>"' in modelfile
     with pytest.raises(UsageError, match="exists already"):
         merging.merge(tuned, merged, onto="dequantised", tasks=tasks)
+
+
+def test_a_merge_that_rounding_takes_too_far_is_written_in_fp32(
+    tuned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks = read(tuned.parent / "tasks.jsonl").examples
+    in_bf16 = merging.merge(tuned, tmp_path / "a", onto="dequantised", tasks=tasks, dtype="bfloat16")
+    monkeypatch.setattr(merging, "FURTHEST", in_bf16["kl"] * 0.99)
+    found = merging.merge(tuned, tmp_path / "b", onto="dequantised", tasks=tasks)
+    assert found["dtype"] == "float32"
+    assert found["kl"] < found["kls"]["bfloat16"] == in_bf16["kl"]
+    assert f"in bfloat16 it would be {in_bf16['kl']:.4f}" in "\n".join(merging.describe(found))
+    with pytest.raises(UsageError, match="there is no such folder"):
+        merging.merge(tmp_path / "nowhere", tmp_path / "c", onto="dequantised", tasks=tasks)
 
 
 async def test_the_merged_model_and_the_adapter_answer_in_process(tuned: Path, tmp_path: Path) -> None:
@@ -644,6 +663,40 @@ def test_evaluating_again_gives_the_same_verdict(tuned: Path, tmp_path: Path) ->
     after = json.loads((tuned / "verdict.json").read_text())
     assert after["difference_nats"] == pytest.approx(before["difference_nats"], abs=1e-4)
     assert after["verdict"] == before["verdict"]
+
+
+def test_a_judge_reads_the_answers_within_its_budget(
+    tuned: Path, start_server: StartServer, capfd: pytest.CaptureFixture[str]
+) -> None:
+    server = start_server()
+    flags = ["--tasks", tuned.parent / "tasks.jsonl", "--new-tokens", 8, "--judge-model", "j"]
+    flags += ["--judge-base-url", server.base_url]
+    command = [str(argument) for argument in (tuned, *flags)]
+    assert evaluate.main([*command, "--max-requests", "6"]) == 4
+    said = capfd.readouterr().err
+    assert "--max-requests 6 is reached" in said
+    verdict = json.loads((tuned / "verdict.json").read_text())
+    assert verdict["judge"]["judged"] < 10
+    assert len(server.ledger()) == 6
+
+    assert evaluate.main([*command, "--json"]) == 0
+    verdict = json.loads(capfd.readouterr().out)
+    assert (verdict["judge"]["judged"], verdict["judge"]["against"]) == (10, "base")
+    page = (tuned / "verdict.html").read_text()
+    assert verdict["judge"]["sentence"] in page
+    sent = len(server.ledger())
+    assert 6 < sent <= 20
+    assert evaluate.main(command) == 0
+    assert len(server.ledger()) == sent
+
+
+def test_a_judge_without_its_key_is_refused_before_training(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    data = write_rows(tmp_path / "data.jsonl", little_rows())
+    assert finetune(data, "--base", tiny, "--judge-model", "j", "--judge-base-url", "https://api.example.org/v1") == 2
+    assert "needs a key: set OPENAI_API_KEY" in capfd.readouterr().err
 
 
 def test_chat_answers_and_forgets(tuned: Path) -> None:
