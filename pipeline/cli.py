@@ -138,7 +138,7 @@ class _Run:
                     self.generator,
                     self.ask,
                     files,
-                    filters=filters.chosen(filters.RECORD, self.settings.filters),
+                    filters=filters.of_records(self.settings.filters),
                     target=self.settings.target,
                     concurrency=self.settings.concurrency,
                     summarize=self._summarize,

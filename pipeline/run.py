@@ -19,7 +19,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from pipeline.ask import Ask
 from pipeline.errors import StopRun
-from pipeline.filters import Candidate, Filter, Found, judge
+from pipeline.filtering import Candidate, Filter, Found, judge
 from pipeline.judge import Judge
 from pipeline.llm import Request
 from pipeline.money import Plan

@@ -26,7 +26,7 @@ from pipeline import filters, instances
 from pipeline.ask import Ask
 from pipeline.cli import run_command
 from pipeline.errors import UsageError
-from pipeline.filters import NewInstruction
+from pipeline.filtering import NewInstruction, chosen, first_objection
 from pipeline.instances import WRITING_TEMPERATURE, WRITING_TOP_P, Examples, InstanceWriter, NewTask, list_schema
 from pipeline.llm import Reply, Request
 from pipeline.money import Plan, plan_of
@@ -92,7 +92,7 @@ class SelfInstruct:
             top_p=settings.top_p,
             extra=settings.extra_body,
         )
-        self._filters = filters.chosen(filters.INSTRUCTION, settings.filters)
+        self._filters = chosen(filters.INSTRUCTION, settings.filters)
         self._pool = Pool(seeds, next((float(f.threshold or 0) for f in self._filters if f.name == "novelty"), None))
         self.shaping: dict[str, Any] = {
             "seeds": fingerprint(seeds),
@@ -192,7 +192,7 @@ class SelfInstruct:
                 continue
             instruction = clean_instruction(value)
             seen = NewInstruction(instruction, self._pool.index, self._pool.texts)
-            objection = filters.first_objection(self._filters, seen)
+            objection = first_objection(self._filters, seen)
             if objection is None:
                 yield NewTask(self._pool.add(instruction), instruction, source, key, known["prompts"])
                 continue

@@ -32,7 +32,7 @@ from pipeline.ask import Ask
 from pipeline.checks.graph_check import Asked
 from pipeline.cli import run_command
 from pipeline.errors import UsageError
-from pipeline.filters import Candidate
+from pipeline.filtering import Candidate
 from pipeline.instances import WRITING_TEMPERATURE, WRITING_TOP_P, list_schema, object_schema
 from pipeline.kg_examples import EXAMPLES, RELATION_EXAMPLES
 from pipeline.kg_phrases import Draft, Speaker

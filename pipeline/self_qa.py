@@ -25,7 +25,7 @@ from pipeline.ask import Ask
 from pipeline.checks.grounding import quotes_in
 from pipeline.cli import run_command
 from pipeline.errors import UsageError
-from pipeline.filters import Candidate
+from pipeline.filtering import Candidate
 from pipeline.llm import Reply, Request
 from pipeline.money import Plan, plan_of
 from pipeline.parsing import Unreadable, read_items, read_value
