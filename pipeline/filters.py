@@ -140,7 +140,7 @@ def cut_off(candidate: Candidate, _: float) -> Found | None:
 def unfinished(candidate: Candidate, _: float) -> Found | None:
     """An output of whole sentences that ends in the middle of one."""
     end = shape.breaks_off(candidate.record.output)
-    return Found(f"the output breaks off: … {end}", end) if end else None
+    return Found(f"the output breaks off at {end!r}", end) if end else None
 
 
 @_filter(ALONE, "Self-Instruct: empty output")

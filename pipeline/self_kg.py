@@ -91,6 +91,7 @@ class SelfKG:
     """A `run.Generator` whose items are questions of the graph: one each, or in scenario style up to five."""
 
     name = "self_kg"
+    at_its_end = "every question that the graph allows has been asked"
 
     def __init__(self, settings: SelfKGSettings) -> None:
         if not settings.graphs:

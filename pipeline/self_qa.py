@@ -70,6 +70,7 @@ class SelfQA:
     """A `run.Generator` whose items are the chunks of the documents."""
 
     name = "self_qa"
+    at_its_end = "every passage has been asked about"
 
     def __init__(self, settings: SelfQASettings) -> None:
         self._settings = settings

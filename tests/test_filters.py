@@ -176,7 +176,7 @@ RECORDS: dict[str, list[tuple[Candidate, str | None]]] = {
     "unfinished": [
         (candidate("", "Salt melts ice. It lowers the point at which wat"), "the point at which wat"),
         (candidate("", "She would like to know which of the two houses is the older one and"), "breaks off"),
-        (candidate("", "1. Boil the water.\n2. Add the rice.\n3. Stir"), "breaks off: … Stir"),
+        (candidate("", "1. Boil the water.\n2. Add the rice.\n3. Stir"), "breaks off at 'Stir'"),
         (candidate("", "盐能降低冰点，所以冰会融化。撒盐以后路面就不容易结"), "breaks off"),
         (candidate("", "先把水烧开，再放米，然后"), "breaks off"),
         (candidate("", "Salt melts ice. It lowers the point at which water freezes."), None),
