@@ -31,7 +31,7 @@ from pipeline.ask import Ask
 from pipeline.checks.graph_check import Asked
 from pipeline.cli import run_command
 from pipeline.errors import UsageError
-from pipeline.filters import Candidate
+from pipeline.filtering import Candidate
 from pipeline.instances import WRITING_TEMPERATURE, WRITING_TOP_P, list_schema, object_schema
 from pipeline.kg_examples import EXAMPLES, RELATION_EXAMPLES
 from pipeline.kg_phrases import Draft, Speaker, graph_language
@@ -90,6 +90,7 @@ class SelfKG:
     """A `run.Generator` whose items are questions of the graph: one each, or in scenario style up to five."""
 
     name = "self_kg"
+    at_its_end = "every question that the graph allows has been asked"
 
     def __init__(self, settings: SelfKGSettings) -> None:
         if not settings.graphs:

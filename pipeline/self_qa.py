@@ -26,7 +26,7 @@ from pipeline.ask import Ask
 from pipeline.checks.grounding import quotes_in
 from pipeline.cli import run_command
 from pipeline.errors import UsageError
-from pipeline.filters import Candidate
+from pipeline.filtering import Candidate
 from pipeline.llm import Reply, Request
 from pipeline.money import Plan, plan_of
 from pipeline.parsing import Unreadable, read_items, read_value
@@ -72,6 +72,7 @@ class SelfQA:
     """A `run.Generator` whose items are the chunks of the documents."""
 
     name = "self_qa"
+    at_its_end = "every passage has been asked about"
 
     def __init__(self, settings: SelfQASettings) -> None:
         self._settings = settings
