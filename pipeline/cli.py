@@ -20,15 +20,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pipeline import filters
 from pipeline.ask import Ask
 from pipeline.backends.endpoint import without_secrets
 from pipeline.errors import DONE, SHORT, BudgetReached, Interrupted, Offline, StopRun, StorageError, UsageError
+from pipeline.funnel import likeliest_cause, why_short
 from pipeline.journal import Journal, Totals
 from pipeline.llm import Model, Request
 from pipeline.models import open_model
 from pipeline.money import Limits
 from pipeline.one_run import OneRun, changes
-from pipeline.run import GIVE_UP_AFTER, Generator, Line, Tally
+from pipeline.run import Generator, Line, Tally
 from pipeline.run_folder import DerivedFiles, locked, read_config, write_json
 from pipeline.settings import Checked, GeneratorSettings, checked, flags_of, parse, resolved
 
@@ -193,14 +195,9 @@ class _Run:
             how = {BudgetReached: "With a higher limit, go on with", Offline: "Without --offline, go on with"}
             say(f"{stopped} {how.get(type(stopped), 'Go on with')}: {self.again}")
             return stopped.exit_code
-        if self.settings.target is not None and tally.kept < self.settings.target:
-            say(f"Short of the target: all there is, or {GIVE_UP_AFTER} items in a row, gave no more.")
-            say(
-                f"Next: read {self.folder / 'rejected.jsonl'}; change --filters, --seed or the model; then {self.again}"
-            )
-            return SHORT
-        if not tally.kept:
-            say(f"Nothing was kept; {self.folder / 'rejected.jsonl'} says why. Then again: {self.again}")
+        short = self.settings.target is not None and tally.kept < self.settings.target
+        if short or not tally.kept:
+            self._say_why_short(tally)
             return SHORT
         if summary["failed"]:
             say(f"Next: {summary['failed']} requests failed for good; ask them again with: {self.again} --retry-failed")
@@ -208,6 +205,14 @@ class _Run:
         more = "; a larger --target goes on from here" if self.settings.target is not None else ""
         say(f"Next: read the records{more}. This was: {self.again}")
         return DONE
+
+    def _say_why_short(self, tally: Tally) -> None:
+        """Which end it came to, what most likely did it, and what to do next."""
+        what = "Short of the target" if tally.kept else "Nothing was kept"
+        say(f"{what}: {why_short(tally, self.generator.at_its_end)}.")
+        switches = {f.name for f in self.one.filters} | {f.name for f in filters.INSTRUCTION}
+        say(likeliest_cause(tally, switches))
+        say(f"Next: read {self.folder / 'rejected.jsonl'}; change --filters, --seed or the model; then {self.again}")
 
 
 async def interruptible(line: Line, one: OneRun, again: str) -> StopRun | None:
@@ -248,6 +253,11 @@ def _refusal(folder: Path, changed: str, totals: Totals) -> str:
         f" ({totals.completion_tokens} tokens) answer the old ones; what differs would be asked anew."
         " Use another --out, the old settings, or --accept-changes."
     )
+
+
+def show(text: str) -> None:
+    """What was asked for, to stdout."""
+    print(text, end="")
 
 
 class Progress:

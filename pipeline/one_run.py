@@ -43,6 +43,9 @@ class OneRun:
     ) -> None:
         """`more_prices` are of models that others in the same project spend on."""
         self.settings, self.generator, self.model = settings, generator, model
+        own = settings.own_filters.filters if settings.own_filters is not None else ()
+        has_pool = "pool_rules" in generator.shaping  # there the filters of instructions have acted by then
+        self.filters = filters.of_records(settings.filters, own, has_pool=has_pool)
         self.judge: Judge | None = None
         self.judge_ask: Ask | None = None
         self.judge_model = open_judge(settings, model) if settings.judge else model
@@ -95,7 +98,7 @@ class OneRun:
             self.generator,
             self.ask,
             files,
-            filters=filters.chosen(filters.RECORD, self.settings.filters),
+            filters=self.filters,
             target=target,
             concurrency=self.settings.concurrency,
             summarize=self.summarize,
@@ -114,6 +117,7 @@ class OneRun:
         own = self.generator.coverage() if isinstance(self.generator, Covering) else {}
         return {
             "target": self.settings.target,
+            "ended": tally.ended,
             "kept": tally.kept,
             "kept_by_task": dict(tally.kept_by_task),
             "rejected": dict(tally.rejected.most_common()),

@@ -149,7 +149,7 @@ class _Command:
         revoked = read_revoked(self.out)
         found = []
         for source in self.project.sources:
-            prepared = prepare(source, self.versions.aside / "sources" / source.name, revoked, adapter)
+            prepared = prepare(source, self.versions.aside / "sources" / source.name, self.out, revoked, adapter)
             if prepared is None:
                 say(f"{source.name}: all of it is revoked.")
                 continue

@@ -332,7 +332,7 @@ def test_revoking_a_seed_takes_what_descends_from_it(folder: Folder, tick: Tick)
         ('near_duplicates', 'near_duplicate', "[curate]: there is no setting 'near_duplicate'"),
         ('concurrency = 4', 'concurency = 4', "[shared]: there is no setting 'concurency'; the nearest is"),
         ('concurrency = 4', 'max_cost = 4', "[shared]: there is no setting 'max_cost'"),
-        ('[curate]', '[gate]\nleast_record = 4\n[curate]', "[gate]: there is no setting 'least_record'; the nearest is"),
+        ('[curate]', '[gate]\nleast_record = 4\n[curate]', "[gate]: there is no setting 'least_record'; the"),
         ('[curate]', '[gate]\nverdict = "better"\n[curate]', "[gate] verdict: there is no [train]"),
         ('[curate]', '[budget]\nmax_cost_per_tik = 4\n[curate]', "the nearest is 'max_cost_per_tick'"),
         ('name = "mill"', 'name = "mill" nonsense', "not TOML"),

@@ -46,27 +46,32 @@ def _drop_seed(folder: Folder, name: str) -> None:
     folder.write_seeds()
 
 
+def _rename(folder: Folder, old: str, new: str) -> None:
+    (folder.root / "docs" / old).rename(folder.root / "docs" / new)
+
+
 CHAIN = ("child of", '"instances"', '"classification"')  # instruction prompts show seeds; the others say what they ask
+DUNMARROW = "Dunmarrow\tlies in\tKesterland"
 OSTRANDER, PELLWICK = "Ostrander\tlies in\tVelmoor", "Pellwick\tlies in\tVelmoor"
 EDITS = [
     Edit(lambda f: None, ("Quillfern", "Marrowick", "Tansyvole", "Ostrander", "Pellwick", *CHAIN)),
     Edit(lambda f: None),
     Edit(lambda f: f.document("Hobbleside"), ("Hobbleside",)),
     Edit(lambda f: f.document("Marrowick", 99), ("99 hens",)),
-    Edit(lambda f: (f.root / "docs/quillfern.md").rename(f.root / "docs/renamed.md"), gone=("quillfern.md",)),
+    Edit(lambda f: _rename(f, "quillfern.md", "renamed.md"), gone=("quillfern.md",)),
     Edit(lambda f: (f.root / "docs/tansyvole.md").unlink(), gone=("Tansyvole",)),
-    Edit(lambda f: f.facts("facts.tsv", [OSTRANDER, PELLWICK, "Dunmarrow\tlies in\tKesterland"]), ("Dunmarrow", "Kesterland")),
+    Edit(lambda f: f.facts("facts.tsv", [OSTRANDER, PELLWICK, DUNMARROW]), ("Dunmarrow", "Kesterland")),
     Edit(lambda f: f.facts("more.tsv", ["Ostrander\thas mayor\tBertram Sallow"]), ("Sallow",), gone=("Carrow",)),
     Edit(lambda f: (f.root / "docs/hobbleside.md").write_bytes(b"\x00\x01\x02"), gone=("Hobbleside grinds",), exit=3),
     Edit(lambda f: None),  # a bad file that was reported, and has not changed, fails no further tick
     Edit(lambda f: f.document("Hobbleside")),  # what was paid for once is free when it comes back
-    Edit(lambda f: f.facts("facts.tsv", [OSTRANDER, "broken line", "Dunmarrow\tlies in\tKesterland"]), gone=("Pellwick",), exit=3),
-    Edit(lambda f: f.facts("facts.tsv", [OSTRANDER, "Dunmarrow\tlies in\tKesterland"])),
+    Edit(lambda f: f.facts("facts.tsv", [OSTRANDER, "broken line", DUNMARROW]), gone=("Pellwick",), exit=3),
+    Edit(lambda f: f.facts("facts.tsv", [OSTRANDER, DUNMARROW])),
     Edit(lambda f: f.write(target=7), CHAIN),
     Edit(lambda f: _reseed(f, seed_Anvil="Anvil"), CHAIN),
     Edit(lambda f: _drop_seed(f, "seed_Quernloom"), CHAIN, gone=("Quernloom",)),
     Edit(lambda f: f.document("Marrowick", 12)),  # as it was at first
-    Edit(lambda f: (f.document("Wickenhall"), (f.root / "docs/renamed.md").rename(f.root / "docs/again.md")), ("Wickenhall",)),
+    Edit(lambda f: (f.document("Wickenhall"), _rename(f, "renamed.md", "again.md")), ("Wickenhall",)),
     Edit(lambda f: None, gone=("Wickenhall",), arguments=("--revoke", "wickenhall.md")),
     Edit(lambda f: f.document("Wickenhall", name="elsewhere.md"), gone=("Wickenhall",)),  # revoked under any name
 ]  # fmt: skip

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pipeline import crash
+from pipeline import cache, crash
 from pipeline.errors import UsageError
 from pipeline.records import DocumentSource, GraphSource, PromptSource, Record, Rejection, Source
 from pipeline.regeneration import kept, spending
@@ -76,6 +76,8 @@ def finish_revocations(project: Project, versions: Versions, say: Say) -> None:
     retractions = _retractions(project, versions, pending)
     if versions.latest() is not None:
         _retract(project, versions, retractions, say)
+    for file in project.out.glob(f"{cache.NAME}*"):  # texts out of files; what is still wanted is read again
+        file.unlink()
     purge(project.out / "journal.sqlite", set().union(*(one.keys for one in retractions)))
     _write(project.out, [{**row, "pending": False} for row in rows])
 
@@ -113,7 +115,7 @@ def _retractions(project: Project, versions: Versions, entries: Sequence[Revoked
         if source is None:  # no longer in the project file: all it ever asked goes
             found.append(_Retraction(entry.source, "", entry.name, _keys(project, entry.source, None, set()), set()))
             continue
-        ready = prepare(source, versions.aside / "sources" / source.name, revoked, None)
+        ready = prepare(source, versions.aside / "sources" / source.name, project.out, revoked, None)
         live = ready.live if ready is not None else set()
         file = entry.name if source.generator == "self_qa" else None
         found.append(
@@ -237,9 +239,7 @@ def collect(project: Project, versions: Versions, number: int, say: Say) -> dict
     for folder in folders:
         if folder.name not in adapters:
             shutil.rmtree(folder)
-    say(
-        f"{len(going)} versions and {len(unwanted)} requests with their replies taken away; {len(staying)} versions kept."
-    )
+    say(f"{len(going)} versions and {len(unwanted)} requests with their replies taken away; {len(staying)} kept.")
     return {"removed": [version.name for version in going], "kept": sorted(staying), "replies": len(unwanted)}
 
 

@@ -16,6 +16,7 @@ from pipeline.reading.documents import find_files
 from pipeline.records import content_id
 from pipeline.regeneration.project import GENERATORS, Source
 from pipeline.seed_tasks import fingerprint, load_seed_tasks
+from pipeline.self_qa import SelfQA
 
 UNITS = {"self_qa": "chunks", "self_kg": "facts and entities", "self_instruct": "seed tasks"}
 UNREADABLE = "unreadable"  # stands for the hash of a file that cannot be read
@@ -67,9 +68,12 @@ class Difference:
         return not (self.new or self.changed or self.renamed or self.gone)
 
 
-def prepare(source: Source, folder: Path, revoked: Sequence[Revoked], adapter: str | None) -> Prepared | None:
+def prepare(
+    source: Source, folder: Path, project: Path, revoked: Sequence[Revoked], adapter: str | None
+) -> Prepared | None:
     """The source, ready; `folder` is where it will write. None where all of it is revoked.
 
+    :param project: the project's folder, which holds the cache.
     :param adapter: what a better training step left; it takes the place of the shared model.
     :raises UsageError: where it cannot be read at all.
     """
@@ -81,7 +85,10 @@ def prepare(source: Source, folder: Path, revoked: Sequence[Revoked], adapter: s
     out = left_out(source.name, files, revoked)
     if files and files.keys() <= out:
         return None
-    generator = GENERATORS[source.generator][0](settings, out)
+    if source.generator == "self_qa":
+        generator: Any = SelfQA(settings, out, project)
+    else:
+        generator = GENERATORS[source.generator][0](settings, out)
     ready = Source(source.name, source.generator, settings, source.follows)
     files = {name: hash_ for name, hash_ in files.items() if name not in out}
     return Prepared(ready, generator, open_model(settings), files, generator.live)
