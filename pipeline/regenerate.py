@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         project = read_project(options.project)
         found, code = _Command(project, options, again).run()
     except StopRun as stop:
-        say(f"{stop}" if isinstance(stop, UsageError) else f"{stop} Go on with: {again}")
+        say(f"{stop}" if isinstance(stop, UsageError) or again in str(stop) else f"{stop} Go on with: {again}")
         found, code = {"reason": str(stop)}, stop.exit_code
     except KeyboardInterrupt:
         say(f"Interrupted; LATEST is as it was. Go on with: {again}")

@@ -79,6 +79,7 @@ class ProjectTable(Table):
     gate: dict[str, Any] = {}
     budget: dict[str, Any] = {}
     train: dict[str, str | int | float | bool] | None = None
+    schedule: dict[str, Any] = Field({}, description="of pipeline.schedule, which checks it")
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,7 +56,8 @@ def revoke(project: Project, versions: Versions, wanted: str, say: Say, *, plan_
         say(f"Would revoke {places}: {records} records would go, and {len(keys)} requests with their replies.")
         say("Nothing was written. The next tick asks what is missing then; --plan prices that once it is revoked.")
         return found
-    _write(project.out, [*_read(project.out), *({**asdict(entry), "pending": True} for entry in entries)])
+    others = [row for row in _read(project.out) if _entry(row) not in entries]
+    write_json(project.out / FILE, [*others, *({**asdict(entry), "pending": True} for entry in entries)])
     crash.point("revocation.noted")
     say(f"Revoked {places}: {records} records and {len(keys)} requests with their replies go.")
     finish_revocations(project, versions, say)
@@ -79,7 +80,7 @@ def finish_revocations(project: Project, versions: Versions, say: Say) -> None:
     for file in project.out.glob(f"{cache.NAME}*"):  # texts out of files; what is still wanted is read again
         file.unlink()
     purge(project.out / "journal.sqlite", set().union(*(one.keys for one in retractions)))
-    _write(project.out, [{**row, "pending": False} for row in rows])
+    write_json(project.out / FILE, [{**row, "pending": False} for row in rows])
 
 
 def read_revoked(out: Path) -> list[Revoked]:
@@ -255,10 +256,6 @@ def _read(out: Path) -> list[dict[str, Any]]:
     except ValueError as error:
         raise UsageError(f"{path}: is not JSON ({error}).") from error
     return found
-
-
-def _write(out: Path, rows: Sequence[dict[str, Any]]) -> None:
-    write_json(out / FILE, list(rows))
 
 
 def _entry(row: dict[str, Any]) -> Revoked:
