@@ -46,8 +46,8 @@ def _drop_seed(folder: Folder, name: str) -> None:
     folder.write_seeds()
 
 
-def _rename(folder: Folder, old: str, new: str) -> None:
-    (folder.root / "docs" / old).rename(folder.root / "docs" / new)
+def _rename(folder: Folder, old: str, new: str) -> Path:
+    return (folder.root / "docs" / old).rename(folder.root / "docs" / new)
 
 
 CHAIN = ("child of", '"instances"', '"classification"')  # instruction prompts show seeds; the others say what they ask

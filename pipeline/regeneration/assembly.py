@@ -49,7 +49,7 @@ def assemble(
         return Assembled(parent, False, ())
     trained = None
     if project.train is not None and retracted is None and summary["kept"]:
-        trained = train(project.train, aside, content, project.out / "adapters", say)
+        trained = train(project.train, aside, project.out / "adapters", say)
     found = _measure(aside, sources, summary, parent, trained)
     reasons = tuple(objections(project.gate, found)) if retracted is None else ()
     newest = versions.newest()

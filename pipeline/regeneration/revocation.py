@@ -14,13 +14,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pipeline import cache, crash
+from pipeline.cli import usd
 from pipeline.errors import UsageError
+from pipeline.one_run import OneRun
 from pipeline.records import DocumentSource, GraphSource, PromptSource, Record, Rejection, Source
 from pipeline.regeneration import kept, spending
 from pipeline.regeneration.assembly import assemble
 from pipeline.regeneration.project import Project
 from pipeline.regeneration.purge import keys_showing, purge, stored_keys
-from pipeline.regeneration.sources import Revoked, files_of, item_ids, prepare
+from pipeline.regeneration.sources import Prepared, Revoked, files_of, item_ids, paths_of, prepare
 from pipeline.regeneration.versions import Versions
 from pipeline.run_folder import DerivedFiles, read_records, write_json
 from pipeline.settings import nearest
@@ -39,6 +41,7 @@ class _Retraction:
     name: str  # of the file or seed
     keys: set[str]
     live: set[str]
+    anew: str = ""  # what asking a chain anew would take
 
 
 # ---------------------------------------------------------------- --revoke
@@ -54,7 +57,10 @@ def revoke(project: Project, versions: Versions, wanted: str, say: Say, *, plan_
     found = {"revoked": [asdict(entry) for entry in entries], "records": records, "replies": len(keys)}
     if plan_only:
         say(f"Would revoke {places}: {records} records would go, and {len(keys)} requests with their replies.")
-        say("Nothing was written. The next tick asks what is missing then; --plan prices that once it is revoked.")
+        for one in retractions:
+            if one.anew:
+                say(f"In the next tick {one.anew}")
+        say("Nothing was written.")
         return found
     others = [row for row in _read(project.out) if _entry(row) not in entries]
     write_json(project.out / FILE, [*others, *({**asdict(entry), "pending": True} for entry in entries)])
@@ -95,12 +101,15 @@ def _entries(project: Project, versions: Versions, wanted: str) -> list[Revoked]
     for source in project.sources:
         before = latest.manifest["sources"].get(source.name, {}).get("files", {}) if latest else {}
         known[source.name] = {**before, **files_of(source)}
-    found = [
-        Revoked(source, name, hash_)
-        for source, files in known.items()
-        for name, hash_ in files.items()
-        if wanted in (name, f"{source}/{name}")
-    ]
+    paths = {source.name: paths_of(source) for source in project.sources}
+    place = Path(wanted).resolve()
+    found = []
+    for source, files in known.items():
+        for name, hash_ in files.items():
+            path = paths[source].get(name)
+            if wanted in (name, f"{source}/{name}") or (path is not None and path.resolve() == place):
+                has_copy = sum(other == hash_ for other in files.values()) > 1  # which is no part of what is revoked
+                found.append(Revoked(source, name, "" if has_copy else hash_))
     if not found:
         names = {name: "" for files in known.values() for name in files}
         raise UsageError(f"--revoke: no source has {wanted!r}; {nearest(wanted, names)}.")
@@ -119,10 +128,19 @@ def _retractions(project: Project, versions: Versions, entries: Sequence[Revoked
         ready = prepare(source, versions.aside / "sources" / source.name, project.out, revoked, None)
         live = ready.live if ready is not None else set()
         file = entry.name if source.generator == "self_qa" else None
-        found.append(
-            _Retraction(source.name, source.generator, entry.name, _keys(project, source.name, file, live), live)
-        )
+        keys, anew = _keys(project, source.name, file, live), _anew(ready) if ready is not None else ""
+        found.append(_Retraction(source.name, source.generator, entry.name, keys, live, anew))
     return found
+
+
+def _anew(ready: Prepared) -> str:
+    """What the next tick would ask of a chain that has lost a seed, in words."""
+    if ready.source.generator != "self_instruct":
+        return ""
+    one = OneRun(ready.source.settings, ready.generator, ready.model)
+    plan = ready.generator.plan(ready.source.settings.target, lambda request: False)
+    price = one.budget.price_of(plan.prompt_tokens, plan.completion_tokens)
+    return f"{ready.name} is a chain and would be asked anew: about {plan.requests} requests, {usd(price)}."
 
 
 def _keys(project: Project, source: str, file: str | None, live: set[str]) -> set[str]:

@@ -103,13 +103,19 @@ def left_out(source: str, files: Mapping[str, str], revoked: Sequence[Revoked]) 
 
 def files_of(source: Source) -> dict[str, str]:
     """The source's files by the name that records give them, with the hash of each; of seeds, the tasks."""
-    settings = source.settings
     if source.generator == "self_instruct":
-        return {task.id: fingerprint([task]) for task in load_seed_tasks(settings.seeds)}
+        return {task.id: fingerprint([task]) for task in load_seed_tasks(source.settings.seeds)}
+    return {name: _hash(path) for name, path in paths_of(source).items()}
+
+
+def paths_of(source: Source) -> dict[str, Path]:
+    """Where the files are that records give these names; of seeds, none."""
+    settings = source.settings
     if source.generator == "self_qa":
-        return {file.name: _hash(file.path) for file in find_files(settings.paths)}
-    paths = [*settings.graphs, *([settings.labels] if settings.labels else [])]
-    return {path.name: _hash(path) for path in paths}
+        return {file.name: file.path for file in find_files(settings.paths)}
+    if source.generator == "self_kg":
+        return {path.name: path for path in (*settings.graphs, *([settings.labels] if settings.labels else []))}
+    return {}
 
 
 def _hash(path: Path) -> str:

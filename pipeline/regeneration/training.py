@@ -14,15 +14,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from pipeline.curation.rows import file_hash
 from pipeline.errors import StopRun
 from pipeline.llm import canonical_json
 
 
 def train(
-    settings: dict[str, str | int | float | bool], data: Path, content: str, adapters: Path, say: Callable[[str], None]
+    settings: dict[str, str | int | float | bool], data: Path, adapters: Path, say: Callable[[str], None]
 ) -> dict[str, Any]:
     """Train, unless the verdict on this very set is there; returns it with the adapter's folder."""
-    folder = adapters / hashlib.sha256(canonical_json([content, settings])).hexdigest()[:12]
+    hashes = [file_hash(data / name) for name in ("records.jsonl", "rejected.jsonl")]  # the control is of both
+    folder = adapters / hashlib.sha256(canonical_json([hashes, settings])).hexdigest()[:12]
     verdict = folder / "verdict.json"
     if not verdict.exists():
         say(f"Training on {data} into {folder}.")
