@@ -303,8 +303,7 @@ class Journal:
 
     async def latest(self) -> int:
         """The number of the latest attempt; 0 before the first."""
-        query = "SELECT coalesce(max(id), 0) FROM attempts"
-        return await self._submit(lambda connection: int(connection.execute(query).fetchone()[0]))
+        return await self._submit(lambda db: int(db.execute("SELECT coalesce(max(id), 0) FROM attempts").fetchone()[0]))
 
     async def totals(self, *, after: int = 0, since: float = 0.0) -> Totals:
         """Counts over everything the folder ever asked and paid; what was sent and used only `after` an attempt's

@@ -114,7 +114,11 @@ def paths_of(source: Source) -> dict[str, Path]:
     if source.generator == "self_qa":
         return {file.name: file.path for file in find_files(settings.paths)}
     if source.generator == "self_kg":
-        return {path.name: path for path in (*settings.graphs, *([settings.labels] if settings.labels else []))}
+        paths = (*settings.graphs, *([settings.labels] if settings.labels else []))
+        by_name = {path.name: path for path in paths}
+        if len(by_name) < len(set(paths)):
+            raise UsageError(f"[[source]] {source.name}: two of its files have the same name; rename one.")
+        return by_name
     return {}
 
 
