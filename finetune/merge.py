@@ -39,7 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("tuned", type=Path, help="a folder that finetune.run wrote")
     parser.add_argument("--out", type=Path, metavar="DIR", help="[the folder's name with -merged]")
     parser.add_argument("--onto", choices=("dequantised", "original"), default="dequantised", help="[dequantised]")
-    parser.add_argument("--dtype", choices=DTYPES, default="auto", help="[auto: bfloat16, or float32 where that is off]")
+    parser.add_argument(
+        "--dtype", choices=DTYPES, default="auto", help="[auto: bfloat16, or float32 where that is off]"
+    )
     parser.add_argument("--tasks", type=Path, metavar="FILE", help="to compare on [finetune/heldout.jsonl]")
     options = parser.parse_args(argv)
     try:
