@@ -218,7 +218,7 @@ RECORDS: dict[str, list[tuple[Candidate, str | None]]] = {
         (candidate("你好", "你好吗"), None),
     ],
     "ends_with_colon": [
-        (candidate("Steps:", "One."), "the input ends"),
+        (candidate("Vaswani et al. MLA:", "One."), None),
         (candidate("", "The answer is: \n"), "the output ends"),
         (candidate("", "步骤如下："), "the output ends"),
         (candidate("Time: 10:30", "A note: late"), None),

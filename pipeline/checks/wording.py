@@ -130,8 +130,8 @@ _ROLES = re.compile(  # an answer that says who speaks, or plays both sides
     r"|\n\s*(?:User|Human|用户)\s*[:：][^\n]*\Z"
 )
 _TALK = re.compile(
-    r"dialog|conversation|chat|\bbots?\b|robot|\bscripts?\b|\bAI\b|assistant|interview|Q ?& ?A|FAQ|quiz|question"
-    r"|user|human|transcript|对话|聊天|机器人|助手|问答|采访|剧本|提问|用户|问题",
+    r"dialog|conversation|chat|\bbots?\b|robot|\bscripts?\b|\bAI\b|assistant|interview|Q ?& ?A|FAQ|quiz|transcript"
+    r"|对话|聊天|机器人|助手|问答|采访|剧本",
     re.IGNORECASE,
 )
 PLACEHOLDERS = re.compile(
