@@ -102,7 +102,7 @@ def asks_for_program(new: NewInstruction, _: float) -> Found | None:
     return Found('starts with "write a program"') if _PROGRAM.match(new.text) else None
 
 
-_OPENING = "《「『“‘¿¡"
+_OPENING = '《「『“‘"¿¡'
 
 
 @_filter(INSTRUCTION, "Self-Instruct: starts with punctuation")

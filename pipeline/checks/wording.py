@@ -28,7 +28,8 @@ _KEYWORD = re.compile(  # \b would see no border between 开 and file
 _AS_A_SUBJECT = re.compile(  # among others, or as a kind of thing: "politics, music, sports", "video games"
     r"(?:[,，、\"'“(/:：]|\bor|\band)\s*(?:music|videos?|audio|graphs?|images?|pictures?)"
     r"\s*(?=[,，、\"'”)/]|[.?]\s*\Z| or\b| and\b)"
-    r"|\bvideo games?\b|\b(?:kinds?|types?|pieces?|genres?) of (?:music|video games?)\b"
+    r"|\bvideo (?:games?|players?|streaming)\b|\bmusic videos?\b|\bplot (?:points?|twists?|of)\b"
+    r"|\b(?:movie|film|story|book|key|novel)(?:'s)? plots?\b|\b(?:kinds?|types?|pieces?|genres?) of (?:music|video games?)\b"
     r"|\bmusic (?:genres?|history|theory)\b|\bpop(?:ular)? music\b|\b(?:venn|uml) diagrams?\b",
     re.IGNORECASE,
 )
