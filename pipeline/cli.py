@@ -363,6 +363,11 @@ def _short(value: object) -> str:
     return text if len(text) <= 40 else text[:37] + "…"
 
 
+def show(text: str) -> None:
+    """What was asked for, to stdout."""
+    print(text, end="")
+
+
 class Progress:
     """One line of progress: rewritten in a terminal, a new one every 15 seconds in a log."""
 

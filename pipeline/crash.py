@@ -26,6 +26,14 @@ POINTS = (
     "file.written",  # aside, on the disk, not yet renamed
     "file.renamed",
 )
+TICK_POINTS = (  # of pipeline.schedule, which runs another process
+    "tick.claimed",  # and not begun
+    "tick.started",  # its run goes on without us
+    "tick.ran",  # how it ended is not written down
+    "tick.ended",  # nobody has been told
+    "tick.told",  # that is not written down
+    "tick.settled",
+)
 
 _passed: Counter[str] = Counter()
 _wanted: tuple[str, int] | None = None
