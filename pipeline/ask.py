@@ -81,7 +81,8 @@ class Ask:
         self._pause_s = pause_s
         self._under_way: dict[str, asyncio.Task[Reply]] = {}
         self._latest: tuple[Request, tuple[bytes, str]] | None = None
-        self._in_flight = 0  # attempts sent and not ended
+        self._wire = asyncio.Semaphore(concurrency)
+        self._in_flight = 0  # attempts begun and not ended
         self._number = 0  # of the latest attempt sent
         self._answered_number = 0  # the highest number that was answered
         self._answered_at = time.monotonic()
@@ -263,7 +264,8 @@ class Ask:
     ) -> Reply:
         """One attempt, its end written down whatever it is; `key` "" is a probe, whose reply is no outcome."""
         try:
-            reply = await self.model.complete(request)
+            async with self._wire:  # the pace lets in some more, so that none of these waits for a commit
+                reply = await self.model.complete(request)
         except RequestFailed as failure:
             self.counts.faults[failure.outcome] = self.counts.faults.get(failure.outcome, 0) + 1
             ended = Ended(failure.outcome, status=failure.status, detail=failure.detail, raw=failure.raw)

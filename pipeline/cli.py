@@ -24,13 +24,14 @@ from pipeline import filters
 from pipeline.ask import Ask
 from pipeline.backends.endpoint import without_secrets
 from pipeline.errors import DONE, SHORT, BudgetReached, Interrupted, Offline, StopRun, StorageError, UsageError
+from pipeline.funnel import likeliest_cause, why_short
 from pipeline.journal import Journal, Totals
 from pipeline.judge import Judge
 from pipeline.llm import Model, Request
 from pipeline.models import open_judge, open_model
 from pipeline.money import FREE, Budget, Limits, read_prices
 from pipeline.prompts import Prompts
-from pipeline.run import GIVE_UP_AFTER, Covering, Generator, Line, Tally
+from pipeline.run import Covering, Generator, Line, Tally
 from pipeline.run_folder import DerivedFiles, locked, read_config, write_json
 from pipeline.settings import Checked, GeneratorSettings, checked, flags_of, parse, resolved, shaping
 
@@ -105,6 +106,9 @@ class _Run:
             again,
         )
         self.folder = settings.out
+        own = settings.own_filters.filters if settings.own_filters is not None else ()
+        has_pool = "pool_rules" in generator.shaping  # there the filters of instructions have acted by then
+        self.filters = filters.of_records(settings.filters, own, has_pool=has_pool)
         self.judge: Judge | None = None
         self.judge_ask: Ask | None = None
         self.started = time.monotonic()
@@ -138,7 +142,7 @@ class _Run:
                     self.generator,
                     self.ask,
                     files,
-                    filters=filters.chosen(filters.RECORD, self.settings.filters),
+                    filters=self.filters,
                     target=self.settings.target,
                     concurrency=self.settings.concurrency,
                     summarize=self._summarize,
@@ -251,6 +255,7 @@ class _Run:
         own = self.generator.coverage() if isinstance(self.generator, Covering) else {}
         return {
             "target": self.settings.target,
+            "ended": tally.ended,
             "kept": tally.kept,
             "kept_by_task": dict(tally.kept_by_task),
             "rejected": dict(tally.rejected.most_common()),
@@ -304,14 +309,9 @@ class _Run:
             how = {BudgetReached: "With a higher limit, go on with", Offline: "Without --offline, go on with"}
             _say(f"{stopped} {how.get(type(stopped), 'Go on with')}: {self.again}")
             return stopped.exit_code
-        if self.settings.target is not None and tally.kept < self.settings.target:
-            _say(f"Short of the target: all there is, or {GIVE_UP_AFTER} items in a row, gave no more.")
-            _say(
-                f"Next: read {self.folder / 'rejected.jsonl'}; change --filters, --seed or the model; then {self.again}"
-            )
-            return SHORT
-        if not tally.kept:
-            _say(f"Nothing was kept; {self.folder / 'rejected.jsonl'} says why. Then again: {self.again}")
+        short = self.settings.target is not None and tally.kept < self.settings.target
+        if short or not tally.kept:
+            self._say_why_short(tally)
             return SHORT
         if summary["failed"]:
             _say(
@@ -321,6 +321,14 @@ class _Run:
         more = "; a larger --target goes on from here" if self.settings.target is not None else ""
         _say(f"Next: read the records{more}. This was: {self.again}")
         return DONE
+
+    def _say_why_short(self, tally: Tally) -> None:
+        """Which end it came to, what most likely did it, and what to do next."""
+        what = "Short of the target" if tally.kept else "Nothing was kept"
+        _say(f"{what}: {why_short(tally, self.generator.at_its_end)}.")
+        switches = {f.name for f in self.filters} | {f.name for f in filters.INSTRUCTION}
+        _say(likeliest_cause(tally, switches))
+        _say(f"Next: read {self.folder / 'rejected.jsonl'}; change --filters, --seed or the model; then {self.again}")
 
 
 def _usd(amount: float | None) -> str:

@@ -2,6 +2,7 @@
 
     StopRun                      the run ends early; what was paid for is kept
     ├── UsageError               2   bad usage or bad input: nothing was written
+    │   └── BrokenFilter         2   a filter of the user's own failed: the files stay as they were
     ├── Offline                  3   --offline, and something is not stored yet
     ├── BudgetReached            4   a limit of the user's was reached
     ├── EndpointError            5   endpoint down, or the key or the model refused
@@ -26,6 +27,10 @@ class StopRun(Exception):
 
 class UsageError(StopRun):
     exit_code = 2
+
+
+class BrokenFilter(UsageError):
+    pass
 
 
 class BudgetReached(StopRun):

@@ -16,7 +16,7 @@ from itertools import zip_longest
 from typing import Any
 
 from pipeline.ask import Ask
-from pipeline.filters import Candidate
+from pipeline.filtering import Candidate
 from pipeline.llm import JsonObject, Reply, Request
 from pipeline.parsing import Unreadable, read_items, read_value
 from pipeline.prompts import Prompts

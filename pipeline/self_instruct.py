@@ -26,7 +26,7 @@ from pipeline import filters, instances
 from pipeline.ask import Ask
 from pipeline.cli import run_command
 from pipeline.errors import UsageError
-from pipeline.filters import NewInstruction
+from pipeline.filtering import NewInstruction, chosen, first_objection
 from pipeline.instances import WRITING_TEMPERATURE, WRITING_TOP_P, Examples, InstanceWriter, NewTask, list_schema
 from pipeline.llm import Reply, Request
 from pipeline.money import Plan, plan_of
@@ -40,7 +40,7 @@ from pipeline.settings import GeneratorSettings, setting
 from pipeline.text import estimate_tokens, language_of, one_line, replace_surrogates
 
 MAX_TOKENS, MAX_TOKENS_BUNDLED = 1024, 320  # of a reply; the bundled model often finds no end
-SHAPING_VERSION = 1  # of the code below that builds prompts, samples the pool and reads instructions
+SHAPING_VERSION = 2  # of the code that builds prompts, reads instructions, and decides which join the pool
 SEEDS_SHOWN, POOL_SHOWN = 6, 2  # tasks in an instruction prompt
 NEW_OF_ASKED, KEPT_OF_ASKED, INSTANCE_TOKENS = 0.5, 0.5, 80  # what --plan assumes, and says
 PLANNED_FROM = 20  # prompts, and tasks, that stand for all in --plan
@@ -65,6 +65,7 @@ class SelfInstruct:
     """A `run.Generator` whose items are the instructions it keeps."""
 
     name = "self_instruct"
+    at_its_end = f"{BARREN_PROMPTS} prompts in a row brought no new instruction"
 
     def __init__(self, settings: SelfInstructSettings) -> None:
         seeds = load_seed_tasks(settings.seeds)
@@ -92,7 +93,7 @@ class SelfInstruct:
             top_p=settings.top_p,
             extra=settings.extra_body,
         )
-        self._filters = filters.chosen(filters.INSTRUCTION, settings.filters)
+        self._filters = chosen(filters.INSTRUCTION, settings.filters)
         self._pool = Pool(seeds, next((float(f.threshold or 0) for f in self._filters if f.name == "novelty"), None))
         self.shaping: dict[str, Any] = {
             "seeds": fingerprint(seeds),
@@ -192,7 +193,7 @@ class SelfInstruct:
                 continue
             instruction = clean_instruction(value)
             seen = NewInstruction(instruction, self._pool.index, self._pool.texts)
-            objection = filters.first_objection(self._filters, seen)
+            objection = first_objection(self._filters, seen)
             if objection is None:
                 yield NewTask(self._pool.add(instruction), instruction, source, key, known["prompts"])
                 continue

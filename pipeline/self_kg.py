@@ -18,13 +18,12 @@ import sys
 from bisect import bisect_left
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import asdict
-from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator
 
-from kg.graph import PHRASE_FIELDS, Graph, GraphError, Phrases
+from kg.graph import PHRASE_FIELDS, GraphError, Phrases
 from kg.load import load
 from kg.names import split_name
 from kg.questions import KINDS, Question, Sampler
@@ -32,10 +31,10 @@ from pipeline.ask import Ask
 from pipeline.checks.graph_check import Asked
 from pipeline.cli import run_command
 from pipeline.errors import UsageError
-from pipeline.filters import Candidate
+from pipeline.filtering import Candidate
 from pipeline.instances import WRITING_TEMPERATURE, WRITING_TOP_P, list_schema, object_schema
 from pipeline.kg_examples import EXAMPLES, RELATION_EXAMPLES
-from pipeline.kg_phrases import Draft, Speaker
+from pipeline.kg_phrases import Draft, Speaker, graph_language
 from pipeline.llm import JsonObject, Request
 from pipeline.money import Plan, plan_of
 from pipeline.parsing import Unreadable, read_items, read_object
@@ -44,7 +43,7 @@ from pipeline.records import GraphSource, Record, Rejection, Stage, make_record
 from pipeline.run import Made, Outlook
 from pipeline.run_folder import write_json
 from pipeline.settings import GeneratorSettings, setting
-from pipeline.text import language_of, one_line, replace_surrogates
+from pipeline.text import one_line, replace_surrogates
 
 MAX_TOKENS, MAX_TOKENS_BUNDLED = 1024, 256  # of a reply
 SHAPING_VERSION = 1  # of the code that samples questions, drafts them and builds prompts
@@ -91,6 +90,7 @@ class SelfKG:
     """A `run.Generator` whose items are questions of the graph: one each, or in scenario style up to five."""
 
     name = "self_kg"
+    at_its_end = "every question that the graph allows has been asked"
 
     def __init__(self, settings: SelfKGSettings) -> None:
         if not settings.graphs:
@@ -251,9 +251,9 @@ class SelfKG:
         )
 
     def _facts(self, questions: Sequence[Question]) -> str:
-        facts = dict.fromkeys(fact for question in questions for fact in question.facts)
+        said = dict.fromkeys(sentence for question in questions for sentence in self._speaker.sentences(question))
         none = "图谱中没有相关事实。" if self._language == "zh" else "the graph holds none that answers this."
-        return ("" if self._language == "zh" else " ").join(map(self._speaker.sentence, facts)) or none
+        return ("" if self._language == "zh" else " ").join(said) or none
 
     # ---------------------------------------------------------------- --plan
 
@@ -406,14 +406,6 @@ def tidy(label: str) -> str:
     """A relation's name without words that follow themselves: "film film genre" is "film genre"."""
     words = label.replace(".", " ").split()
     return " ".join(word for at, word in enumerate(words) if not at or word != words[at - 1])
-
-
-def graph_language(graph: Graph) -> str:
-    """The language of a graph's names: English where there are English labels, else what most names look like."""
-    tagged = {language for names in islice(graph.labels.values(), 1000) for language in names}
-    if tagged:
-        return "en" if "en" in tagged or "zh" not in tagged else "zh"
-    return language_of(" ".join(map(split_name, (*graph.relation_keys[:200], *graph.keys[:500]))))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -16,16 +16,17 @@ import asyncio
 import random
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from pipeline import cache
 from pipeline.ask import Ask
 from pipeline.checks.grounding import quotes_in
 from pipeline.cli import run_command
 from pipeline.errors import UsageError
-from pipeline.filters import Candidate
+from pipeline.filtering import Candidate
 from pipeline.llm import Reply, Request
 from pipeline.money import Plan, plan_of
 from pipeline.parsing import Unreadable, read_items, read_value
@@ -35,6 +36,7 @@ from pipeline.reading.blocks import Document
 from pipeline.reading.chunks import Chunk, chunk_document
 from pipeline.reading.corpus import Corpus
 from pipeline.reading.documents import read_documents
+from pipeline.reading.extraction import KIND, Extractor
 from pipeline.records import DocumentSource, Neighbour, Quote, Record, Rejection, Stage, content_id, make_record
 from pipeline.run import Made, Outlook
 from pipeline.self_qa_examples import DECLINES, STYLES
@@ -70,6 +72,7 @@ class SelfQA:
     """A `run.Generator` whose items are the chunks of the documents."""
 
     name = "self_qa"
+    at_its_end = "every passage has been asked about"
 
     def __init__(self, settings: SelfQASettings) -> None:
         self._settings = settings
@@ -95,6 +98,7 @@ class SelfQA:
             "style": self._styles if settings.mode in ("closed", "open") else {},
             "code": SHAPING_VERSION,
         }
+        self._fresh_texts: dict[bytes, bytes] = {}  # out of files that no earlier run on this folder has read
         self._rejected: list[Rejection] = []
         self._documents: list[Document] = []
         self._chunks: list[Chunk] = []
@@ -106,8 +110,17 @@ class SelfQA:
     def _read(self) -> None:
         """Take in what the paths hold: documents, or the descriptions of APIs."""
         settings = self._settings
-        read = read_descriptions if settings.mode == "api" else read_documents
-        for entry in read(settings.paths, generator=self.name):
+        with Extractor(cache=settings.out / cache.NAME) as extractor:
+            if settings.mode == "api":
+                self._take(read_descriptions(settings.paths, generator=self.name))
+            else:
+                language = settings.language
+                self._take(read_documents(settings.paths, generator=self.name, extractor=extractor, language=language))
+        self._fresh_texts = extractor.fresh
+
+    def _take(self, entries: Iterable[Document | Description | Rejection]) -> None:
+        settings = self._settings
+        for entry in entries:
             if isinstance(entry, Document):
                 self._documents.append(entry)
                 self._chunks += chunk_document(entry, tokens=settings.chunk_tokens, overlap=settings.overlap)
@@ -124,6 +137,10 @@ class SelfQA:
 
     async def items(self, ask: Ask, outlook: Outlook) -> AsyncIterator[Chunk | Rejection]:
         """The files that could not be read, then the chunks in an order that spreads a small target over them all."""
+        if self._fresh_texts:  # only now is the folder there, and ours
+            with cache.Cache(self._settings.out / cache.NAME) as texts:
+                texts.put(KIND, self._fresh_texts)
+            self._fresh_texts = {}
         for rejection in self._rejected:
             yield rejection.model_copy(update={"model": ask.model.identity})
         for chunk in self._in_order():

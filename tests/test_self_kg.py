@@ -48,7 +48,7 @@ def summary(folder: Path) -> dict[str, Any]:
 # ---------------------------------------------------------------- templates
 
 
-@pytest.mark.parametrize("language", ["en", "zh"])
+@pytest.mark.parametrize("language", ["en", pytest.param("zh", marks=pytest.mark.slow)])
 def test_templates_need_no_model_and_replay_to_the_byte(language: str, tmp_path: Path) -> None:
     pytest.importorskip("rdflib")
     out = tmp_path / "out"
@@ -166,7 +166,7 @@ class Prepared:
         self.path.write_text(json.dumps(self.answers, ensure_ascii=False), encoding="utf-8")
 
 
-@pytest.mark.parametrize("language", ["en", "zh"])
+@pytest.mark.parametrize("language", ["en", pytest.param("zh", marks=pytest.mark.slow)])
 def test_a_lying_server_gets_nothing_past_the_graph(language: str, tmp_path: Path) -> None:
     pytest.importorskip("rdflib")
     prepared = Prepared(tmp_path, language=language, seed=3)

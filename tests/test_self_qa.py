@@ -147,6 +147,7 @@ def test_an_edit_asks_for_its_own_chunk_alone(server: FakeServer, docs: Path, tm
     assert not any("100 connections" in record.output for record in read_records(out))
 
 
+@pytest.mark.slow
 @needs_data
 def test_real_documents_are_covered_and_their_quotes_match(server: FakeServer, tmp_path: Path) -> None:
     out, folders = tmp_path / "out", (DATA / "docs_en", DATA / "docs_zh")

@@ -51,7 +51,11 @@ def _always(_: re.Match[str]) -> bool:
 
 
 _PERSONAL: tuple[tuple[str, re.Pattern[str], Callable[[re.Match[str]], bool]], ...] = (
-    ("e-mail address", re.compile(r"(?<![\w.+-])[\w.+-]+@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)+"), _real_address),
+    (
+        "e-mail address",
+        re.compile(r"(?<![A-Za-z0-9_.+-])[A-Za-z0-9_.+%-]+@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)+"),
+        _real_address,
+    ),
     ("identity number", re.compile(r"(?<!\d)[1-9]\d{5}(?:18|19|20)\d{9}[\dXx](?!\d)"), _chinese_identity),
     ("card number", re.compile(r"(?<![\d.-])(?:\d{4}[ -]?){3}\d{4}(?![\d.-])"), _card),
     ("phone number", re.compile(r"(?<![\d+])1[3-9]\d{9}(?!\d)"), _always),
@@ -81,3 +85,15 @@ def redact_personal_data(text: str) -> str:
         for start, end in reversed(found):
             text = f"{text[:start]}[{kind}]{text[end:]}"
     return text
+
+
+_ABOUT = re.compile(
+    r"e-?mail address|phone number|telephone|contact (?:info|details)|credit card|card number"
+    r"|邮箱|电子邮件地址|手机号|电话号|身份证",
+    re.IGNORECASE,
+)
+
+
+def is_about_personal_data(instruction: str) -> bool:
+    """Whether a task is about addresses or numbers, so that it makes no sense without them."""
+    return _ABOUT.search(instruction) is not None
