@@ -117,7 +117,9 @@ class Project:
 class Clock(Protocol):
     """Seconds since 1970, and waiting. A test hands in one of its own."""
 
-    stopping: bool  # somebody asked us to end
+    @property
+    def stopping(self) -> bool:
+        """Whether somebody asked us to end."""
 
     def now(self) -> float: ...
 

@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -262,7 +263,7 @@ def test_two_daemons_and_a_cron_start_every_tick_once(case: Case) -> None:
             scheduler.clock.time = start + 60 * minute
             scheduler.once()
 
-    children = [forked(lambda kind=kind: work(kind)) for kind in (True, True, False)]
+    children = [forked(partial(work, as_daemon)) for as_daemon in (True, True, False)]
     os.write(go, b"...")
     assert [ended(child) for child in children] == [0, 0, 0]
     os.close(ready)
