@@ -182,7 +182,8 @@ class Scheduler:
             return self._claim(ticks)  # somebody took one without the lock; what is left is another question
         for what in sorted(set(decision.passed.values())):
             of_it = [tick for tick, was in decision.passed.items() if was == what]
-            self.say(f"{self.times.shown(of_it[-1])}: {what}, and {len(of_it) - 1} before it; not run.")
+            others = f" (and {len(of_it) - 1} before it)" * (len(of_it) > 1)
+            self.say(f"{self.times.shown(of_it[-1])}{others}: {what}; not run.")
         return None if decision.run is None else ticks.row(name, decision.run)
 
     def _finish(self, ticks: Ticks, tick: Tick, lock: int, *, again: bool) -> list[dict[str, Any]]:

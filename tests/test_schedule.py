@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -448,6 +450,23 @@ def test_the_project_s_folder_is_where_regenerate_puts_it(tmp_path: Path) -> Non
     for head, folder in (("", "outputs/project"), ('name = "a"\n', "outputs/a"), ('out = "b/c"\n', "b/c")):
         (tmp_path / "p.toml").write_text(f'{head}[schedule]\ncron = "@daily"\n')
         assert Project.read(tmp_path / "p.toml").folder == tmp_path.resolve() / folder
+
+
+def test_the_guide_is_right(case: Case, tmp_path: Path) -> None:
+    """Its table names every key with its default, its example is a schedule, its JSON has the keys that hooks get."""
+    guide = (ROOT / "docs/schedule.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `(\w+)` \| `?(.*?)`? \|", guide, re.MULTILINE))
+    defaults = {name: field.default for name, field in Schedule.model_fields.items()}
+    assert {name: text or None for name, text in rows.items()} == {
+        name: "5m" if name == "grace" else None if default is None else str(default)
+        for name, default in defaults.items()
+    }
+    assert Schedule.model_fields["grace"].default == 300
+    example, told = (re.findall(rf"```{kind}\n(.*?)```", guide, re.DOTALL)[0] for kind in ("toml", "json"))
+    (tmp_path / "p.toml").write_text(example)
+    assert Project.read(tmp_path / "p.toml").schedule.timezone == "Europe/Berlin"
+    (body,) = case.scheduler(HOURLY, at("2026-11-22 10:00")).once()
+    assert list(json.loads(told)) == list(body)
 
 
 def test_one_file_is_named() -> None:
