@@ -176,7 +176,8 @@ class _Run:
                 stored = Ask(self.model, journal, concurrency=1).is_stored
             plan = self.generator.plan(self.settings.target, stored)
         price = self.budget.price_of(plan.prompt_tokens, plan.completion_tokens)
-        found = dataclasses.asdict(plan) | {"cost": price, "spent": self.budget.cost}
+        over = self.budget.exceeded_by(plan)
+        found = dataclasses.asdict(plan) | {"cost": price, "spent": self.budget.cost, "stopped_by": over}
         if self.switches.json:
             print(json.dumps(found, ensure_ascii=False))
         _say(
@@ -184,6 +185,8 @@ class _Run:
             f" to write, {_usd(price)}. Spent so far: {_usd(self.budget.cost)}."
         )
         _say(f"Assumed: {plan.assumes}")
+        for sentence in over:
+            _say(f"Warning: {sentence}")
         _say(f"Nothing was sent. To do it: {self.again.replace(' --plan', '')}")
         return DONE
 

@@ -253,6 +253,36 @@ def test_max_cost_without_a_price_sends_nothing(tmp_path: Path, forked: Forked) 
         assert server.ledger() == []
 
 
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--max-cost", "0.05"], ["--max-cost 0.05 would stop it: "]),
+        (["--max-requests", "89", "--max-total-tokens", "500"], ["--max-requests 89 would stop it: 90 with those",
+                                                                 "--max-total-tokens 500 would stop it: "]),
+        (["--max-cost", "9", "--max-requests", "90", "--max-total-tokens", "9999999"], []),
+    ],
+)  # fmt: skip
+def test_a_plan_says_which_limit_would_stop_the_run(
+    tmp_path: Path, forked: Forked, flags: list[str], said: list[str]
+) -> None:
+    with FakeServer(ledger=tmp_path / "ledger.jsonl") as server:
+        code, _ = run(forked, tmp_path, server, "--target", "100", "--plan", "--json", *flags)
+        assert (code, server.ledger()) == (0, [])
+    plan = json.loads(next(line for line in forked.output.splitlines() if line.startswith("{")))
+    assert [sentence[: len(start)] for sentence, start in zip(plan["stopped_by"], said, strict=True)] == said
+    assert forked.output.count("Warning: ") == len(said)
+
+
+def test_what_was_spent_before_counts_in_a_plan(tmp_path: Path, forked: Forked) -> None:
+    with FakeServer(ledger=tmp_path / "ledger.jsonl") as server:
+        assert run(forked, tmp_path, server, "--target", "10")[0] == 0
+        spent = len(server.ledger())
+        run(forked, tmp_path, server, "--target", "100", "--plan", "--max-requests", str(90 + spent))
+        assert "Warning: " not in forked.output
+        run(forked, tmp_path, server, "--target", "100", "--plan", "--max-requests", str(89 + spent))
+        assert f"Warning: --max-requests {89 + spent} would stop it: {90 + spent} with those sent" in forked.output
+
+
 def test_a_plan_sends_and_writes_nothing_and_says_what_it_assumes(tmp_path: Path, forked: Forked) -> None:
     with FakeServer(ledger=tmp_path / "ledger.jsonl") as server:
         code, summary = run(forked, tmp_path, server, "--target", "100", "--plan", "--json")
