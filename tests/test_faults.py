@@ -99,17 +99,23 @@ def test_odd_replies_are_rejections_with_a_reason_and_counted_once(tmp_path: Pat
 
 
 def test_a_failure_for_good_is_an_outcome_and_asked_again_only_when_told_to(tmp_path: Path, forked: Forked) -> None:
-    with serve(tmp_path, {"fault": "bad_request", "nth": [5]}) as server:
+    fresh = tmp_path / "fresh"
+    with serve(tmp_path) as server:
+        assert forked.run(command(fresh, server)) == 0
+        kept_first = json.loads((fresh / "records.jsonl").read_text().splitlines()[0])["instruction"]
+        about_it = (line for line in server.ledger() if kept_first in line["body"]["messages"][-1]["content"])
+        spoiled = next(about_it)["body"]["messages"][-1]["content"]
+    (tmp_path / "ledger.jsonl").unlink()
+    spoil = {"match": re.escape(json.dumps(spoiled, ensure_ascii=False)), "attempts": [1]}
+    with serve(tmp_path, {"fault": "bad_request", **spoil}) as server:
         assert forked.run(command(tmp_path / "out", server)) == 3, forked.output
         assert "--retry-failed" in forked.output
         asked = len(server.ledger())
-        bad = server.ledger()[4]["key"]
+        (bad,) = (line["key"] for line in server.ledger() if line["status"] == 400)
         assert forked.run(command(tmp_path / "out", server)) == 3
         assert len(server.ledger()) == asked
         assert forked.run(command(tmp_path / "out", server, "--retry-failed")) == 0, forked.output
         assert [line["key"] for line in server.ledger()[asked:]][:1] == [bad]
-        fresh = tmp_path / "fresh"
-        assert forked.run(command(fresh, server)) == 0
     assert derived(tmp_path / "out") == derived(fresh)
 
 
