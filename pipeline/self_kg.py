@@ -291,6 +291,10 @@ class SelfKG:
             " about a relation that the model has still to put into words counts as not stored.",
         )
 
+    @property
+    def kept_an_item(self) -> float:
+        return KEPT_OF_ASKED * (PAIRS_A_REQUEST if self._settings.style == "scenario" else 1)
+
     def _expected(self, target: int | None, stored: Callable[[Request], bool]) -> Iterator[tuple[Request, float]]:
         if self._settings.template:
             return
