@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from jinja2 import TemplateError
 
 from finetune.data import Message
 from finetune.verdict import table
+
 
 def write_card(
     folder: Path, run: dict[str, Any], trained: dict[str, Any], verdict: dict[str, Any] | None, base: str
@@ -99,11 +100,11 @@ def ollama_chat(tokenizer: Any) -> OllamaChat | None:
     try:
         start, to_user, to_answer, again, end = _parts(own(*_SAMPLE), [text for _, text in _SAMPLE])
         first, _ = _parts(own(_SAMPLE[1]), [_SAMPLE[1][1]])
-        after_user = os.path.commonprefix([to_answer, end])
+        after_user = _shared_start(to_answer, end)
         system = ""
         if first.startswith(start) and first.endswith(to_user) and len(first) > len(start) + len(to_user):
             system = first[len(start) : len(first) - len(to_user)]
-            first = os.path.commonprefix([to_user[::-1], again[::-1]])[::-1]
+            first = _shared_start(to_user[::-1], again[::-1])[::-1]
         around = {
             "system": (start, to_user.removesuffix(first)),
             "user": (first, after_user),
@@ -117,6 +118,10 @@ def ollama_chat(tokenizer: Any) -> OllamaChat | None:
 
 
 _SAMPLE = [("system", "Be kind."), ("user", "What is it?"), ("assistant", "A lamp."), ("user", "Is it on?")]
+
+
+def _shared_start(one: str, other: str) -> str:
+    return "".join(letter for letter, _ in takewhile(lambda both: both[0] == both[1], zip(one, other, strict=False)))
 
 
 def _parts(text: str, words: Sequence[str]) -> list[str]:

@@ -19,7 +19,7 @@ pytest.importorskip("transformers", reason="the trainer needs the extra: pip ins
 from finetune.rows import PLAIN_TEMPLATE
 
 DEFAULT = "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nYou are kind.<|im_end|>\n' }}{% endif %}"
-STARTED = "{{ bos_token }}{% for m in messages %}{{ '[' + m.role + ']' + m.content + eos_token }}{% endfor %}{{ '[a]' }}"
+STARTED = "{{ bos_token }}{% for m in messages %}{{ '[' + m.role + ']' + m.content + eos_token }}{% endfor %}[a]"
 TALKS: list[list[Message]] = [
     [("user", "Hello {{ .Role }}?")],
     [("system", "Be brief."), ("user", "Hi"), ("assistant", "Hello"), ("user", "Bye")],
