@@ -131,7 +131,8 @@ class _Run:
                 stored = self.one.stored_in(journal)
             plan = self.generator.plan(self.settings.target, stored)
         price = self.one.budget.price_of(plan.prompt_tokens, plan.completion_tokens)
-        found = dataclasses.asdict(plan) | {"cost": price, "spent": self.one.budget.cost}
+        over = self.one.budget.exceeded_by(plan)
+        found = dataclasses.asdict(plan) | {"cost": price, "spent": self.one.budget.cost, "stopped_by": over}
         if self.switches.json:
             print(json.dumps(found, ensure_ascii=False))
         say(
@@ -139,6 +140,8 @@ class _Run:
             f" to write, {usd(price)}. Spent so far: {usd(self.one.budget.cost)}."
         )
         say(f"Assumed: {plan.assumes}")
+        for sentence in over:
+            say(f"Warning: {sentence}")
         say(f"Nothing was sent. To do it: {self.again.replace(' --plan', '')}")
         return DONE
 

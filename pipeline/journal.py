@@ -185,7 +185,14 @@ class Journal:
         self._thread.start()
         try:
             self._opened.result()
-        except (sqlite3.Error, OSError) as error:
+        except sqlite3.DatabaseError as error:
+            if getattr(error, "sqlite_errorcode", None) in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
+                raise UsageError(
+                    f"{self._path}: is damaged, or no journal ({error}). What was paid for cannot be read from it:"
+                    " put back a copy, or use another --out."
+                ) from error
+            raise StorageError(f"{self._path}: cannot be opened as a journal ({error}).") from error
+        except OSError as error:
             raise StorageError(f"{self._path}: cannot be opened as a journal ({error}).") from error
         return self
 
@@ -406,6 +413,8 @@ class Journal:
             raise UsageError(
                 f"{self._path}: was written by a newer instructloop (layout {layout}; this one reads up to {LAYOUT})."
             )
+        if not layout and connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+            raise UsageError(f"{self._path}: is a database of something else; use another --out.")
         if layout < LAYOUT:
             _bring_up_to_date(connection, layout)
         crash.point("journal.open")

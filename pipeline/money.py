@@ -141,6 +141,20 @@ class Budget:
                 )
         return None
 
+    def exceeded_by(self, plan: Plan) -> list[str]:
+        """The limits at which a run of this plan would stop short, a sentence each."""
+        limits, price = self._limits, self.price_of(plan.prompt_tokens, plan.completion_tokens)
+        used = sum(used.at_most for used in self.used.values())
+        over: list[str] = []
+        if limits.requests is not None and (wanted := self.requests + plan.requests) > limits.requests:
+            over.append(f"--max-requests {limits.requests} would stop it: {wanted} with those sent already.")
+        wanted = used + plan.prompt_tokens + plan.completion_tokens
+        if limits.total_tokens is not None and wanted > limits.total_tokens:
+            over.append(f"--max-total-tokens {limits.total_tokens} would stop it: {wanted} with those used already.")
+        if limits.cost is not None and price is not None and (cost := (self.cost_at_most or 0.0) + price) > limits.cost:
+            over.append(f"--max-cost {limits.cost:g} would stop it: {cost:.4f} USD with those spent already.")
+        return over
+
     def reserve(self, most_tokens: tuple[int, int]) -> None:
         """A request is about to be sent."""
         self._spent.requests += 1

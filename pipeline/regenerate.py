@@ -252,7 +252,7 @@ class _Command:
             spending.end(self.out)
             raise
         result = self._finish(made, tick, bad, short)
-        if self.project.keep_versions is not None and made.is_new:
+        if self.project.keep_versions is not None and len(self.versions.all()) > self.project.keep_versions:
             collect(self.project, self.versions, self.project.keep_versions, say)
         return result
 

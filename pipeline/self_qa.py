@@ -213,6 +213,11 @@ class SelfQA:
             " counts as done.",
         )
 
+    @property
+    def kept_an_item(self) -> float:
+        asked = sum(questions_wanted(chunk, self._settings.per_chunk) for chunk in self._chunks)
+        return KEPT_OF_ASKED * asked / max(1, len(self._chunks))
+
     def _writer_answer(self, chunk: Chunk, language: str, question: str) -> Request:
         return self._writer.answer(chunk, language, question, choose=self._settings.model is None)
 

@@ -61,11 +61,10 @@ def read_documents(
 
     :raises UsageError: for a path that does not exist, or one under which there is nothing.
     """
+    found = [file for file in find_files(paths) if file.name not in leave_out]
     with contextlib.ExitStack() as stack:
         reader = extractor or stack.enter_context(extraction.Extractor())
-        for file in find_files(paths):
-            if file.name in leave_out:
-                continue
+        for file in found:
             try:
                 document, remarks = read_file(file, reader, language)
             except BadFile as bad:
