@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import crash
-from pipeline.cli import interruptible, say, show_json, usd
+from pipeline.cli import Progress, interruptible, say, show_json, usd
 from pipeline.errors import DONE, REFUSED, SHORT, Interrupted, StopRun, UsageError
 from pipeline.journal import Journal
 from pipeline.money import Plan
@@ -303,7 +303,7 @@ class _Command:
             tally, stopped = Tally(), None
             try:
                 if not whole and target != 0:
-                    line = one.line(files, lambda tally: None, target)
+                    line = one.line(files, Progress(target, one.ask, sys.stderr.isatty()), target)
                     stopped = await interruptible(line, one, self.again)
                     tally = line.tally
                 else:

@@ -317,6 +317,19 @@ def test_revoking_is_planned_and_what_others_support_stays(folder: Folder, tick:
 
 
 @pytest.mark.slow
+def test_a_judge_scores_for_the_gate_and_forgets_what_is_revoked(folder: Folder, tick: Tick) -> None:
+    folder.write(shared="judge = true\nfilters = {poor = false}", tables="[gate]\njudge_score = 5.5")
+    code, found = tick()
+    assert code == 7
+    assert ", below judge_score = 5.5" in found["reasons"][0]
+    folder.write(tables="[gate]\njudge_score = 1")
+    assert tick()[0] == 0
+    assert all("judge" in record["scores"] for record in folder.records())
+    assert tick("--revoke", "marrowick.md")[0] == 0
+    assert folder.in_journal("Marrowick") == []
+
+
+@pytest.mark.slow
 def test_revoking_a_seed_takes_what_descends_from_it(folder: Folder, tick: Tick) -> None:
     folder.write(target=8)
     tick()
