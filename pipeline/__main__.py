@@ -12,8 +12,8 @@ COMMANDS = {
     "self_qa": "documents -> records       python -m pipeline.self_qa docs/",
     "self_kg": "triples -> records         python -m pipeline.self_kg kg/planets.ttl",
     "curate": "runs, files -> a good set  python -m pipeline.curate outputs/A outputs/B --out outputs/C",
-    "regenerate": "a project -> a new version  python -m pipeline.regenerate regenerate.toml --plan",
-    "schedule": "the same, on time          python -m pipeline.schedule regenerate.toml",
+    "regenerate": "sources -> a new version   python -m pipeline.regenerate regenerate.toml",
+    "schedule": "the same, at its hours     python -m pipeline.schedule regenerate.toml",
 }
 
 
@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         usage="python -m pipeline.COMMAND [--help]",
         description="instructloop: instruction-tuning data from seeds, documents and knowledge graphs.\n\n"
         + "\n".join(f"  {name:14} {about}" for name, about in COMMANDS.items())
-        + "\n\nWith --plan those that ask a model say what they would send, and send nothing. README.md goes on from here.",
+        + "\n\nWith --plan the first three say what they would send, and send nothing. README.md goes on from here.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     version = importlib.metadata.version("instructloop")

@@ -21,6 +21,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from pipeline import crash
@@ -37,10 +38,11 @@ from pipeline.regeneration.sources import UNITS, Difference, Prepared, differenc
 from pipeline.regeneration.spending import Spending
 from pipeline.regeneration.versions import Version, Versions, differences
 from pipeline.run import Tally
-from pipeline.run_folder import DerivedFiles, locked, write_json
+from pipeline.run_folder import DerivedFiles, locked, read_records, write_json
 from pipeline.settings import resolved
 
 MOST_NAMED = 10  # files of a kind, where it is said what changed
+MOST_SHOWN = 70  # characters of an instruction, in a difference
 REPORTED = "reported.json"  # bad files that a tick has failed for already
 
 
@@ -368,9 +370,11 @@ class _Command:
             f"{before.name} -> {after.name}: {len(found['added'])} added, {len(found['removed'])} removed,"
             f" {len(found['changed'])} changed."
         )
-        for word, ids in (("added", found["added"]), ("removed", found["removed"]), ("changed", found["changed"])):
-            for id_ in ids:
-                say(f"  {word:8} {id_ if isinstance(id_, str) else ' -> '.join(id_)}")
+        asked = {record.id: record.instruction for one in (before, after) for record in read_records(one.folder)}
+        for word in ("added", "removed", "changed"):
+            for id_ in found[word]:
+                ids = [id_] if isinstance(id_, str) else id_
+                say(f"  {word:8} {' -> '.join(ids)}  {shorten(asked[ids[0]], MOST_SHOWN, placeholder=' …')}")
         return {"before": before.name, "after": after.name, **found}
 
 

@@ -8,6 +8,8 @@ same server says what the records must be, and a reader in a thread of its own p
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,6 +23,7 @@ from pipeline.regeneration.versions import Versions, check_records, check_versio
 from tests.a_project import Folder, said
 from tests.conftest import StartServer
 from tests.forked import Forked
+from tests.test_faults import wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -249,3 +252,17 @@ def test_killed_at_every_marked_point(
     assert len(folder.versions.all()) == 1
     repeated = [line for line in server.ledger() if line["attempt"] > 1]
     assert len(repeated) <= kills * 4, "more was asked again than was in flight"
+
+
+def test_a_signal_ends_a_tick_and_the_next_goes_on(tmp_path: Path, start_server: StartServer, forked: Forked) -> None:
+    folder = Folder(tmp_path / "project", start_server(latency_ms=30))
+    path = str(folder.root / "regenerate.toml")
+    process = forked.start([path, "--json"])
+    wait_for(lambda: len(folder.server.ledger()) > 3)
+    os.kill(process, signal.SIGTERM)
+    assert forked.wait() == 130, forked.output
+    assert '"exit": 130}' in forked.output
+    assert folder.versions.latest() is None
+    assert all(line["answered"] for line in folder.server.ledger())
+    assert forked.run([path]) == 0, forked.output
+    assert {line["attempt"] for line in folder.server.ledger()} == {1}
