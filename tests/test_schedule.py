@@ -405,6 +405,15 @@ def test_a_signal_stops_the_run_in_order_and_the_next_start_goes_on(
     assert (told["tick"], told["event"]) == ("2026-11-22T10:00:00+00:00", "empty")
 
 
+def test_a_signal_that_came_before_the_run_stops_it_all_the_same(tmp_path: Path) -> None:
+    clock = SystemClock()
+    clock.stop()
+    waits = "import signal; signal.alarm(60); signal.pause()"  # the alarm is only so that this fails and does not hang
+    with (tmp_path / "lock").open("w") as lock:
+        code = Regenerate([sys.executable, "-c", waits], clock)(lock.fileno(), tmp_path / "output")
+    assert code == -signal.SIGTERM
+
+
 # ---------------------------------------------------------------- the command
 
 PROJECT = 'name = "demo"\n[schedule]\ncron = "0 0 29 2 *"\ntimezone = "Europe/Berlin"\n'
