@@ -31,7 +31,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline import crash
 from pipeline.cli import run_deriving, show
-from pipeline.errors import DONE, SHORT, FolderBusy, Interrupted, UsageError
+from pipeline.errors import DONE, SHORT, FolderBusy, Interrupted, StorageError, UsageError
 from pipeline.run_folder import locked
 from pipeline.scheduling.hooks import tell
 from pipeline.scheduling.process import Clock, Regenerate, Runner, SystemClock
@@ -223,7 +223,10 @@ class Scheduler:
         while True:
             if again:
                 ticks.begin_again(tick, self.clock.now())
-            code = self.runner(lock, self._output(tick))
+            try:
+                code = self.runner(lock, self._output(tick))
+            except OSError as error:  # of the file for its output, or of the process itself
+                raise StorageError(f"{self._output(tick)}: no run could be started ({error.strerror}).") from error
             crash.point("tick.ran")
             if code != FolderBusy.exit_code or self.schedule.overlap == "skip" or self.clock.stopping:
                 return code, self.clock.now()
@@ -283,7 +286,10 @@ class Scheduler:
 
     @contextlib.contextmanager
     def _ticks(self) -> Iterator[Ticks]:
-        self.place.mkdir(parents=True, exist_ok=True)
+        try:
+            self.place.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StorageError(f"{self.place}: cannot be written ({error.strerror}).") from error
         ticks = Ticks(self.place / "ticks.sqlite")
         try:
             yield ticks

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from pipeline import crash, schedule
-from pipeline.errors import UsageError
+from pipeline.errors import StorageError, UsageError
 from pipeline.schedule import MEANING, Project, Scheduler
 from pipeline.scheduling.process import Regenerate, SystemClock
 from pipeline.scheduling.ticks import Ticks
@@ -449,6 +449,23 @@ def test_bad_files_get_one_sentence(tmp_path: Path, what: str, capsys: pytest.Ca
     assert (out, err.count("\n")) == ("", 1)
     assert said in err
     assert [path.name for path in tmp_path.iterdir()] == ["p.toml"]
+
+
+def test_a_place_that_cannot_be_written_is_a_storage_failure(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "p.toml").write_text(PROJECT)
+    (tmp_path / "outputs").write_text("a file, and no folder")
+    assert schedule.main([str(tmp_path / "p.toml"), "--once"]) == 6
+    assert "outputs/demo/schedule: cannot be written (Not a directory)." in capsys.readouterr().err
+
+
+def test_a_run_that_cannot_be_started_keeps_its_tick(case: Case, tmp_path: Path) -> None:
+    scheduler = case.scheduler(HOURLY, at("2026-11-22 10:00"))
+    scheduler.runner = Regenerate([str(tmp_path / "no python")], scheduler.clock)
+    with pytest.raises(StorageError, match=r"no run could be started \(No such file or directory\)"):
+        scheduler.once()
+    assert len(case.scheduler(HOURLY, at("2026-11-22 10:05")).once()) == 1
 
 
 def test_the_plan_says_when_and_runs_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
