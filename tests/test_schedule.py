@@ -193,6 +193,13 @@ def test_a_project_that_somebody_regenerates_by_hand(case: Case, overlap: Any, s
     assert [state for _, state in case.rows()] == ["overlap" if overlap == "skip" else "settled"]
 
 
+def test_a_tick_that_waits_when_we_are_stopped_goes_on_waiting(case: Case) -> None:
+    rule, now = Schedule(cron="0 * * * *", overlap="queue"), at("2026-11-22 10:00")
+    assert case.scheduler(rule, now, now + 100, codes=[75] * 99).once() == []
+    assert case.rows() == [(now, "claimed")]
+    assert [told["exit_code"] for told in case.scheduler(rule, now + 200).once()] == [0]
+
+
 def test_a_hook_that_fails_changes_nothing_else(case: Case) -> None:
     rule = HOURLY.model_copy(update={"on_empty": ("false",)})
     (told,) = case.scheduler(rule, at("2026-11-22 10:00")).once()
@@ -479,6 +486,32 @@ def test_the_project_s_folder_is_where_regenerate_puts_it(tmp_path: Path) -> Non
     for head, folder in (("", "outputs/project"), ('name = "a"\n', "outputs/a"), ('out = "b/c"\n', "b/c")):
         (tmp_path / "p.toml").write_text(f'{head}[schedule]\ncron = "@daily"\n')
         assert Project.read(tmp_path / "p.toml").folder == tmp_path.resolve() / folder
+
+
+@pytest.mark.slow
+def test_with_the_real_regeneration(tmp_path: Path) -> None:
+    """A new version, nothing new, a gate that refuses: each under a rule of its own, so that each has a tick due."""
+
+    def once(day: int, more: str = "", target: int = 5) -> tuple[int, list[dict[str, Any]]]:
+        source = f"[[source]]\ngenerator = 'self_kg'\ngraphs = ['graph.ttl']\ntemplate = true\ntarget = {target}\n"
+        rule = f"[schedule]\ncron = '0 0 {day} 1 *'\non_failure = ['sh', '-c', 'cat > told.json']\n"
+        (tmp_path / "p.toml").write_text(f'name = "demo"\n{source}{rule}{more}')
+        command = [sys.executable, "-m", "pipeline.schedule", str(tmp_path / "p.toml"), "--once", "--json"]
+        ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert ran.stdout, ran.stderr
+        return ran.returncode, json.loads(ran.stdout)["ran"]
+
+    graph = (ROOT / "kg/planets.ttl").read_text(encoding="utf-8")
+    (tmp_path / "graph.ttl").write_text(graph, encoding="utf-8")
+    code, (told,) = once(1)
+    assert (code, told["event"], told["result"]["records"]) == (0, "success", 5)
+    assert told["version"] == (tmp_path / "outputs/demo/LATEST").readlink().name == told["result"]["version"]
+    assert once(1) == (0, [])
+    code, (told,) = once(2)
+    assert (code, told["event"], told["result"]["new"]) == (0, "empty", False)
+    code, (told,) = once(3, "[gate]\nleast_records = 1000\n", target=6)
+    assert (code, told["event"], told["meaning"]) == (7, "failure", "a gate refused the new version")
+    assert json.loads((tmp_path / "told.json").read_text()) == told
 
 
 def test_the_guide_is_right(case: Case, tmp_path: Path) -> None:
