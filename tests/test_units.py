@@ -164,7 +164,7 @@ def test_kubernetes_reads_a_cronjob() -> None:
     assert (job["apiVersion"], job["kind"]) == ("batch/v1", "CronJob")
     assert (spec["schedule"], spec["timeZone"], spec["concurrencyPolicy"]) == ("30 0,1 * * *", "Etc/UTC", "Forbid")
     assert container["command"] == ["python", "-m", "pipeline.schedule", "planets.toml", "--once"]
-    assert (container["workingDir"], container["volumeMounts"][0]["mountPath"]) == ("/work", "/work/outputs")
+    assert (container["workingDir"], container["volumeMounts"][0]["mountPath"]) == ("/app", "/app/outputs")
     assert container["volumeMounts"][0]["name"] == pod["volumes"][0]["name"]
     assert re.fullmatch(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?", job["metadata"]["name"])
     assert spec["startingDeadlineSeconds"] == 3600
@@ -187,7 +187,7 @@ def test_github_reads_a_workflow() -> None:
 def test_another_folder_for_versions_is_kept(tmp_path: Path) -> None:
     text = unit("k8s", tmp_path / "p.toml", SCHEDULES["every hour"], out=tmp_path / "data/p")
     pod = yaml.safe_load(text)["spec"]["jobTemplate"]["spec"]["template"]["spec"]
-    assert pod["containers"][0]["volumeMounts"][0]["mountPath"] == "/work/data/p"
+    assert pod["containers"][0]["volumeMounts"][0]["mountPath"] == "/app/data/p"
 
 
 @pytest.mark.parametrize("kind", get_args(Kind))
