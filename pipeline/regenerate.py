@@ -136,15 +136,16 @@ class _Command:
             raise UsageError(f"--gc {options.gc}: at least one version is kept.")
         if not self.out.is_dir() and (options.plan or options.revoke or options.gc):
             return self._without_folder()
-        with locked(self.out):
+        with locked(self.out) as lock:
             if options.revoke:
-                return revoke(self.project, self.versions, options.revoke, say, plan_only=options.plan), DONE
+                found = revoke(self.project, self.versions, options.revoke, say, lock=lock, plan_only=options.plan)
+                return found, DONE
             if options.gc is not None:
                 return collect(self.project, self.versions, options.gc, say), DONE
             if not options.plan:
-                finish_revocations(self.project, self.versions, say)
+                finish_revocations(self.project, self.versions, say, lock=lock)
             ready = self._read()
-            return (self._plan(ready), DONE) if options.plan else self._tick(ready)
+            return (self._plan(ready), DONE) if options.plan else self._tick(ready, lock)
 
     def _without_folder(self) -> tuple[dict[str, Any], int]:
         if self.options.plan and not self.options.revoke:
@@ -242,7 +243,7 @@ class _Command:
 
     # ---------------------------------------------------------------- a tick
 
-    def _tick(self, ready: Sequence[_Ready]) -> tuple[dict[str, Any], int]:
+    def _tick(self, ready: Sequence[_Ready], lock: int) -> tuple[dict[str, Any], int]:
         if any(source.changed_shaping for source in ready) and not (self.accept or self.keep):
             refusal = self._refusal(ready, asyncio.run(self._plans(ready)))
             if refusal is not None:
@@ -259,7 +260,7 @@ class _Command:
                 for source in ready
                 for entry in kept.bad_files(source.prepared.source.settings.out, source.name, source.prepared.files)
             ]
-            made = assemble(self.project, self.versions, sources, tick, say)
+            made = assemble(self.project, self.versions, sources, tick, say, lock=lock)
         except (StopRun, KeyboardInterrupt):
             self.versions.drop()
             spending.end(self.out)

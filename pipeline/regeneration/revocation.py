@@ -47,7 +47,9 @@ class _Retraction:
 # ---------------------------------------------------------------- --revoke
 
 
-def revoke(project: Project, versions: Versions, wanted: str, say: Say, *, plan_only: bool) -> dict[str, Any]:
+def revoke(
+    project: Project, versions: Versions, wanted: str, say: Say, *, lock: int, plan_only: bool
+) -> dict[str, Any]:
     """Take a source out of the set, the journal and every later tick. Returns what went."""
     entries = _entries(project, versions, wanted)
     retractions = _retractions(project, versions, entries)
@@ -66,7 +68,7 @@ def revoke(project: Project, versions: Versions, wanted: str, say: Say, *, plan_
     write_json(project.out / FILE, [*others, *({**asdict(entry), "pending": True} for entry in entries)])
     crash.point("revocation.noted")
     say(f"Revoked {places}: {records} records and {len(keys)} requests with their replies go.")
-    finish_revocations(project, versions, say)
+    finish_revocations(project, versions, say, lock=lock)
     say(
         "Older versions still hold what they held (--gc 1 takes them away), and so do models trained on them; to take a"
         f" source back in, delete its entry in {project.out / FILE}."
@@ -74,7 +76,7 @@ def revoke(project: Project, versions: Versions, wanted: str, say: Say, *, plan_
     return found
 
 
-def finish_revocations(project: Project, versions: Versions, say: Say) -> None:
+def finish_revocations(project: Project, versions: Versions, say: Say, *, lock: int) -> None:
     """Do what is noted and not done yet: a version without the sources, and a journal without their replies."""
     rows = _read(project.out)
     pending = [_entry(row) for row in rows if row["pending"]]
@@ -82,7 +84,7 @@ def finish_revocations(project: Project, versions: Versions, say: Say) -> None:
         return
     retractions = _retractions(project, versions, pending)
     if versions.latest() is not None:
-        _retract(project, versions, retractions, say)
+        _retract(project, versions, retractions, say, lock)
     for file in project.out.glob(f"{cache.NAME}*"):  # texts out of files; what is still wanted is read again
         file.unlink()
     purge(project.out / "journal.sqlite", set().union(*(one.keys for one in retractions)))
@@ -159,7 +161,7 @@ def _count(versions: Versions, retractions: Sequence[_Retraction]) -> int:
 # ---------------------------------------------------------------- a version without it
 
 
-def _retract(project: Project, versions: Versions, retractions: Sequence[_Retraction], say: Say) -> None:
+def _retract(project: Project, versions: Versions, retractions: Sequence[_Retraction], say: Say, lock: int) -> None:
     """The latest version again, from what its sources gave and is not revoked."""
     latest = versions.latest()
     assert latest is not None
@@ -183,7 +185,7 @@ def _retract(project: Project, versions: Versions, retractions: Sequence[_Retrac
     what = ", ".join(one.name for one in retractions)
     tick = {name: latest.manifest[name] for name in ("latest_attempt",)}
     spent = {"sent": 0, "prompt_tokens": 0, "completion_tokens": 0, "cost": 0.0}
-    assemble(project, versions, sources, {**tick, **spent}, say, retracted=what)
+    assemble(project, versions, sources, {**tick, **spent}, say, lock=lock, retracted=what)
     spending.end(project.out)
 
 
