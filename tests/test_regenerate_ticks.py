@@ -266,3 +266,15 @@ def test_a_signal_ends_a_tick_and_the_next_goes_on(tmp_path: Path, start_server:
     assert all(line["answered"] for line in folder.server.ledger())
     assert forked.run([path]) == 0, forked.output
     assert {line["attempt"] for line in folder.server.ledger()} == {1}
+
+
+def test_a_killed_tick_and_the_one_that_goes_on_with_it_share_a_budget(
+    tmp_path: Path, start_server: StartServer, forked: Forked
+) -> None:
+    folder = Folder(tmp_path / "project", start_server())
+    path = str(folder.write(tables="[budget]\nmax_requests_per_tick = 7"))
+    assert forked.run([path], env={crash.VARIABLE: "reply.stored:3"}) == -9
+    assert forked.run([path]) == 4, forked.output
+    assert len(folder.server.ledger()) <= 7
+    assert forked.run([path]) in (0, 4), "that tick is over, and this is another"
+    assert len(folder.server.ledger()) > 7
