@@ -317,6 +317,24 @@ def test_revoking_is_planned_and_what_others_support_stays(folder: Folder, tick:
 
 
 @pytest.mark.slow
+def test_what_vanished_long_ago_or_was_renamed_can_be_revoked(folder: Folder, tick: Tick) -> None:
+    folder.document("Hobbleside")
+    tick()
+    (folder.root / "docs/hobbleside.md").unlink()
+    (folder.root / "docs/marrowick.md").rename(folder.root / "docs/moved.md")
+    tick()
+    folder.document("Quillfern", 31)
+    tick()
+    assert folder.in_journal("Hobbleside") != []
+    assert tick("--revoke", "hobbleside.md")[0] == 0
+    assert folder.in_journal("Hobbleside") == []
+    assert tick("--revoke", "docs/moved.md")[0] == 0
+    assert folder.in_journal("Marrowick") == folder.traces("Marrowick") == []
+    assert tick()[1]["sent"] == 0
+    assert folder.in_journal("31 hens") != []
+
+
+@pytest.mark.slow
 def test_a_judge_scores_for_the_gate_and_forgets_what_is_revoked(folder: Folder, tick: Tick) -> None:
     folder.write(shared="judge = true\nfilters = {poor = false}", tables="[gate]\njudge_score = 5.5")
     code, found = tick()

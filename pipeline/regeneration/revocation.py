@@ -21,7 +21,7 @@ from pipeline.records import DocumentSource, GraphSource, PromptSource, Record, 
 from pipeline.regeneration import kept, spending
 from pipeline.regeneration.assembly import assemble
 from pipeline.regeneration.project import Project
-from pipeline.regeneration.purge import keys_showing, purge, stored_keys
+from pipeline.regeneration.purge import files_shown, keys_showing, purge, stored_keys
 from pipeline.regeneration.sources import Prepared, Revoked, files_of, item_ids, paths_of, prepare
 from pipeline.regeneration.versions import Versions
 from pipeline.run_folder import DerivedFiles, read_records, write_json
@@ -97,23 +97,20 @@ def read_revoked(out: Path) -> list[Revoked]:
 
 
 def _entries(project: Project, versions: Versions, wanted: str) -> list[Revoked]:
-    """The sources' files or seeds of this name: those there are, else those there were."""
-    latest = versions.latest()
-    known: dict[str, dict[str, str]] = {}
+    """The sources' files or seeds of this name: those there are, and those that there were."""
+    latest, found, names = versions.latest(), [], dict[str, str]()
     for source in project.sources:
         before = latest.manifest["sources"].get(source.name, {}).get("files", {}) if latest else {}
-        known[source.name] = {**before, **files_of(source)}
-    paths = {source.name: paths_of(source) for source in project.sources}
-    place = Path(wanted).resolve()
-    found = []
-    for source, files in known.items():
-        for name, hash_ in files.items():
-            path = paths[source].get(name)
-            if wanted in (name, f"{source}/{name}") or (path is not None and path.resolve() == place):
-                has_copy = sum(other == hash_ for other in files.values()) > 1  # which is no part of what is revoked
-                found.append(Revoked(source, name, "" if has_copy else hash_))
+        asked = dict.fromkeys(files_shown(project.out / "journal.sqlite", source.name), "")
+        now, paths = files_of(source), paths_of(source)
+        known = {**asked, **before, **now}
+        names |= known
+        for name, hash_ in known.items():
+            is_there = name in paths and paths[name].resolve() == Path(wanted).resolve()
+            if is_there or wanted in (name, f"{source.name}/{name}"):
+                copies = [other for other, same in now.items() if same == hash_ and other != name and name in now]
+                found.append(Revoked(source.name, name, "" if copies else hash_))  # a copy is another document
     if not found:
-        names = {name: "" for files in known.values() for name in files}
         raise UsageError(f"--revoke: no source has {wanted!r}; {nearest(wanted, names)}.")
     return found
 
