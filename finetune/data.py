@@ -96,6 +96,8 @@ def read(path: Path, stage: str = "sft") -> Source:
 
     :raises UsageError: where it cannot be read, holds nothing, or has a row of another shape; the sentence names it.
     """
+    if not path.exists():
+        raise UsageError(f"{path}: there is no such file or folder.")
     if stage == "pretrain" and (path.is_dir() or path.suffix in PLAIN_TEXT):
         return _read_documents(path)
     if path.is_dir():

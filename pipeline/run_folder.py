@@ -34,8 +34,11 @@ EDITED_AFTER = 5  # looks at one summary; a rename between two of them explains 
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold a run folder, creating it. Raises FolderBusy naming the holder; a killed holder leaves no lock behind."""
+def locked(folder: Path) -> Iterator[int]:
+    """Hold a run folder, creating it. Raises FolderBusy naming the holder; a killed holder leaves no lock behind.
+
+    The lock's file descriptor: a process that inherits it holds the folder, too, as long as it lives.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / ".lock").open("a+", encoding="utf-8")
@@ -54,7 +57,7 @@ def locked(folder: Path) -> Iterator[None]:
         lock.write(f"process {os.getpid()} on {socket.gethostname()} since {since}")
         lock.flush()
         crash.point("folder.locked")
-        yield
+        yield lock.fileno()
 
 
 def read_config(folder: Path) -> dict[str, Any] | None:

@@ -77,7 +77,7 @@ async def test_old_and_new_journals_have_the_same_tables(tmp_path: Path) -> None
         with Journal(tmp_path / f"{name}.sqlite"):
             pass
         connection = sqlite3.connect(tmp_path / f"{name}.sqlite")
-        tables = ("requests", "attempts", "outcomes", "refused_parameters")
+        tables = ("requests", "attempts", "outcomes", "refused_parameters", "shown")
         shapes.append([connection.execute(f"PRAGMA table_info({table})").fetchall() for table in tables])
         connection.close()
     assert shapes[0] == shapes[1]

@@ -12,7 +12,8 @@ import pytest
 
 from kg.questions import KINDS, Question
 from pipeline.kg_phrases import Draft
-from pipeline.self_kg import SelfKG, SelfKGSettings, main, read_phrases, tidy
+from pipeline.kg_replies import read_phrases, tidy
+from pipeline.self_kg import SelfKG, SelfKGSettings, main
 from tests.fake_kg import Teller, reply
 from tests.fake_server import FakeServer
 

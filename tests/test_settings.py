@@ -87,6 +87,7 @@ class Row:
 
 
 OWN_TEMPLATE = "Is it one? $instruction"
+OWN_FILTER = 'def every_third(record):\n    return "its turn" if int(record.id[:8], 16) % 3 == 0 else None\n'
 PRICES = "[fake]\ninput = 1\noutput = 2\n"
 OWN_SEEDS = [
     {"id": f"own_{n}", "instruction": text, "instances": [{"output": "Yes."}], "is_classification": n % 2 == 0}
@@ -139,6 +140,14 @@ ROWS: dict[str, Row] = {
         "pool_rules",
         server={"dirty": 0.3},
         same=("--target", "20"),
+    ),
+    "own_filters": Row(
+        "TMP/own.py",
+        '"TMP/own.py"',
+        lambda base, new: (
+            {r["filter"] for r in new.rejected} - {r["filter"] for r in base.rejected} == {"every_third"}
+            and len(new.records) == 6
+        ),
     ),
     "judge": Row(
         None,
@@ -264,6 +273,7 @@ def fill(tmp_path: Path, start_server: StartServer, monkeypatch: pytest.MonkeyPa
     (tmp_path / "own").mkdir()
     (tmp_path / "own" / "self_instruct_identify.md").write_text(OWN_TEMPLATE, encoding="utf-8")
     write_lines(tmp_path / "own.jsonl", OWN_SEEDS)
+    (tmp_path / "own.py").write_text(OWN_FILTER, encoding="utf-8")
     (tmp_path / "prices.toml").write_text(PRICES, encoding="utf-8")
     monkeypatch.setenv("MY_KEY", "secret")
 
@@ -387,10 +397,14 @@ def settings(*arguments: object) -> SelfInstructSettings:
 @every_setting
 @pytest.mark.parametrize("hyphens", [False, True], ids=["underscores", "hyphens"])
 def test_flag_and_key_say_the_same(name: str, hyphens: bool, tmp_path: Path) -> None:
+    def fill(value: str) -> str:
+        return value.replace("TMP", str(tmp_path))
+
+    (tmp_path / "own.py").write_text(OWN_FILTER, encoding="utf-8")  # this one is read with the settings
     path = tmp_path / "settings.toml"
     key = name.replace("_", "-") if hyphens else name
-    path.write_text(f"{key} = {ROWS[name].toml}\n", encoding="utf-8")
-    assert settings("--config", path) == settings(*flags(name))
+    path.write_text(f"{key} = {fill(ROWS[name].toml)}\n", encoding="utf-8")
+    assert settings("--config", path) == settings(*flags(name, fill))
     assert settings("--config", path) != settings()
 
 
