@@ -208,7 +208,8 @@ async def test_an_answer_to_what_was_sent_earlier_makes_no_outcome(tmp_path: Pat
                 self.gate.set()
             return await super().complete(request)
 
-    model = Overtaken(lambda text, number: None if text in ("first", "slow") else RequestFailed("connection", "down"))
+    down = RequestFailed("connection", "down", worth_retrying=False)  # sent once, before the slow one is answered
+    model = Overtaken(lambda text, number: None if text in ("first", "slow") else down)
     async with asking(tmp_path, model) as ask:
         await ask(question("first"))  # from then on several may be in flight
         model.gate.clear()
