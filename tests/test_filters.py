@@ -5,6 +5,7 @@ To add a filter, add its rows to INSTRUCTIONS or RECORDS below, and to THRESHOLD
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +21,7 @@ from pipeline.novelty import NoveltyIndex
 from pipeline.records import DocumentSource, Neighbour, PromptSource, Quote, Record, make_record
 from pipeline.self_instruct import Pool
 from pipeline.text import language_of
+from tests.fake_server import ROOT
 
 POOL = {"s1": "Name three rivers that flow through Germany.", "s2": "请说出三条流经德国的河流的名字。"}
 
@@ -555,3 +557,28 @@ def test_the_first_filter_that_objects_is_named() -> None:
     objection = filtering.first_objection(filters.RECORD, candidate("in:", "", cut=True))
     assert objection is not None
     assert objection[0].name == "cut_off"
+
+
+def test_the_guide_to_quality_lists_them_in_their_order() -> None:
+    text = (ROOT / "docs" / "quality.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^\| `(\w+)` \| .* \| (.*) \| .* \|$", text.split("## Your own filter")[0], re.MULTILINE)
+    assert [name for name, _ in listed] == [f.name for f in ALL]
+    for filter_, (_, setting) in zip(ALL, listed, strict=True):
+        wanted = f"{filter_.threshold:g}" if isinstance(filter_.threshold, int | float) else "–"
+        assert setting == (", ".join(f"`{choice}`" for choice in filter_.choices) or wanted)
+
+
+def test_every_threshold_has_a_reason() -> None:
+    assert all(f.why for f in ALL if f.threshold is not None and not f.choices)
+
+
+def test_instruction_filters_act_on_records_only_where_named_and_novelty_among_what_compares() -> None:
+    def names(settings: dict[str, Any], *, has_pool: bool) -> list[str]:
+        return [f.name for f in filters.of_records(settings, has_pool=has_pool)]
+
+    plain = [f.name for f in filters.RECORD]
+    assert names({"novelty": 0.5, "too_short": True}, has_pool=True) == plain
+    assert names({}, has_pool=False) == plain
+    assert names({"novelty": False}, has_pool=False) == plain
+    both = names({"novelty": 0.5, "too_short": True}, has_pool=False)
+    assert both == ["too_short", *plain[:-1], "novelty", "poor"]
