@@ -53,11 +53,7 @@ JUDGED: list[Filter[Candidate]] = []  # … by what it cost to judge
 
 
 def _filter(
-    into: list[Filter[Seen]],
-    source: str,
-    threshold: float | None = None,
-    choices: tuple[str, ...] = (),
-    why: str = "",
+    into: list[Filter[Seen]], source: str, threshold: float | None = None, choices: tuple[str, ...] = (), why: str = ""
 ) -> Callable[[Check[Seen]], Check[Seen]]:
     """Put a check into a list; of `choices` the first is the default."""
 
