@@ -39,7 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("tuned", type=Path, help="a folder that finetune.run wrote")
     parser.add_argument("--out", type=Path, metavar="DIR", help="[the folder's name with -merged]")
     parser.add_argument("--onto", choices=("dequantised", "original"), default="dequantised", help="[dequantised]")
-    parser.add_argument("--dtype", choices=DTYPES, default="auto", help="[auto: bfloat16, or float32 where that is off]")
+    parser.add_argument(
+        "--dtype", choices=DTYPES, default="auto", help="[auto: bfloat16, or float32 where that is off]"
+    )
     parser.add_argument("--tasks", type=Path, metavar="FILE", help="to compare on [finetune/heldout.jsonl]")
     options = parser.parse_args(argv)
     try:
@@ -97,8 +99,7 @@ def merge(tuned: Path, out: Path, *, onto: str, tasks: Sequence[Example], dtype:
             shutil.copyfile(tuned / name, out / name)
     base = BUNDLED_ON_HUB if found["bundled"] else at.base.name
     card.refresh_card(out, base)
-    prompt = tokenizer.decode(rows[0].input_ids)
-    card.write_modelfile(out, prompt, tokenizer.convert_ids_to_tokens(list(stops)))
+    found["templated"] = card.write_modelfile(out, tokenizer, tokenizer.convert_ids_to_tokens(list(stops)))
     return found
 
 
@@ -152,6 +153,8 @@ def describe(found: dict[str, Any]) -> list[str]:
     ]
     if len(found["kls"]) > 1:
         lines.append(f"(in bfloat16 it would be {found['kls']['bfloat16']:.4f}, and is wherever it is loaded as such)")
+    if not found["templated"]:
+        lines.append("The Modelfile holds no TEMPLATE: this model's cannot be said in Ollama's language exactly")
     for name in ("adapter", "merged"):
         measured = found[name]
         lines.append(

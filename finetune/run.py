@@ -109,7 +109,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     switches = parser.add_argument_group("switches")
     switches.add_argument("--plan", action="store_true", help="audit and estimate, then stop")
     switches.add_argument("--force", action="store_true", help="train even where memory will not do")
-    switches.add_argument("--log", action="store_true", help="write TensorBoard files too")
+    switches.add_argument("--log", action="store_true", help="write TensorBoard files too, into DIR/log")
     switches.add_argument("--json", action="store_true", help="print verdict.json on stdout")
     return parser.parse_args(argv)
 

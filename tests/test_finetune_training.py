@@ -225,6 +225,17 @@ def test_a_checkpoint_that_was_not_written_to_its_end_is_named(tiny: Path, tmp_p
         train(tiny, tmp_path, recipe)
 
 
+def test_training_stops_early_and_keeps_the_best(tiny: Path, tmp_path: Path) -> None:
+    recipe = replace(QUICK, learning_rate=0.3, warmup=0.0, steps=60)  # far too fast: it gets worse soon
+    trainer, result = train(tiny, tmp_path, recipe)
+    losses = dict(result.watched)
+    assert result.stopped_early
+    assert result.steps < 60
+    assert result.best_step == min(losses, key=lambda step: losses[step])
+    assert result.steps > result.best_step
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(losses[result.best_step], abs=1e-3)
+
+
 def test_a_folder_begun_with_something_else_is_refused(tmp_path: Path) -> None:
     training.fingerprint(tmp_path, {"data": "a", "seed": 1})
     training.fingerprint(tmp_path, {"data": "a", "seed": 1})
@@ -353,7 +364,7 @@ def test_arguments_reach_the_trainer(tmp_path: Path) -> None:
     assert found == (2e-4, 0.3, 5.0, 7, 0.03)
     assert (made.lr_scheduler_type, made.train_sampling_strategy) == ("constant_with_warmup", "group_by_length")
     assert (made.optim, made.gradient_checkpointing, made.packing) == ("paged_adamw_32bit", True, False)
-    assert made.report_to == []
+    assert (made.report_to, made.push_to_hub) == ([], False)
 
 
 # ---------------------------------------------------------------- the estimate
@@ -489,6 +500,25 @@ def test_rows_that_collide_with_the_tasks_are_left_out(
     assert "3 of the examples collide with held-out tasks and are left out" in said
     assert finetune(tasks, "--base", tiny, "--tasks", tasks, "--plan") == 2
     assert "nothing to train on" in capfd.readouterr().err
+
+
+def test_tensorboard_files_are_written_where_they_are_asked_for(tiny: Path, tasks: Path, tmp_path: Path) -> None:
+    data, out = write_rows(tmp_path / "data.jsonl", little_rows()), tmp_path / "out"
+    arguments = [data, "--base", tiny, "--out", out, "--tasks", tasks, "--new-tokens", 2, "--steps", 2, "--log"]
+    assert finetune(*arguments) == 0
+    (events,) = (out / "log").glob("events.out.tfevents.*")
+    assert b"train/loss" in events.read_bytes()
+
+
+def test_prefix_tuning_and_checkpointing_do_not_go_together(
+    tiny: Path, tasks: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    data = write_rows(tmp_path / "data.jsonl", little_rows())
+    arguments = [data, "--base", tiny, "--tasks", tasks, "--method", "prefix", "--plan"]
+    assert finetune(*arguments, "--checkpointing", "on") == 2
+    assert "--checkpointing on does not go with --method prefix" in capfd.readouterr().err
+    assert finetune(*arguments) == 0
+    assert "Note: prefix cannot be merged or exported" in capfd.readouterr().err
 
 
 def test_one_row_is_enough(tiny: Path, tasks: Path, tmp_path: Path) -> None:
