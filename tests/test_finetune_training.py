@@ -161,6 +161,35 @@ def test_a_step_sees_as_many_records_packed_or_not(tiny: Path, tmp_path: Path) -
     assert training.plan(rows, recipe, 64, packing=False, device="cpu", processes=2).steps == plain.steps
 
 
+def test_only_what_is_learnt_is_scored_and_that_changes_nothing(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from trl.kernels import chunked_logprob
+    from trl.trainer import utils
+
+    scored: list[int] = []
+    head = utils._ChunkedLogProbFunction
+
+    class Watched:
+        @staticmethod
+        def apply(hidden: Any, *rest: Any) -> Any:
+            scored.append(len(hidden))
+            return head.apply(hidden, *rest)
+
+    monkeypatch.setattr(utils, "_ChunkedLogProbFunction", Watched)
+    recipe = replace(QUICK, batch=20, steps=2)
+    whole: dict[str, Any] = {"watch": False, "at_once": 20, "accumulate": 1}
+    _, quick = train(tiny, tmp_path, recipe, folder="quick", **whole)
+    _, rows = encoded(tiny, little_rows(), tmp_path)
+    assert scored == [sum(row.answer_tokens for row in rows[:20])] * 2
+
+    monkeypatch.setattr(training, "_score_what_is_learnt", lambda: None)
+    monkeypatch.setattr(utils, "_use_triton", chunked_logprob._use_triton)
+    _, slow = train(tiny, tmp_path, recipe, folder="slow", **whole)
+    assert scored[2] > 2 * scored[0]  # should trl one day do so by itself, this can go
+    assert [loss for _, loss in quick.losses] == pytest.approx([loss for _, loss in slow.losses], abs=1e-4)
+
+
 def test_accumulating_changes_nothing(tiny: Path, tmp_path: Path) -> None:
     recipe = replace(QUICK, method="lora", steps=3)
     losses = [
