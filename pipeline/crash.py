@@ -34,6 +34,17 @@ TICK_POINTS = (  # of pipeline.schedule, which runs another process
     "tick.told",  # that is not written down
     "tick.settled",
 )
+PROJECT_POINTS = (  # of pipeline.regenerate alone
+    "source.done",
+    "version.written",
+    "version.renamed",
+    "latest.moved",
+    "version.hidden",  # out of sight, not yet off the disk
+    "revocation.noted",
+    "purge.before",  # of what is taken out of the journal
+    "purge.committed",
+    "purge.after",
+)
 
 _passed: Counter[str] = Counter()
 _wanted: tuple[str, int] | None = None

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 DONE = 0
 SHORT = 3  # finished, but short of the target, with isolated failures, or with nothing kept
+REFUSED = 7  # a project's gate did not let a new version become the latest
 
 
 class StopRun(Exception):

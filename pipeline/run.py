@@ -41,8 +41,10 @@ WAITING_A_SLOT = 32  # items made or being made behind a slow first one, before 
 class Outlook:
     """How many more items the loop expects to need: what a chain of prompts may usefully run ahead."""
 
-    def __init__(self, target: int | None) -> None:
+    def __init__(self, target: int | None, kept_an_item: float = 1.0) -> None:
+        """`kept_an_item`: records to expect of an item while there is no experience."""
         self.target = target
+        self._expected = kept_an_item
         self.kept = 0
         self.folded = 0  # items
         self.under_way = 0  # items
@@ -52,7 +54,7 @@ class Outlook:
         """Items beyond those under way; infinite without a target."""
         if self.target is None:
             return float("inf")
-        kept_an_item = (self.kept + 1) / (self.folded + 1)  # one success ahead, so that a bad start is no zero
+        kept_an_item = (self.kept + self._expected) / (self.folded + 1)  # never zero, whatever the start
         return (self.target - self.kept) / kept_an_item - self.under_way
 
 
@@ -82,6 +84,15 @@ class Covering(Protocol):
 
     def coverage(self) -> dict[str, Any]:
         """Further keys of the summary, JSON-ready."""
+
+
+@runtime_checkable
+class Expecting(Protocol):
+    """A generator that knows about how much an item brings; so its first items are not asked in vain."""
+
+    @property
+    def kept_an_item(self) -> float:
+        """Kept records to expect of an item, as --plan does."""
 
 
 @dataclass
@@ -120,7 +131,7 @@ class Line:
         self._pool = next((NoveltyIndex(float(f.threshold or 0)) for f in filters if f.name == "novelty"), None)
         self._pool_texts: dict[str, str] = {}
         self._summarize, self._progress = summarize, progress
-        self._outlook = Outlook(target)
+        self._outlook = Outlook(target, generator.kept_an_item if isinstance(generator, Expecting) else 1.0)
         self._seen: set[str] = set()
         self._being_made = 0
         self._barren = 0  # items folded since a record was kept

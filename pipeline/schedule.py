@@ -17,19 +17,15 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import os
 import re
-import select
 import shlex
-import signal
-import subprocess
 import sys
 import time
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -38,15 +34,14 @@ from pipeline.cli import run_deriving, show
 from pipeline.errors import DONE, SHORT, FolderBusy, Interrupted, UsageError
 from pipeline.run_folder import locked
 from pipeline.scheduling.hooks import tell
+from pipeline.scheduling.process import Clock, Regenerate, Runner, SystemClock
 from pipeline.scheduling.ticks import Tick, Ticks
 from pipeline.scheduling.timing import Hook, Schedule, Times, decide
 from pipeline.scheduling.units import unit
 from pipeline.settings import nearest, setting
 
-LONGEST_WAIT_S = 60.0  # then look at the clock again: it may have been set, or the machine may have slept
 BUSY_S = 30.0  # between two looks at a project that another process holds
 SHOWN_TICKS = 5
-RESULT = "result.json"  # what the last run printed
 
 # What the exit codes of a run mean for a schedule; each is in DESIGN's list.
 MEANING = {
@@ -111,95 +106,6 @@ class Project:
         return None
 
 
-# ---------------------------------------------------------------- the world: a clock, and the run itself
-
-
-class Clock(Protocol):
-    """Seconds since 1970, and waiting. A test hands in one of its own."""
-
-    stopping: bool  # somebody asked us to end
-
-    def now(self) -> float: ...
-
-    def wait(self, seconds: float) -> None:
-        """Return after so long, or earlier; at once when we are to end."""
-
-
-class Runner(Protocol):
-    """What regenerates. A test hands in one of its own."""
-
-    def __call__(self, lock: int, output: Path) -> int:
-        """Run to the end, keeping the file descriptor `lock` open all the while; stdout goes to a file."""
-
-    def stop(self) -> None:
-        """Ask the run, if there is one, to stop in order."""
-
-
-class SystemClock:
-    """The real one. Signals write to a pipe, which ends any wait at once."""
-
-    def __init__(self) -> None:
-        self.stopping = False
-        self._read_end, self._write_end = os.pipe()
-
-    def now(self) -> float:
-        return time.time()
-
-    def wait(self, seconds: float) -> None:
-        select.select([self._read_end], [], [], max(0.0, min(seconds, LONGEST_WAIT_S)))
-
-    def stop(self) -> None:
-        self.stopping = True
-        os.write(self._write_end, b".")
-
-    @contextlib.contextmanager
-    def stopped_by_signals(self, runner: Runner) -> Iterator[None]:
-        """While this is open, signals stop the clock and the run instead of this process."""
-
-        def on_signal(*_: object) -> None:
-            self.stop()
-            runner.stop()
-
-        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        before = [signal.signal(number, on_signal) for number in numbers]
-        try:
-            yield
-        finally:
-            for number, handler in zip(numbers, before, strict=True):
-                signal.signal(number, handler)
-            os.close(self._read_end)
-            os.close(self._write_end)
-
-
-class Regenerate:
-    """A run in a process of its own. It inherits the schedule's lock: while it lives, nobody else starts one."""
-
-    def __init__(self, command: Sequence[str], clock: Clock) -> None:
-        self._command, self._clock = command, clock
-        self._process: subprocess.Popen[bytes] | None = None
-        self._asked = False
-
-    def __call__(self, lock: int, output: Path) -> int:
-        self._asked = False
-        with output.open("wb") as stdout:
-            # a session of its own: a Ctrl-C at the terminal reaches it through us, once, not twice
-            self._process = subprocess.Popen(
-                self._command, stdin=subprocess.DEVNULL, stdout=stdout, pass_fds=(lock,), start_new_session=True
-            )
-            crash.point("tick.started")
-            if self._clock.stopping and not self._asked:  # a signal came before there was a process to hand it to
-                self.stop()
-            try:
-                return self._process.wait()
-            finally:
-                self._process = None
-
-    def stop(self) -> None:
-        if self._process is not None:
-            self._asked = True
-            self._process.terminate()
-
-
 # ---------------------------------------------------------------- the schedule
 
 
@@ -256,6 +162,9 @@ class Scheduler:
                         told += self._finish(ticks, begun, lock, again=True)
                 while not self.clock.stopping and (claimed := self._claim(ticks)):
                     told += self._finish(ticks, claimed, lock, again=False)
+                if not ticks.unsettled():
+                    for output in self.place.glob("*.json"):
+                        output.unlink()
         except FolderBusy:
             return None
         return told
@@ -273,7 +182,8 @@ class Scheduler:
             return self._claim(ticks)  # somebody took one without the lock; what is left is another question
         for what in sorted(set(decision.passed.values())):
             of_it = [tick for tick, was in decision.passed.items() if was == what]
-            self.say(f"{self.times.shown(of_it[-1])}: {what}, and {len(of_it) - 1} before it; not run.")
+            others = f" (and {len(of_it) - 1} before it)" * (len(of_it) > 1)
+            self.say(f"{self.times.shown(of_it[-1])}{others}: {what}; not run.")
         return None if decision.run is None else ticks.row(name, decision.run)
 
     def _finish(self, ticks: Ticks, tick: Tick, lock: int, *, again: bool) -> list[dict[str, Any]]:
@@ -281,12 +191,12 @@ class Scheduler:
         when = self.times.shown(tick.tick)
         if tick.state == "claimed":
             self.say(f"{when}: running {self.project.file}{', which was begun before' * again}.")
-            code = self._run(ticks, tick, lock, again=again)
+            code, end = (self._ended_alone(tick) if again else None) or self._run(ticks, tick, lock, again=again)
             if self.clock.stopping and (code < 0 or code == Interrupted.exit_code):
                 self.say(f"{when}: stopped; the next start goes on with it.")
                 return []
-            after, result = self.project.latest(), _result(self.place / RESULT)
-            tick = dataclasses.replace(tick, exit_code=code, after=after, ended=self.clock.now(), result=result)
+            after, result = self.project.latest(), _result(self._output(tick))
+            tick = dataclasses.replace(tick, exit_code=code, after=after, ended=end, result=result)
             state = "overlap" if code == FolderBusy.exit_code else "ended" if self._hook(tick) else "settled"
             tick = dataclasses.replace(tick, state=state)
             ticks.end(tick)
@@ -300,16 +210,28 @@ class Scheduler:
                 self.say(f"{when}: the hook failed. {said}")
         return [body]
 
-    def _run(self, ticks: Ticks, tick: Tick, lock: int, *, again: bool) -> int:
-        """The run's exit code. Where the project is in use and the schedule queues, it waits until it is not."""
+    def _ended_alone(self, tick: Tick) -> tuple[int, float] | None:
+        """The exit code and the end of a run that went on when its scheduler was gone; None where it came to no end."""
+        result = _result(self._output(tick))
+        code = result.get("exit") if isinstance(result, dict) else None
+        if code not in MEANING or code in (FolderBusy.exit_code, Interrupted.exit_code):
+            return None
+        return code, max(tick.began or 0, min(self.clock.now(), self._output(tick).stat().st_mtime))
+
+    def _run(self, ticks: Ticks, tick: Tick, lock: int, *, again: bool) -> tuple[int, float]:
+        """A run's exit code and end. Where the project is in use and the schedule queues, it waits until it is not."""
         while True:
             if again:
                 ticks.begin_again(tick, self.clock.now())
-            code = self.runner(lock, self.place / RESULT)
+            code = self.runner(lock, self._output(tick))
             crash.point("tick.ran")
             if code != FolderBusy.exit_code or self.schedule.overlap == "skip" or self.clock.stopping:
-                return code
+                return code, self.clock.now()
             self.clock.wait(BUSY_S)
+
+    def _output(self, tick: Tick) -> Path:
+        """What its run prints; kept until all is settled."""
+        return self.place / f"{tick.tick}.json"
 
     def _hook(self, tick: Tick) -> Hook | None:
         """Who is to be told of a tick that ran."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import importlib.metadata
 import json
 import re
 import tomllib
@@ -229,6 +230,8 @@ def flags_of(model: type[BaseModel], *, command: str, about: str) -> argparse.Ar
             parser.add_argument(name, **options | {"nargs": "*"})
         else:
             parser.add_argument(_flag(name), **options)
+    version = importlib.metadata.version("instructloop")
+    parser.add_argument("--version", action="version", version=f"instructloop {version}")
     parser.add_argument("--config", metavar="FILE", type=Path, help="a TOML file with the same keys; flags win")
     return parser
 

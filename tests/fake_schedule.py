@@ -69,8 +69,9 @@ class FakeRun:
         if number < len(self.versions) and self.latest is not None:
             self.latest.unlink(missing_ok=True)
             self.latest.symlink_to(Path("versions") / self.versions[number])
-        output.write_text(f"{json.dumps({'run': number})}\n")
-        return self.codes[number] if number < len(self.codes) else 0
+        code = self.codes[number] if number < len(self.codes) else 0
+        output.write_text(f"{json.dumps({'run': number, 'exit': code})}\n")
+        return code
 
     def stop(self) -> None:
         raise AssertionError("nobody sends a signal")

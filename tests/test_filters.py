@@ -119,6 +119,9 @@ INSTRUCTIONS: dict[str, list[tuple[str, str | None]]] = {
         ("Write a profile of a young baker.", None),
         ("Explain the paragraph on imagery and filed taxes.", None),
         ("How does one plan a good plotline?", None),
+        ("Is the article on politics, music, or sports?", None),  # a subject among subjects
+        ("Sum up the plot of a novel you like.", None),
+        ("Which music do you hear?", "'music'"),
         ("Undergo tobacco counselling: list pros and cons.", None),  # "go to" across two words
         ("根据图片写一段描述。", "'图片'"),
         ("请画一只猫。", "'画一'"),
@@ -150,6 +153,7 @@ INSTRUCTIONS: dict[str, list[tuple[str, str | None]]] = {
         ("", "''"),
         ("3 colours of the rainbow, please.", None),
         ("Élan: what does the word mean?", None),
+        ('"Hope" by Dickinson: what is it about?', None),
         ("“Hope” by Dickinson: what is it about?", None),
         ("，请说出一种颜色。", "'，'"),
         ("请说出一种颜色。", None),
@@ -218,7 +222,7 @@ RECORDS: dict[str, list[tuple[Candidate, str | None]]] = {
         (candidate("你好", "你好吗"), None),
     ],
     "ends_with_colon": [
-        (candidate("Steps:", "One."), "the input ends"),
+        (candidate("Vaswani et al. MLA:", "One."), None),
         (candidate("", "The answer is: \n"), "the output ends"),
         (candidate("", "步骤如下："), "the output ends"),
         (candidate("Time: 10:30", "A note: late"), None),

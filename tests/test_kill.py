@@ -22,6 +22,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import crash
+from pipeline.journal import LAYOUT
 from tests.fake_server import FakeServer
 from tests.forked import ROOT, Forked
 
@@ -122,7 +123,7 @@ def test_every_point_in_the_code_is_in_the_list_and_the_other_way_round() -> Non
     for path in (ROOT / "pipeline").rglob("*.py"):
         for call in re.findall(r"crash\.point\((.*?)\)", path.read_text(encoding="utf-8")):
             marked.update(re.findall(r'"([a-z]+\.[a-z]+)"', call))
-    assert set(marked) == {*crash.POINTS, *crash.TICK_POINTS}
+    assert set(marked) == {*crash.POINTS, *crash.TICK_POINTS, *crash.PROJECT_POINTS}
 
 
 @pytest.mark.parametrize(
@@ -188,5 +189,5 @@ def test_a_migration_is_done_whole_or_not_at_all(tmp_path: Path, forked: Forked,
     layout = connection.execute("PRAGMA user_version").fetchone()[0]
     columns = {row[1] for row in connection.execute("PRAGMA table_info(attempts)")}
     connection.close()
-    assert (layout, "flaws" in columns) == ((1, False) if crash_at == "journal.migrate:1" else (2, True))
+    assert (layout, "flaws" in columns) == ((1, False) if crash_at == "journal.migrate:1" else (LAYOUT, True))
     assert forked.run(arguments) == 3, forked.output

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,8 @@ import pytest
 
 from pipeline import crash, schedule
 from pipeline.errors import UsageError
-from pipeline.schedule import MEANING, Project, Regenerate, Scheduler, SystemClock
+from pipeline.schedule import MEANING, Project, Scheduler
+from pipeline.scheduling.process import Regenerate, SystemClock
 from pipeline.scheduling.ticks import Ticks
 from pipeline.scheduling.timing import Schedule, Times
 from tests.fake_schedule import DAY, HOUR, REMEMBER, Case, FakeClock, FakeRun, at, ended, forked, shown
@@ -166,7 +170,7 @@ def test_every_exit_code_is_understood(case: Case, code: int) -> None:
     rule = HOURLY.model_copy(update={f"on_{event}": REMEMBER for event in ("success", "failure", "empty")})
     (told,) = case.scheduler(rule, at("2026-11-22 10:00"), codes=[code], versions=["v1"]).once()
     event = {0: "success", 3: "success", 75: "skipped"}.get(code, "failure")
-    assert (told["event"], told["exit_code"], told["result"]) == (event, code, {"run": 0})
+    assert (told["event"], told["exit_code"], told["result"]) == (event, code, {"run": 0, "exit": code})
     assert told["meaning"] == MEANING.get(code, "killed by signal 9")
     assert case.told() == ([] if event == "skipped" else [told])
     assert case.rows() == [(at("2026-11-22 10:00"), "overlap" if event == "skipped" else "settled")]
@@ -262,7 +266,7 @@ def test_two_daemons_and_a_cron_start_every_tick_once(case: Case) -> None:
             scheduler.clock.time = start + 60 * minute
             scheduler.once()
 
-    children = [forked(lambda kind=kind: work(kind)) for kind in (True, True, False)]
+    children = [forked(partial(work, as_daemon)) for as_daemon in (True, True, False)]
     os.write(go, b"...")
     assert [ended(child) for child in children] == [0, 0, 0]
     os.close(ready)
@@ -304,8 +308,7 @@ def test_killed_at_a_marked_point_it_goes_on_correctly(case: Case, point: str, p
     assert ended(forked(work, f"{point}:{passing}")) == -signal.SIGKILL
     assert ended(forked(work)) == 0
     assert case.rows() == [(int(at("2026-11-22 10:00")) + hour * HOUR, "settled") for hour in (1, 2, 3)]
-    again = {"tick.ran": 1}.get(point, 0)  # how it ended was not written down: it runs once more, and finds nothing new
-    assert len(case.starts()) == 3 + again
+    assert len(case.starts()) == 3
     told = [(told["tick"][11:13], told["event"]) for told in case.told()]
     assert len(told) == 3 + (point == "tick.told")  # told, and that not written down: told once more, of the same tick
     assert told[0] == ("11", "success")
@@ -323,7 +326,7 @@ def stopped(*_):
 signal.signal(signal.SIGTERM, stopped)
 open(sys.argv[2], "a").write("started\\n")
 if os.path.exists(sys.argv[1]):
-    open(sys.argv[1]).read()   # until the other end of the pipe is closed
+    print(open(sys.argv[1]).read())   # what comes until the other end of the pipe is closed
 """
 
     def __init__(self, folder: Path) -> None:
@@ -340,10 +343,22 @@ if os.path.exists(sys.argv[1]):
         return scheduler
 
 
-def test_a_run_whose_scheduler_was_killed_still_keeps_others_out(case: Case, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("printed", "event", "runs"),
+    [
+        ('{"reason": "too few", "exit": 7}', "failure", 1),  # it ended when its scheduler was gone: that counts
+        ('{"reason": "interrupted", "exit": 130}', "empty", 2),  # that is no end
+        ('{"reason": "too f', "empty", 2),
+        ("", "empty", 2),
+    ],
+)
+def test_a_run_whose_scheduler_was_killed_still_keeps_others_out(
+    case: Case, tmp_path: Path, printed: str, event: str, runs: int
+) -> None:
     running, now = Running(tmp_path), at("2026-11-22 10:00")
     child = forked(lambda: running.scheduler(case, now).once())
-    with running.pipe.open("w"):  # opens once the run has opened its end
+    with running.pipe.open("w") as pipe:  # opens once the run has opened its end
+        pipe.write(printed)
         os.kill(child, signal.SIGKILL)
         assert ended(child) == -signal.SIGKILL
         assert running.scheduler(case, now + HOUR).run_due() is None
@@ -351,9 +366,13 @@ def test_a_run_whose_scheduler_was_killed_still_keeps_others_out(case: Case, tmp
         running.pipe.unlink()  # the next run finds none, and ends at once
     with (case.folder / "demo/schedule/.lock").open() as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # until the orphan has ended
+    os.utime(case.folder / f"demo/schedule/{int(now)}.json", (now + 60, now + 60))  # a minute after it began
     told = running.scheduler(case, now + HOUR).once()
-    assert [(body["tick"][11:13], body["event"]) for body in told] == [("10", "empty"), ("11", "empty")]
-    assert running.lines() == ["started"] * 3
+    assert [(body["tick"][11:13], body["event"]) for body in told] == [("10", event), ("11", "empty")]
+    assert running.lines() == ["started"] * (runs + 1)
+    assert sorted(path.name for path in (case.folder / "demo/schedule").iterdir()) == [
+        ".lock", "ticks.sqlite", "ticks.sqlite-journal",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
@@ -431,6 +450,23 @@ def test_the_project_s_folder_is_where_regenerate_puts_it(tmp_path: Path) -> Non
     for head, folder in (("", "outputs/project"), ('name = "a"\n', "outputs/a"), ('out = "b/c"\n', "b/c")):
         (tmp_path / "p.toml").write_text(f'{head}[schedule]\ncron = "@daily"\n')
         assert Project.read(tmp_path / "p.toml").folder == tmp_path.resolve() / folder
+
+
+def test_the_guide_is_right(case: Case, tmp_path: Path) -> None:
+    """Its table names every key with its default, its example is a schedule, its JSON has the keys that hooks get."""
+    guide = (ROOT / "docs/schedule.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `(\w+)` \| `?(.*?)`? \|", guide, re.MULTILINE))
+    defaults = {name: field.default for name, field in Schedule.model_fields.items()}
+    assert {name: text or None for name, text in rows.items()} == {
+        name: "5m" if name == "grace" else None if default is None else str(default)
+        for name, default in defaults.items()
+    }
+    assert Schedule.model_fields["grace"].default == 300
+    example, told = (re.findall(rf"```{kind}\n(.*?)```", guide, re.DOTALL)[0] for kind in ("toml", "json"))
+    (tmp_path / "p.toml").write_text(example)
+    assert Project.read(tmp_path / "p.toml").schedule.timezone == "Europe/Berlin"
+    (body,) = case.scheduler(HOURLY, at("2026-11-22 10:00")).once()
+    assert list(json.loads(told)) == list(body)
 
 
 def test_one_file_is_named() -> None:

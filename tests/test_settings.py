@@ -188,9 +188,9 @@ ROWS: dict[str, Row] = {
     ),
     "max_requests": Row("5", "5", lambda base, new: (len(new.bodies), new.ran.returncode) == (5, 4)),
     "max_total_tokens": Row(
-        "6000",
-        "6000",
-        lambda base, new: new.ran.returncode == 4 and base.tokens() > 6000 >= new.tokens() > 0,
+        "3500",
+        "3500",
+        lambda base, new: new.ran.returncode == 4 and base.tokens() > 3500 >= new.tokens() > 0,
     ),
     "prices": Row(
         "TMP/prices.toml",

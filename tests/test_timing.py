@@ -85,11 +85,14 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "nothing": ({}, "either cron or every"),
     "both": ({"cron": "@daily", "every": "1d"}, "either cron or every"),
     "too often": ({"every": "30s"}, "greater than or equal to 60"),
+    "half minutes": ({"every": "90s"}, "multiple of 60"),
     "no period": ({"every": "1 day"}, "not a time such as 90s"),
     "no zone": ({"cron": "@daily", "timezone": "Europe/Atlantis"}, "no time zone of that name"),
     "half a zone": ({"cron": "@daily", "timezone": "Europe"}, "no time zone of that name"),
     "a path": ({"cron": "@daily", "timezone": "../../etc/passwd"}, "no time zone of that name"),
     "negative": ({"cron": "@daily", "jitter": -1}, "greater than or equal to 0"),
+    "an empty hook": ({"cron": "@daily", "on_empty": " "}, "an empty command"),
+    "half a quotation": ({"cron": "@daily", "on_empty": "echo 'a"}, "No closing quotation"),
     "no policy": ({"cron": "@daily", "missed": "some"}, "'latest', 'all' or 'none'"),
 }
 

@@ -27,12 +27,13 @@ _LEFT_HANGING = re.compile(
 _SENTENCE = re.compile(
     r"\A(?:[\w ]{1,20}: ?)?[\"'“(]?[A-Z][^|:;=]*\b(?:is|are|was|were|can|could|will|would|should|may|might|must|has"
     r"|have|had|do|does|did|because|which|that|while|so|but|it|they|we|you)\b"
-    r"|\A(?:[^：]{1,8}：)?[^|=]*[\u4e00-\u9fff]{4}[，；][\u4e00-\u9fff]"
+    r"|\A(?:[^：]{1,8}：)?[^|=]*[\u4e00-\u9fff]{4}[，；,、][\u4e00-\u9fff]"
 )
 _CODE_LINE = re.compile(r"</?\w+>|^\s*(?:def|class|import|return|print|for|if|SELECT|var|let|const)\b.*[:(;]|[{};]\s*$")
 _NUMBER = re.compile(r"^\s*(?:[-*•·]|\(?\d{1,3}[.):、])\s+", re.MULTILINE)
-_SIGNATURE = re.compile(  # hashtags, an address, who said it: they need no stop
-    r"(?:\s+#\w+)+\s*\Z|\S*://\S+\s*\Z|(?:\s[-–—~]+|\n[-–—~]+)\s*[^\W\d][\w.,]*(?: [\w.,]+){0,3}\s*\Z"
+_SIGNATURE = re.compile(  # hashtags, an address, who said it, the last line of a letter: they need no stop
+    r"\n(?:[\w']+ ?){1,5},\s*\Z|(?:\s+#\w+)+\s*\Z|\S*://\S+\s*\Z"
+    r"|(?:\s[-–—~]+|\n[-–—~]+)\s*[^\W\d][\w.,]*(?: [\w.,]+){0,3}\s*\Z"
 )
 _LONG_SENTENCE, _LONG_LINE = 10, 5  # words, from which a sentence or a line shows what it is
 
@@ -89,11 +90,9 @@ def repeated_share(text: str) -> float:
     if len(text) < _LOOP_TOKENS:
         return 0.0
     tokens = _TOKEN.findall(_NUMBER.sub("", text))
-    if len(tokens) < _LOOP_TOKENS or sum(map(str.isalpha, tokens)) < _MOSTLY_WORDS * len(tokens):
-        return 0.0
-    if _ends_in_a_loop(tokens):
+    if len(tokens) >= _LOOP_TOKENS and _ends_in_a_loop(tokens):
         return 1.0
-    if len(tokens) < _FEWEST_TOKENS:
+    if len(tokens) < _FEWEST_TOKENS or not _are_words(tokens):
         return 0.0
     grams = list(zip(tokens, tokens[1:], tokens[2:], tokens[3:], strict=False))
     return 1 - len(set(grams)) / len(grams)
@@ -107,8 +106,12 @@ def _ends_in_a_loop(tokens: Sequence[str]) -> bool:
         while same + length <= last and tokens[last - same] == tokens[last - same - length]:
             same += 1
         if same >= (_LOOP_ROUNDS - 1) * length and same + length >= _LOOP_TOKENS:
-            return True
+            return _are_words(tokens[-same - length :])
     return False
+
+
+def _are_words(tokens: Sequence[str]) -> bool:
+    return sum(map(str.isalpha, tokens)) >= _MOSTLY_WORDS * len(tokens)
 
 
 # ---------------------------------------------------------------- saying nothing, saying it again
@@ -126,7 +129,7 @@ def says_nothing(text: str, asked: str) -> bool:
     """Whether an output is blank, or a word that stands where it should; a word that was asked for says something."""
     found = _NOTHING.fullmatch(text)
     word = text.strip(" \n\t\"'.。[]()<>")
-    return found is not None and not (word and word.casefold() in asked.casefold())
+    return found is not None and not (word.strip("-–—…*_") and word.casefold() in asked.casefold())
 
 
 _LABEL = re.compile(r"\A(?:output|answer|response|result|text|输出|答案|回答|结果)\s*[:：]\s*", re.IGNORECASE)

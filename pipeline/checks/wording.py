@@ -28,7 +28,8 @@ _KEYWORD = re.compile(  # \b would see no border between 开 and file
 _AS_A_SUBJECT = re.compile(  # among others, or as a kind of thing: "politics, music, sports", "video games"
     r"(?:[,，、\"'“(/:：]|\bor|\band)\s*(?:music|videos?|audio|graphs?|images?|pictures?)"
     r"\s*(?=[,，、\"'”)/]|[.?]\s*\Z| or\b| and\b)"
-    r"|\bvideo games?\b|\b(?:kinds?|types?|pieces?|genres?) of (?:music|video games?)\b"
+    r"|\bvideo (?:games?|players?|streaming)\b|\bmusic videos?\b|\bplot (?:points?|twists?|of)\b"
+    r"|\b(?:movie|film|story|book|key|novel)(?:'s)? plots?\b|\b(?:kinds?|types?|pieces?|genres?) of (?:music|video games?)\b"
     r"|\bmusic (?:genres?|history|theory)\b|\bpop(?:ular)? music\b|\b(?:venn|uml) diagrams?\b",
     re.IGNORECASE,
 )
@@ -130,8 +131,8 @@ _ROLES = re.compile(  # an answer that says who speaks, or plays both sides
     r"|\n\s*(?:User|Human|用户)\s*[:：][^\n]*\Z"
 )
 _TALK = re.compile(
-    r"dialog|conversation|chat|\bbots?\b|robot|\bscripts?\b|\bAI\b|assistant|interview|Q ?& ?A|FAQ|quiz|question"
-    r"|user|human|transcript|对话|聊天|机器人|助手|问答|采访|剧本|提问|用户|问题",
+    r"dialog|conversation|chat|\bbots?\b|robot|\bscripts?\b|\bAI\b|assistant|interview|Q ?& ?A|FAQ|quiz|transcript"
+    r"|对话|聊天|机器人|助手|问答|采访|剧本",
     re.IGNORECASE,
 )
 PLACEHOLDERS = re.compile(

@@ -48,7 +48,7 @@ def written_in(text: str, expected: str, *, quotes: bool = True) -> tuple[str, f
     found, sure = _detect(prose)
     if script == "zh":
         found = "zh"  # short Chinese texts of names and numbers are taken for Japanese, or for Polish
-    return found, sure
+    return (found, sure) if found in _NAMES else (expected, 0.0)  # rarer ones are guesses: lists "in Esperanto"
 
 
 def _reads_as_english(text: str) -> bool:
@@ -76,7 +76,9 @@ def _detect(prose: str) -> tuple[str, float]:
 
 # ---------------------------------------------------------------- texts about languages
 
-_ANY = re.compile(r"translat|languages?\b|bilingual|翻译|译[成为文]|拼音|外语|[双多]语|语言", re.IGNORECASE)
+_ANY = re.compile(
+    r"translat|(?<!programming )languages?\b|bilingual|翻译|译[成为文]|拼音|外语|[双多]语|语言", re.IGNORECASE
+)
 _NAMES = {
     "ar": "arab|阿拉伯", "cs": "czech|捷克", "da": "danish|denmark|丹麦", "de": "german|austria|德[语文国]",
     "el": "greek|greece|希腊", "en": "english|英[语文国]|美国", "es": "spanish|spain|mexic|latin america|西班牙|西语",

@@ -17,18 +17,18 @@ from urllib.parse import urlsplit
 from pipeline.scheduling.timing import Hook
 
 LONGEST_S = 30.0
+ADDRESS = ("http://", "https://")
 
 
 def tell(hook: Hook | None, body: dict[str, Any], folder: Path, *, longest_s: float = LONGEST_S) -> str:
     """Run the hook in a folder; "" if all went well, else one sentence."""
     if hook is None:
         return ""
-    if isinstance(hook, str) and hook.startswith("$"):  # an address with a secret in it stands in no file
-        if not os.environ.get(hook[1:]):
-            return f"{hook}: there is no such variable."
-        hook = os.environ[hook[1:]]
     text = json.dumps(body, ensure_ascii=False)
-    if isinstance(hook, str) and hook.lower().startswith(("http://", "https://")):
+    if isinstance(hook, str) and hook.startswith("$"):  # an address with a secret in it stands in no file
+        url = os.environ.get(hook[1:], "")
+        return _post(url, text, longest_s) if url.startswith(ADDRESS) else f"{hook}: holds no address."
+    if isinstance(hook, str) and hook.startswith(ADDRESS):
         return _post(hook, text, longest_s)
     return _run(shlex.split(hook) if isinstance(hook, str) else list(hook), text, folder, longest_s)
 
@@ -55,8 +55,6 @@ def _host(url: str) -> str:
 
 
 def _run(words: list[str], text: str, folder: Path, longest_s: float) -> str:
-    if not words:
-        return "An empty command."
     try:
         # its own output is its own affair; ours is JSON
         ran = subprocess.run(

@@ -17,7 +17,7 @@ import contextlib
 import json
 import sqlite3
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,8 @@ class Tick:
     hook: str | None
 
 
-_ROW = "SELECT schedule, tick, state, before, after, began, ended, exit_code, result, hook FROM ticks"
+_COLUMNS = [field.name for field in fields(Tick)]
+_ROW = f"SELECT {', '.join(_COLUMNS)} FROM ticks"
 
 
 class Ticks:
@@ -165,7 +166,8 @@ class Ticks:
 
     def _ticks(self, query: str, *values: object) -> list[Tick]:
         rows = self._read(query, *values)
-        return [Tick(*row[:8], None if row[8] is None else json.loads(row[8]), row[9]) for row in rows]
+        found = [dict(zip(_COLUMNS, row, strict=True)) for row in rows]
+        return [Tick(**{**columns, "result": json.loads(columns["result"] or "null")}) for columns in found]
 
     def _update(self, tick: Tick, **values: object) -> None:
         columns = ", ".join(f"{name} = ?" for name in values)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -55,8 +56,15 @@ def _five_fields(value: str) -> str:
     return " ".join(value.split())
 
 
+def _words(value: str | tuple[str, ...]) -> str | tuple[str, ...]:
+    if not (shlex.split(value) if isinstance(value, str) else value):
+        raise ValueError("an empty command")
+    return value
+
+
 Seconds = Annotated[int, BeforeValidator(_seconds), Field(ge=0)]
-Hook = str | tuple[str, ...]
+# A command, as words or as one line for no shell; a URL; or $NAME, a variable that holds a URL.
+Hook = Annotated[str | tuple[str, ...], AfterValidator(_words)]
 
 
 class Schedule(BaseModel):
@@ -65,13 +73,15 @@ class Schedule(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     cron: Annotated[str, AfterValidator(_five_fields)] | None = None  # "30 2 * * mon-fri", or @daily and the like
-    every: Annotated[int, BeforeValidator(_seconds), Field(ge=60)] | None = None  # "6h", counted from 1970 in UTC
+    every: Annotated[int, BeforeValidator(_seconds), Field(ge=60, multiple_of=60)] | None = (
+        None  # "6h", counted from 1970 in UTC
+    )
     timezone: Annotated[str, AfterValidator(_known_zone)] = "UTC"  # of the cron fields
     jitter: Seconds = 0  # each tick starts up to this much later, always the same for the same tick
     missed: Literal["latest", "all", "none"] = "latest"  # which ticks run that came while nobody looked
     grace: Seconds = 300  # with missed = "none": how late a tick may start all the same
     overlap: Literal["skip", "queue"] = "skip"  # what becomes of a tick that comes while the last one still runs
-    on_success: Hook | None = None  # a command (its words, or one line without a shell), a URL, or $NAME_OF_A_VARIABLE
+    on_success: Hook | None = None  # a command or a webhook
     on_failure: Hook | None = None
     on_empty: Hook | None = None  # it ran, and there was nothing new
 

@@ -30,7 +30,7 @@ FIRST_WEEK, WEEKS = datetime(2025, 1, 1, tzinfo=UTC), 52 * 13
 
 
 def unit(kind: Kind, project_file: Path, schedule: Schedule, *, out: Path | None = None, python: str = "") -> str:
-    """The text of a unit that works in the file's folder, with `python` (this one). `out` has to outlive a container."""
+    """The text of a unit that works in the file's folder, with `python` (this one); `out` outlives a container."""
     calls = calls_anywhere(schedule) if kind == "cron" else calls_in_utc(schedule)
     file = project_file.resolve()
     kept = os.path.relpath(out or file.parent / "outputs", file.parent)
@@ -86,7 +86,7 @@ def calls_in_utc(schedule: Schedule) -> Cron:
         tuple(sorted(minutes)),
         tuple(sorted(hours)),
         tuple(sorted(_shifted_days(cron.days, days_off))),
-        tuple(sorted({(month + step - 1) % 12 + 1 for month in cron.months for step in days_off})),
+        tuple(sorted({(month + step - 1) % 12 + 1 for month in cron.months for step in {0, *days_off}})),
         tuple(sorted({(weekday + step) % 7 for weekday in cron.weekdays for step in days_off})),
     )
 
@@ -102,8 +102,6 @@ def _calls_every(seconds: int) -> Cron:
     """Fields that hit every multiple of so many seconds since 1970, in UTC."""
     day_s = 24 * 3600
     step = math.gcd(seconds, day_s)  # the ticks of all days are among the multiples of it
-    if step % 60:
-        return Cron.parse("* * * * *")
     moments = range(0, day_s, step)
     minutes, hours = {moment // 60 % 60 for moment in moments}, {moment // 3600 for moment in moments}
     return Cron.parse("* * * * *")._replace(minutes=tuple(sorted(minutes)), hours=tuple(sorted(hours)))
