@@ -30,7 +30,7 @@ from pipeline.backends.local_model import LocalModel  # noqa: E402
 from pipeline.errors import UsageError  # noqa: E402
 from pipeline.llm import Request  # noqa: E402
 from tests.conftest import StartServer  # noqa: E402
-from tests.tiny_models import little_rows, write_rows  # noqa: E402
+from tests.tiny_models import little_rows, save_tiny_gguf, write_rows  # noqa: E402
 from tests.tiny_training import QUICK, encoded, train  # noqa: E402
 
 methods.prepare()
@@ -293,6 +293,22 @@ def test_one_row_is_enough(tiny: Path, tasks: Path, tmp_path: Path) -> None:
     data = write_rows(tmp_path / "data.jsonl", little_rows(1))
     out = tmp_path / "out"
     assert finetune(data, "--base", tiny, "--out", out, "--tasks", tasks, "--new-tokens", 2, "--steps", 1) == 0
+
+
+def test_a_gguf_file_is_trained_on_saved_and_used(tasks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INSTRUCTLOOP_CACHE", str(tmp_path / "cache"))
+    data, out = write_rows(tmp_path / "data.jsonl", little_rows()), tmp_path / "out"
+    base = save_tiny_gguf(tmp_path / "tiny.gguf")
+    flags = ["--steps", 20, "--learning-rate", 0.01, "--watch", 0, "--new-tokens", 2]
+    assert finetune(data, "--base", base, "--out", out, "--tasks", tasks, *flags) == 0
+    losses = json.loads((out / "trained.json").read_text())["result"]["losses"]
+    assert losses[-1][1] < losses[0][1] - 1
+    found = weights.find(out)  # beside what the file was made into
+    assert found.adapter == out
+    weights.load(found)
+    assert merging.merge(out, tmp_path / "merged", onto="dequantised", tasks=read(tasks).examples)["kl"] < 1e-2
+    (tmp_path / "tiny.gguf").write_bytes(b"GGUF, but not really")
+    assert finetune(data, "--base", base, "--plan") == 2
 
 
 def test_a_base_that_cannot_be_trained_is_refused(
