@@ -7,6 +7,7 @@ python -m pytest tests/test_finetune_training.py -m "not slow and not model"
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import subprocess
@@ -20,7 +21,7 @@ import pytest
 for name in ("torch", "transformers", "peft", "trl", "datasets", "bitsandbytes"):
     pytest.importorskip(name, reason="the trainer needs the extra: pip install -e .[local,train]")
 
-from finetune import evaluate, measure, methods, run, training  # noqa: E402
+from finetune import chat, evaluate, measure, methods, run, training  # noqa: E402
 from finetune import merge as merging  # noqa: E402
 from finetune import rows as finetune_rows  # noqa: E402
 from finetune.data import Example, read  # noqa: E402
@@ -208,7 +209,7 @@ def test_every_method_goes_all_the_way(method: str, tiny: Path, tasks: Path, tmp
 
 def test_a_tuned_model_has_learnt_and_stops(tiny: Path, tmp_path: Path, tasks: Path) -> None:
     data, out = write_rows(tmp_path / "data.jsonl", little_rows(8)), tmp_path / "out"
-    flags = ["--steps", 150, "--batch", 8, "--rank", 32, "--learning-rate", 0.01, "--watch", 0, "--dropout", 0]
+    flags = ["--steps", 80, "--batch", 8, "--rank", 32, "--learning-rate", 0.01, "--watch", 0, "--dropout", 0]
     assert finetune(data, "--base", tiny, "--out", out, "--tasks", tasks, "--new-tokens", 2, *flags) == 0
     tokenizer = weights.load_tokenizer(out)
     examples = read(data).examples
@@ -513,13 +514,12 @@ def test_a_judge_without_its_key_is_refused_before_training(
     assert "needs a key: set OPENAI_API_KEY" in capfd.readouterr().err
 
 
-def test_chat_answers_and_forgets(tuned: Path) -> None:
-    command = [sys.executable, "-m", "finetune.chat", str(tuned), "--new-tokens", "24"]
-    done = subprocess.run(
-        command, input="Colour of car 0?\n/new\nColour of car 0?\n\n", capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    first, second = done.stdout.splitlines()
+def test_chat_answers_and_forgets(
+    tuned: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("Colour of car 0?\n/new\nColour of car 0?\n\n"))
+    assert chat.main([str(tuned), "--new-tokens", "24"]) == 0
+    first, second = capsys.readouterr().out.splitlines()
     assert first == second
 
 
