@@ -341,7 +341,7 @@ def candidates(folder: Path) -> tuple[list[Example], str]:
         found = [example_of(record) for parent in parents for record in _read_parent(folder, parent)]
     else:
         with open_set(folder) as published:
-            found = [example_of(entry) for entry in (*published.records(), *published.rejections())]
+            found = [*map(example_of, published.records()), *map(example_of, published.rejections())]
     pool: dict[tuple[Message, ...], Example] = {}
     for example in found:
         if example.question.strip() and example.answer.strip():

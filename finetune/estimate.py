@@ -167,15 +167,18 @@ def seconds_a_token(model: Any, rows: Sequence[Row], tokens: int) -> float:
     import torch
 
     ids: list[int] = []
+    learnt = 0
     for row in rows:
         ids += row.input_ids
+        learnt += row.answer_tokens
         if len(ids) >= tokens:
             break
     batch = torch.tensor([ids[:tokens]], device=model.device)
     model.train()
     model.enable_input_require_grads()
     started = time.monotonic()
-    model(input_ids=batch, labels=batch).loss.backward()
+    logits = model(input_ids=batch, logits_to_keep=min(learnt, batch.shape[1])).logits.float()  # as the trainer's head
+    (logits.logsumexp(-1) - logits[..., 0]).mean().backward()
     if model.device.type == "cuda":
         torch.cuda.synchronize()
     seconds = time.monotonic() - started

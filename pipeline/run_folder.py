@@ -22,8 +22,9 @@ import socket
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
-from typing import IO, Any, BinaryIO
+from typing import IO, Any
 
 from pipeline import crash
 from pipeline.errors import FolderBusy, StorageError, UsageError
@@ -173,7 +174,7 @@ class PublishedSet:
     """The derived files as they were published together: the summary, and the others, open, where they are there."""
 
     summary: dict[str, Any]
-    files: dict[str, BinaryIO]
+    files: dict[str, BufferedReader]
 
     def records(self) -> Iterator[Record]:
         return map(Record.model_validate_json, self.files.get("records.jsonl", ()))
@@ -229,7 +230,7 @@ def _named(summary: dict[str, Any], name: str) -> dict[str, Any] | None:
     return named
 
 
-def _find(path: Path, summary: dict[str, Any], stack: contextlib.ExitStack) -> BinaryIO | None:
+def _find(path: Path, summary: dict[str, Any], stack: contextlib.ExitStack) -> BufferedReader | None:
     """The file that the summary names, by its content: in its place, or still aside; None where it is neither."""
     named = _named(summary, path.name)
     for candidate in (path,) if named is None else (path, _aside_of(path)):
@@ -240,12 +241,12 @@ def _find(path: Path, summary: dict[str, Any], stack: contextlib.ExitStack) -> B
     return None
 
 
-def _holds(file: BinaryIO, named: dict[str, Any]) -> bool:
+def _holds(file: BufferedReader, named: dict[str, Any]) -> bool:
     if os.fstat(file.fileno()).st_size != named["bytes"]:
         return False
     found = hashlib.file_digest(file, "sha256").hexdigest()
     file.seek(0)
-    return found == named["sha256"]
+    return bool(found == named["sha256"])
 
 
 def _finish(folder: Path) -> None:

@@ -74,6 +74,25 @@ def start_server(tmp_path: Path) -> Iterator[StartServer]:
         )
 
 
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of random weights that trains in a second."""
+    from tests.tiny_models import save_tiny
+
+    return save_tiny(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """torch on one thread: on tiny models more of them wait for each other."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def command(*arguments: object) -> list[str]:
     """The same command as `run`, for a process of its own."""
     return [sys.executable, "-m", "pipeline.self_instruct", *map(str, arguments)]

@@ -358,7 +358,10 @@ async def reset(exchange: Exchange, before_headers: bool = False) -> None:
     if not before_headers:
         exchange.writer.write(exchange.head(200, len(body)) + body[: len(body) // 2])
         await asyncio.sleep(0.01)  # an RST throws away what the client has not yet been sent
-    exchange.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    with contextlib.suppress(OSError):  # a client that was killed has closed it already
+        exchange.writer.get_extra_info("socket").setsockopt(
+            socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+        )
     exchange.writer.transport.abort()
     exchange.keep_alive = False
 

@@ -15,6 +15,7 @@ from pipeline.ask import ATTEMPTS, Ask
 from pipeline.errors import EndpointError, Interrupted, StopRun, StorageError
 from pipeline.journal import Journal
 from pipeline.llm import ParameterRefused, Reply, Request, RequestFailed
+from pipeline.money import Budget, Limits
 
 Behave = Callable[[str, int], Exception | None]  # (text asked, call number from 1) -> what goes wrong
 
@@ -196,6 +197,39 @@ async def test_an_outage_is_no_outcome(tmp_path: Path, concurrency: int) -> None
     async with asking(tmp_path, Scripted(), concurrency=concurrency) as ask:
         assert await all_of(ask, 20) == ["stop"] * 20
         assert ask.counts.sent == 20 - answered
+
+
+async def test_an_answer_to_what_was_sent_earlier_makes_no_outcome(tmp_path: Path) -> None:
+    """It may have been written before the outage began."""
+
+    class Overtaken(Scripted):
+        async def complete(self, request: Request) -> Reply:
+            if request.messages[-1][1] != "slow":
+                self.gate.set()
+            return await super().complete(request)
+
+    down = RequestFailed("connection", "down", worth_retrying=False)  # sent once, before the slow one is answered
+    model = Overtaken(lambda text, number: None if text in ("first", "slow") else down)
+    async with asking(tmp_path, model) as ask:
+        await ask(question("first"))  # from then on several may be in flight
+        model.gate.clear()
+        slow, bad = await asyncio.gather(ask(question("slow")), ask(question("bad")), return_exceptions=True)
+        assert isinstance(slow, Reply)
+        assert isinstance(bad, EndpointError)
+        assert not ask.is_stored(question("bad"))
+
+
+async def test_a_probe_counts_against_the_limits_like_any_call(tmp_path: Path) -> None:
+    for limit, probed in ((ATTEMPTS, False), (ATTEMPTS + 1, True)):
+        model = Scripted(failing(0))
+        with Journal(tmp_path / f"{limit}.sqlite") as journal:
+            budget = Budget("scripted", {}, Limits(requests=limit))
+            ask = Ask(model, journal, concurrency=1, budget=budget, pause_s=0.0)
+            await ask.start()
+            assert await all_of(ask, 1) == ["failed" if probed else "BudgetReached"]
+            assert ("Say OK." in model.calls) == probed
+            assert len(model.calls) == budget.requests == (await journal.totals()).attempts == limit
+            await ask.drain()
 
 
 async def test_a_probe_learns_a_refused_parameter_and_waits_for_a_rate_limit(tmp_path: Path) -> None:

@@ -116,7 +116,25 @@ def test_a_failure_for_good_is_an_outcome_and_asked_again_only_when_told_to(tmp_
         assert len(server.ledger()) == asked
         assert forked.run(command(tmp_path / "out", server, "--retry-failed")) == 0, forked.output
         assert [line["key"] for line in server.ledger()[asked:]][:1] == [bad]
+        answered = {line["key"] for line in server.ledger()[:asked] if line["status"] == 200}
+        assert not answered & {line["key"] for line in server.ledger()[asked:]}
     assert derived(tmp_path / "out") == derived(fresh)
+
+
+def test_a_prompt_for_instructions_that_failed_is_never_asked_again(tmp_path: Path, forked: Forked) -> None:
+    """Its answer would change the pool, and with it all later prompts."""
+    with serve(tmp_path) as server:
+        assert forked.run(command(tmp_path / "fresh", server)) == 0
+        first = max((message["content"] for message in server.ledger()[0]["body"]["messages"]), key=len)
+    (tmp_path / "ledger.jsonl").unlink()
+    spoil = {"match": re.escape(json.dumps(first, ensure_ascii=False)), "attempts": [1]}
+    with serve(tmp_path, {"fault": "bad_request", **spoil}) as server:
+        assert forked.run(command(tmp_path / "out", server)) == 3, forked.output
+        assert [line["n"] for line in server.ledger() if line["status"] == 400] == [1]
+        asked, before = len(server.ledger()), derived(tmp_path / "out")
+        assert forked.run(command(tmp_path / "out", server, "--retry-failed")) == 3, forked.output
+        assert len(server.ledger()) == asked
+    assert derived(tmp_path / "out") == before
 
 
 # ---------------------------------------------------------------- what stops a run

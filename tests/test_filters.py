@@ -5,6 +5,7 @@ To add a filter, add its rows to INSTRUCTIONS or RECORDS below, and to THRESHOLD
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +21,7 @@ from pipeline.novelty import NoveltyIndex
 from pipeline.records import DocumentSource, Neighbour, PromptSource, Quote, Record, make_record
 from pipeline.self_instruct import Pool
 from pipeline.text import language_of
+from tests.fake_server import ROOT
 
 POOL = {"s1": "Name three rivers that flow through Germany.", "s2": "请说出三条流经德国的河流的名字。"}
 
@@ -295,6 +297,9 @@ RECORDS: dict[str, list[tuple[Candidate, str | None]]] = {
         (candidate("", "Fine.<|im_end|>"), "control token '<|im_end|>'"),
         (candidate("<start_of_turn>user", "Fine."), "the input holds"),
         (candidate("", "[INST] go on [/INST]"), "control token"),
+        (candidate("", "Fine.<unused17>"), "'<unused17>'"),
+        (candidate("", "[gMASK]<sop>Fine."), "'[gMASK]'"),
+        (candidate("", "<fim_prefix>Fine."), "'<fim_prefix>'"),
         (candidate("", "好的，我知道了。<|eot_id|>"), "control token"),
         (candidate("", "if a <| b then c |> d; x[INSTANCE]; <strong>"), None),
         (candidate("", "请看列表[一]和<标题>。"), None),
@@ -302,6 +307,10 @@ RECORDS: dict[str, list[tuple[Candidate, str | None]]] = {
     "secrets": [
         (candidate("", "Use AKIAIOSFODNN7EXAMPLE to log in."), "AWS key"),
         (candidate("-----BEGIN RSA PRIVATE KEY-----", "Keep it."), "private key"),
+        (candidate("", "密钥是sk-abcdefghij0123456789ABCDEF，请保密。"), "OpenAI or Anthropic key"),
+        (candidate("", "STRIPE=sk_live_abcdefghij0123456789"), "Stripe key"),
+        (candidate("", "password: 'Correct7HorseBattery'"), "password or key"),
+        (candidate("", "password = your_password_here; api_key = YOUR_API_KEY_1"), None),
         (candidate("", "数据库的连接串请填写这个：postgres://admin:hunter22@db/main"), "password in a URL"),
         (candidate("", "The risk-averse ask-me-anything desk-sk is http://localhost:8000/x."), None),
         (candidate("", "密钥请放进环境变量，不要写进代码。"), None),
@@ -309,7 +318,10 @@ RECORDS: dict[str, list[tuple[Candidate, str | None]]] = {
     "personal_data": [
         (candidate("", "Write to jane.doe@gmail.com today."), "mended: Write to [e-mail address] today."),
         (candidate("", "Pay with 4111 1111 1111 1111 now."), "mended: Pay with [card number] now."),
+        (candidate("", "It is 4111 1111 1111 1111."), "mended: It is [card number]."),
+        (candidate("", "His number is 212-34-5678."), "mended: His number is [identity number]."),
         (candidate("", "Call +1 415-555-2671."), "mended: Call [phone number]."),
+        (candidate("", "电话138 0013 8000。"), "mended: 电话[phone number]。"),
         (candidate("", "请拨打13800138000联系我。"), "mended: 请拨打[phone number]联系我。"),
         (candidate("", "身份证号11010519491231002X已登记。"), "mended: 身份证号[identity number]已登记。"),
         (candidate("", "a@b.de", instruction="Find the e-mail address of Anna."), "which its task is about"),
@@ -555,3 +567,28 @@ def test_the_first_filter_that_objects_is_named() -> None:
     objection = filtering.first_objection(filters.RECORD, candidate("in:", "", cut=True))
     assert objection is not None
     assert objection[0].name == "cut_off"
+
+
+def test_the_guide_to_quality_lists_them_in_their_order() -> None:
+    text = (ROOT / "docs" / "quality.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^\| `(\w+)` \| .* \| (.*) \| .* \|$", text.split("## Your own filter")[0], re.MULTILINE)
+    assert [name for name, _ in listed] == [f.name for f in ALL]
+    for filter_, (_, setting) in zip(ALL, listed, strict=True):
+        wanted = f"{filter_.threshold:g}" if isinstance(filter_.threshold, int | float) else "–"
+        assert setting == (", ".join(f"`{choice}`" for choice in filter_.choices) or wanted)
+
+
+def test_every_threshold_has_a_reason() -> None:
+    assert all(f.why for f in ALL if f.threshold is not None and not f.choices)
+
+
+def test_instruction_filters_act_on_records_only_where_named_and_novelty_among_what_compares() -> None:
+    def names(settings: dict[str, Any], *, has_pool: bool) -> list[str]:
+        return [f.name for f in filters.of_records(settings, has_pool=has_pool)]
+
+    plain = [f.name for f in filters.RECORD]
+    assert names({"novelty": 0.5, "too_short": True}, has_pool=True) == plain
+    assert names({}, has_pool=False) == plain
+    assert names({"novelty": False}, has_pool=False) == plain
+    both = names({"novelty": 0.5, "too_short": True}, has_pool=False)
+    assert both == ["too_short", *plain[:-1], "novelty", "poor"]

@@ -230,3 +230,13 @@ async def test_equal_instances_become_one_record_with_every_source(tmp_path: Pat
     assert len(records[0]["source"]) == 2
     assert tally.merged == 1
     assert {line["filter"] for line in rejected} <= {"novelty"}
+
+
+async def test_conversations_that_begin_by_contradicting_each_other_go(tmp_path: Path) -> None:
+    pairs = answers(("1 1", "2"), ("1 1", "3"), ("2 2", "4"))
+    model = Scripted(instructions={"instructions": ["Add up both of these numbers."]}, instances={"instances": pairs})
+    records, rejected, tally = await made(model, tmp_path, target=1, turns=2)
+    assert records == []
+    assert tally.ended == "exhausted"
+    gone = [line for line in rejected if line["filter"] == "contradiction"]
+    assert [line["history"][0][1] for line in gone] == ["2", "3", "4"]

@@ -112,6 +112,14 @@ async def test_a_journal_with_a_damaged_page_is_refused(tmp_path: Path) -> None:
         pass
 
 
+async def test_a_commit_is_on_the_disk_before_anyone_hears_of_it(tmp_path: Path) -> None:
+    """What holds against a power cut is SQLite's work; here, that it is asked to do it."""
+    with Journal(tmp_path / "j.sqlite") as journal:
+        synchronous = await journal._submit(lambda connection: connection.execute("PRAGMA synchronous").fetchone())
+        mode = await journal._submit(lambda connection: connection.execute("PRAGMA journal_mode").fetchone())
+    assert (synchronous, mode) == ((2,), ("wal",)), "2 is FULL"
+
+
 # ---------------------------------------------------------------- what is counted
 
 

@@ -13,6 +13,7 @@ from pipeline.own_filters import load
 from pipeline.records import PromptSource, Record, make_record
 from pipeline.settings import GeneratorSettings
 from tests.conftest import Run, StartServer, against, read_lines
+from tests.fake_server import ROOT
 
 TWO = '''
 """Filters of a small shop."""
@@ -168,6 +169,15 @@ def test_a_filter_that_fails_stops_the_run_and_leaves_the_files(
     )
     assert ran.returncode == 0
     assert (out / "records.jsonl").read_bytes() == before["records.jsonl"]
+
+
+def test_the_example_in_the_guide_is_one(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "quality.md").read_text(encoding="utf-8")
+    own = load(write(tmp_path, text.split("```python\n")[1].split("```")[0]))
+    assert [(f.name, f.threshold) for f in own.filters] == [("too_loud", 0.3)]
+    found = filtering.first_objection(own.filters, candidate("YES, IT IS."))
+    assert found is not None
+    assert found[1].reason == "64% capitals, above 30%"
 
 
 def test_every_generator_takes_them() -> None:

@@ -215,6 +215,22 @@ def test_a_reader_sees_whole_versions_only(tmp_path: Path) -> None:
     assert seen <= versions
 
 
+def test_what_is_published_is_on_the_disk_and_so_are_its_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A power cut cannot be had in a test: so the real fsync is watched, as it is called."""
+    synced: list[int] = []
+    real = os.fsync
+
+    def fsync(file: int) -> None:
+        synced.append(os.fstat(file).st_ino)
+        real(file)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    publish(tmp_path, 1)
+    for name in ("records.jsonl", "rejected.jsonl", "summary.json", "."):
+        assert (tmp_path / name).stat().st_ino in synced
+    assert synced[-1] == tmp_path.stat().st_ino, "the last thing is the name of the last file"
+
+
 # ---------------------------------------------------------------- the files are one set
 
 PUBLISH_2 = """

@@ -54,6 +54,48 @@ def save_tiny(folder: Path, template: str | None = TEMPLATE, *, layers: int = 2,
     return folder
 
 
+def save_tiny_gguf(path: Path, *, layers: int = 2, hidden: int = 64) -> Path:
+    """A tiny Llama of random weights as one GGUF file, tokenizer and chat template inside."""
+    import gguf
+    import numpy as np
+
+    numbers, tokenizer = np.random.default_rng(0), letters()
+    tokens = [*tokenizer.convert_ids_to_tokens(range(len(tokenizer))), "ab"]  # the format wants one merge
+    file = gguf.GGUFWriter(path, "llama")
+    file.add_context_length(1024)
+    file.add_embedding_length(hidden)
+    file.add_block_count(layers)
+    file.add_feed_forward_length(2 * hidden)
+    file.add_head_count(4)
+    file.add_head_count_kv(2)
+    file.add_layer_norm_rms_eps(1e-6)
+    file.add_rope_dimension_count(hidden // 4)
+    file.add_vocab_size(len(tokens))
+    file.add_tokenizer_model("gpt2")
+    file.add_tokenizer_pre("smollm")
+    file.add_token_list(tokens)
+    file.add_token_types([3 if token.startswith("<|") else 1 for token in tokens])
+    file.add_token_merges(["a b"])
+    file.add_bos_token_id(tokenizer.bos_token_id)
+    file.add_eos_token_id(tokenizer.eos_token_id)
+    file.add_pad_token_id(tokenizer.pad_token_id)
+    file.add_chat_template(TEMPLATE)
+    shapes = {"token_embd": (len(tokens), hidden), "output": (len(tokens), hidden), "output_norm": (hidden,)}
+    for layer in range(layers):
+        parts = {"attn_q": (hidden, hidden), "attn_k": (hidden // 2, hidden), "attn_v": (hidden // 2, hidden),
+                 "attn_output": (hidden, hidden), "ffn_gate": (2 * hidden, hidden), "ffn_up": (2 * hidden, hidden),
+                 "ffn_down": (hidden, 2 * hidden), "attn_norm": (hidden,), "ffn_norm": (hidden,)}  # fmt: skip
+        shapes |= {f"blk.{layer}.{name}": shape for name, shape in parts.items()}
+    for name, shape in shapes.items():
+        values = np.ones(shape) if len(shape) == 1 else numbers.normal(0, 0.1, shape)
+        file.add_tensor(f"{name}.weight", values.astype(np.float32))
+    file.write_header_to_file()
+    file.write_kv_data_to_file()
+    file.write_tensors_to_file()
+    file.close()
+    return path
+
+
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     return path

@@ -16,6 +16,7 @@ import json
 import logging
 import os
 import shutil
+import struct
 import tempfile
 import time
 import warnings
@@ -224,7 +225,7 @@ def _convert_gguf(source: Path, target: Path) -> None:
         model = AutoModelForCausalLM.from_pretrained(
             source.parent, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16, **where
         )
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, struct.error) as error:
         raise UsageError(f"{source} cannot be read: {_first_line(error)}") from error
     _restore_digit_splitting(tokenizer, source)
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -29,7 +29,8 @@ _AS_A_SUBJECT = re.compile(  # among others, or as a kind of thing: "politics, m
     r"(?:[,，、\"'“(/:：]|\bor|\band)\s*(?:music|videos?|audio|graphs?|images?|pictures?)"
     r"\s*(?=[,，、\"'”)/]|[.?]\s*\Z| or\b| and\b)"
     r"|\bvideo (?:games?|players?|streaming)\b|\bmusic videos?\b|\bplot (?:points?|twists?|of)\b"
-    r"|\b(?:movie|film|story|book|key|novel)(?:'s)? plots?\b|\b(?:kinds?|types?|pieces?|genres?) of (?:music|video games?)\b"
+    r"|\b(?:movie|film|story|book|key|novel)(?:'s)? plots?\b"
+    r"|\b(?:kinds?|types?|pieces?|genres?) of (?:music|video games?)\b"
     r"|\bmusic (?:genres?|history|theory)\b|\bpop(?:ular)? music\b|\b(?:venn|uml) diagrams?\b",
     re.IGNORECASE,
 )
@@ -40,6 +41,8 @@ def names_medium(instruction: str) -> str | None:
     hit = _KEYWORD.search(_AS_A_SUBJECT.sub(" ", instruction))
     return hit.group() if hit else None
 
+
+WRITE_A_PROGRAM = re.compile(r"\s*(?:write a program|(?:编写|写)一?个?程序(?!员))", re.IGNORECASE)
 
 # ---------------------------------------------------------------- refusals
 
@@ -180,6 +183,18 @@ def _templates() -> tuple[list[str], frozenset[tuple[str, ...]]]:
     split = [_PIECE.findall(path.read_text(encoding="utf-8").casefold()) for path in sorted(_TEMPLATES.glob("*/*.md"))]
     fours = {tuple(pieces[at : at + _STEP]) for pieces in split for at in range(len(pieces) - _STEP + 1)}
     return [f" {' '.join(pieces)} " for pieces in split], frozenset(fours)
+
+
+# ---------------------------------------------------------------- links
+
+_LINK = re.compile(r"\b(?:https?://|www\.)[^\s<>\"')\]]+")
+_HARMLESS_LINK = re.compile(r"\bexample\.(?:com|org|net)|^(?:https?://)?[\w.-]+/?$")  # a site alone is rarely invented
+
+
+def new_link(answer: str, given: str) -> str | None:
+    """The first link that is not among what was given; example domains and bare sites do not count."""
+    links = (found.rstrip(".,;") for found in _LINK.findall(answer))
+    return next((link for link in links if link not in given and not _HARMLESS_LINK.search(link)), None)
 
 
 # ---------------------------------------------------------------- Self-QA: what a pair that stands alone does not hold

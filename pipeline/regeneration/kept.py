@@ -13,7 +13,7 @@ from typing import Any
 from pipeline.reading.chunks import Chunk
 from pipeline.records import DocumentSource, GraphSource, Record, Rejection, Source
 from pipeline.regeneration.sources import Prepared, item_ids
-from pipeline.run_folder import read_records
+from pipeline.run_folder import open_set, read_records
 
 ITEMS, KEPT, REPLIES = "items.txt", "kept.txt", "replies.txt"  # of a source's folder in a version
 
@@ -54,8 +54,8 @@ def copied(prepared: Prepared, before: Path) -> tuple[list[Record], list[Rejecti
 
 def read_rejections(folder: Path) -> Iterator[Rejection]:
     """The rejections of a run folder, in order."""
-    with (folder / "rejected.jsonl").open(encoding="utf-8") as lines:
-        yield from map(Rejection.model_validate_json, lines)
+    with open_set(folder) as published:
+        yield from published.rejections()
 
 
 def _kept_sources(sources: tuple[Source, ...], kept: set[str], chunks: Mapping[str, Chunk]) -> tuple[Source, ...]:
