@@ -23,7 +23,7 @@ from pipeline.checks.private_text import find_secret, redact_personal_data
 from pipeline.hygiene import CONTROL_TOKEN, hidden_instruction
 from pipeline.novelty import NoveltyIndex
 from pipeline.records import DocumentSource, Neighbour, Record, texts_of, with_texts
-from pipeline.text import count_words, language_of, one_line
+from pipeline.text import asks, count_words, language_of, one_line, terms
 
 Stage = Literal["instruction", "record"]
 
@@ -429,6 +429,25 @@ def points_at_text(candidate: Candidate, _: float) -> Found | None:
     )
 
 
+@_filter(RECORD, "ours: small models write statements where questions are asked for")
+def not_a_question(candidate: Candidate, _: float) -> Found | None:
+    """A Self-QA question that asks nothing."""
+    record = candidate.record
+    if record.task != "qa" or asks(record.instruction):
+        return None
+    return Found("the question has no question mark and asks nothing")
+
+
+@_filter(RECORD, "ours: small models ask about something else, the prompt's example say", threshold=0.2)
+def off_topic(candidate: Candidate, below: float) -> Found | None:
+    """A question of whose terms its passage holds less than `below`; one without any term passes."""
+    if candidate.record.task != "qa" or not candidate.evidence:
+        return None
+    asked = terms(candidate.record.instruction)
+    share = len(asked & terms(candidate.evidence)) / len(asked) if asked else 1.0
+    return Found(f"its passage holds {share:.0%} of its terms, below {below:.0%}", share) if share < below else None
+
+
 @_filter(RECORD, 'Self-QA: no "based on the above article"')
 def leaks_text(candidate: Candidate, _: float) -> Found | None:
     """An answer that speaks of the passage: "according to the text", 根据上文."""
@@ -444,6 +463,10 @@ def unanswered(candidate: Candidate, _: float) -> Found | None:
     return Found(f"the answer declines: {found.group()!r}", found.group()) if found else None
 
 
+_IS_HAN = re.compile("[\u3400-\u9fff]").match
+FEWEST_TERMS = 3  # of an answer: "yes", or a number in words, may share none with its quote
+
+
 @_filter(RECORD, "ours: grounded by construction")
 def ungrounded(candidate: Candidate, _: float) -> Found | None:
     """An answer without a quote that its passage holds, or with numbers, names or units that the passage lacks."""
@@ -452,6 +475,10 @@ def ungrounded(candidate: Candidate, _: float) -> Found | None:
     source = candidate.record.source[0]
     if not isinstance(source, DocumentSource) or not source.quotes:
         return Found("no quote of the answer stands in its passage")
+    said, quoted = candidate.record.output, " ".join(quote.text for quote in source.quotes)
+    shared = (terms(said) & terms(quoted)) or (set(said) & set(quoted) & set(filter(_IS_HAN, said)))
+    if len(terms(said)) >= FEWEST_TERMS and not shared:
+        return Found("the answer shares no word with what it quotes")
     lacking = unsupported(candidate.record.output, candidate.evidence)
     return Found(f"its passage lacks {', '.join(map(repr, lacking[:5]))}", lacking[0]) if lacking else None
 
