@@ -159,13 +159,13 @@ def _asks_nothing(asked: Asked, reading: Reading) -> Broken | None:
 
 def _own_words(asked: Asked, reading: Reading) -> Broken | None:
     """A word that the plain question lacks, or none left of the relation's own."""
-    have = {stem(word) for word, _, _ in tokens(asked.plain)} | _NEUTRAL
-    strange = next((word for word, _, _ in tokens(reading.text) if stem(word) not in have), None)
+    have, said = {stem(word) for word, _, _ in tokens(asked.plain)} | _NEUTRAL, tokens(reading.text)
+    strange = next((word for word, _, _ in said if stem(word) not in have), None)
     if strange is not None:
         return asked.broken(f"the question says {strange!r}, which the plain one does not")
     for relation in asked.question.relations if asked.question.kind != "summary" else ():
         own = cues(asked.speaker, relation) & have - _NEUTRAL
-        if own and not cue_places(reading, own):
+        if own and own.isdisjoint(stem(word) for word, _, _ in said):
             return asked.broken("the question leaves out what is asked")
     return None
 
