@@ -463,7 +463,7 @@ def unanswered(candidate: Candidate, _: float) -> Found | None:
     return Found(f"the answer declines: {found.group()!r}", found.group()) if found else None
 
 
-_IS_HAN = re.compile("[\u3400-\u9fff]").match
+_HAN = re.compile("[\u3400-\u9fff]")
 FEWEST_TERMS = 3  # of an answer: "yes", or a number in words, may share none with its quote
 
 
@@ -476,7 +476,7 @@ def ungrounded(candidate: Candidate, _: float) -> Found | None:
     if not isinstance(source, DocumentSource) or not source.quotes:
         return Found("no quote of the answer stands in its passage")
     said, quoted = candidate.record.output, " ".join(quote.text for quote in source.quotes)
-    shared = (terms(said) & terms(quoted)) or (set(said) & set(quoted) & set(filter(_IS_HAN, said)))
+    shared = (terms(said) & terms(quoted)) or set(_HAN.findall(said)) & set(_HAN.findall(quoted))
     if len(terms(said)) >= FEWEST_TERMS and not shared:
         return Found("the answer shares no word with what it quotes")
     lacking = unsupported(candidate.record.output, candidate.evidence)
