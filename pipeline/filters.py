@@ -431,21 +431,30 @@ def points_at_text(candidate: Candidate, _: float) -> Found | None:
 
 @_filter(RECORD, "ours: small models write statements where questions are asked for")
 def not_a_question(candidate: Candidate, _: float) -> Found | None:
-    """A Self-QA question that asks nothing."""
+    """A Self-QA question that asks nothing, or is a sentence of its passage."""
     record = candidate.record
-    if record.task != "qa" or asks(record.instruction):
+    if record.task != "qa":
+        return None
+    if candidate.evidence and one_line(record.instruction) in one_line(candidate.evidence):
+        return Found("the question is copied out of its passage")
+    if asks(record.instruction):
         return None
     return Found("the question has no question mark and asks nothing")
 
 
 @_filter(RECORD, "ours: small models ask about something else, the prompt's example say", threshold=0.2)
 def off_topic(candidate: Candidate, below: float) -> Found | None:
-    """A question of whose terms its passage holds less than `below`; one without any term passes."""
+    """A question of whose terms its passage holds less than `below`; one without any term passes.
+
+    Of Chinese, whose terms are pairs of characters and change with every rewording, one is enough.
+    """
     if candidate.record.task != "qa" or not candidate.evidence:
         return None
     asked = terms(candidate.record.instruction)
     share = len(asked & terms(candidate.evidence)) / len(asked) if asked else 1.0
-    return Found(f"its passage holds {share:.0%} of its terms, below {below:.0%}", share) if share < below else None
+    if share >= below or (share and language_of(candidate.record.instruction) == "zh"):
+        return None
+    return Found(f"its passage holds {share:.0%} of its terms, below {below:.0%}", share)
 
 
 @_filter(RECORD, 'Self-QA: no "based on the above article"')

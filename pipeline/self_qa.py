@@ -214,8 +214,11 @@ class SelfQA:
         for value in items.values[:-1] if items.cut else items.values:
             fields = value if isinstance(value, dict) else {"question": value}
             text, sentence = fields.get("question"), fields.get("sentence", "")
-            if isinstance(text, str) and (text := one_line(replace_surrogates(text))):
-                found.setdefault(text, sentence if self._writer.by_sentence and isinstance(sentence, str) else "")
+            about = sentence if self._writer.by_sentence and isinstance(sentence, str) else ""
+            if not isinstance(text, str) or (about and about in found.values()):
+                continue  # a small model that chooses a sentence again asks the same again
+            if text := one_line(replace_surrogates(text)):
+                found.setdefault(text, about)
         return dict(list(found.items())[: questions_wanted(trail.chunk, self._settings.per_chunk)])
 
     async def _answer(self, trail: Trail, question: str, sentence: str) -> Made:

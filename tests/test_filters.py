@@ -289,6 +289,8 @@ RECORDS: dict[str, list[tuple[Candidate, str | None]]] = {
     "not_a_question": [
         (qa("You use a pump to move heat.", "It moves heat."), "no question mark"),
         (qa("热泵移动热量。", "移动热量。"), "no question mark"),
+        (qa("How it is done depends on\nthe pump:", "By it.", "How it is done depends  on the pump: see 2."), "copied"),
+        (qa("怎样安装取决于泵", "靠墙。", "怎样安装取决于泵的大小。"), "copied"),
         (qa("Can a pump move heat", "Yes."), None),
         (qa("Explain how a pump moves heat.", "By pressure."), None),
         (qa("I run a heat pump. In which case does it freeze?", "In winter."), None),
@@ -300,7 +302,7 @@ RECORDS: dict[str, list[tuple[Candidate, str | None]]] = {
         (qa("How is coconut curry cooked with butter?", "In a pan."), "holds 0% of its terms"),
         (qa("咖喱饭应当怎样烹调？", "用锅。"), "holds 0% of its terms"),
         (qa("What does a heat pump move?", "Heat.", "Heat pumps move warmth into houses."), None),
-        (qa("热泵移动什么？", "热量。", "热泵移动热量。"), None),
+        (qa("我家的热泵冬天为何结霜？", "冷。", "热泵移动热量。"), None),
         (qa("Why so?", "Because.", "X is Y."), None),  # it says nothing that could be looked for
         (qa("How is coconut curry cooked?", "In a pan.", evidence=""), None),  # nothing was read
     ],
