@@ -2,10 +2,12 @@
 
     python -m finetune.evaluate outputs/self_instruct-tuned
     python -m finetune.evaluate outputs/A-tuned --control outputs/B-tuned --tasks my_tasks.jsonl
+    python -m finetune.evaluate outputs/A-tuned --judge-model NAME --max-requests 500
 
 `finetune.run` ends with this; run it again for other tasks or another control. Writes verdict.json and verdict.html
 into the first folder and says one sentence. Tasks are rows in any shape that `finetune.run` reads; without --tasks
-the forty of finetune/heldout.jsonl.
+the forty of finetune/heldout.jsonl. With a judge the answers are also compared in pairs, in both orders; its calls
+are kept beside the model, so a second time they cost nothing.
 """
 
 from __future__ import annotations
@@ -16,15 +18,18 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from finetune import verdict as verdicts
 from finetune.data import HELD_OUT, Example, read
 from finetune.measure import Loss, Reply, answer_losses, mean_loss, plain_text_loss, scores, write_answers
-from finetune.methods import METHODS, choose_device, keep_gradients_right, load_base, prepare, quiet
+from finetune.methods import Recipe, choose_device, keep_gradients_right, load_base, prepare, quiet
 from finetune.rows import encode, stop_ids
 from pipeline.backends import weights as local_weights
 from pipeline.errors import DONE, Interrupted, StopRun, UsageError
+
+if TYPE_CHECKING:
+    from pipeline.pairwise import Judge
 
 NEW_TOKENS = 48
 
@@ -36,6 +41,7 @@ class Tuned:
     folder: Path
     base: Path
     method: str
+    precision: str  # of the base
 
     @classmethod
     def at(cls, folder: Path) -> Tuned:
@@ -48,19 +54,21 @@ class Tuned:
         noted = json.loads(run.read_text(encoding="utf-8")) if run.is_file() else {}
         if noted.get("stage") == "reward":
             raise UsageError(f"{folder} is a reward model: it scores answers and writes none.")
-        method = noted.get("recipe", {}).get("method") or ("lora" if found.adapter else "full")
-        return cls(folder, local_weights.transformers_directory(found), method)
+        recipe = Recipe(method="lora" if found.adapter else "full")  # where it was made elsewhere
+        if noted.get("recipe"):
+            recipe = Recipe(**noted["recipe"])
+        return cls(folder, local_weights.transformers_directory(found), recipe.method, recipe.precision)
 
 
-def arms(base: Path, method: str, device: str, folders: dict[str, Path]) -> Iterator[tuple[str, Any]]:
+def arms(base: Path, precision: str, device: str, folders: dict[str, Path]) -> Iterator[tuple[str, Any]]:
     """(name, model) of the base and of each folder, one after the other; the base is loaded once for all adapters."""
     from peft import PeftModel
 
-    if method == "full":
+    if precision == "fp32":  # whole models
         for name, directory in {"base": base, **folders}.items():
-            yield name, load_base(directory, "full", device).eval()
+            yield name, load_base(directory, precision, device).eval()
         return
-    model = load_base(base, method, device).eval()
+    model = load_base(base, precision, device).eval()
     yield "base", model
     for name, folder in folders.items():
         with quiet():
@@ -75,7 +83,7 @@ def arms(base: Path, method: str, device: str, folders: dict[str, Path]) -> Iter
 
 def evaluate(
     base: Path,
-    method: str,
+    precision: str,
     folders: dict[str, Path],
     tasks: Sequence[Example],
     *,
@@ -94,7 +102,7 @@ def evaluate(
     measures: dict[str, dict[str, Any]] = {}
     losses: dict[str, list[Loss]] = {}
     replies: dict[str, list[Reply]] = {}
-    for name, model in arms(base, method, device, folders):
+    for name, model in arms(base, precision, device, folders):
         say(f"Measuring {name} on {len(tasks)} tasks")
         stops = stop_ids(tokenizer, model.generation_config)
         rows, audit = encode(tokenizer, tasks, stops=stops, max_length=sys.maxsize)
@@ -118,6 +126,56 @@ def evaluate(
         for number, task in enumerate(tasks)
     ]
     return found, pages
+
+
+def conclude(
+    folder: Path,
+    found: dict[str, Any],
+    pages: Sequence[dict[str, Any]],
+    tasks: Sequence[Example],
+    options: argparse.Namespace,
+) -> int:
+    """Write the verdict and say it; with a judge, write it first, for what the judge says only stands beside it."""
+    verdicts.write(folder, found, pages)
+    stopped, judge = None, judge_of(options)
+    if judge is not None:
+        from pipeline import pairwise
+
+        pairs = [
+            pairwise.Pair(
+                "\n\n".join(text for _, text in task.messages[:-1]),
+                page["answers"]["ours"], page["answers"][found["against"]], task.language,
+            )
+            for task, page in zip(tasks, pages, strict=True)
+        ]  # fmt: skip
+        say(f"Asking {judge.model} about {len(pairs)} pairs of answers, in both orders")
+        opinions, stopped = pairwise.ask_judge(judge, pairs, folder)
+        found["judge"] = verdicts.judged(pairs, opinions, judge.model, found["against"])
+        verdicts.write(folder, found, pages)
+    for line in verdicts.describe(found):
+        say(line)
+    if options.json:
+        print(json.dumps(found, ensure_ascii=False))
+    if stopped is None:
+        return DONE
+    say(f"{stopped} What it said is kept: go on with python -m finetune.evaluate {folder} and the same flags.")
+    return stopped.exit_code
+
+
+def judge_of(options: argparse.Namespace) -> Judge | None:
+    """The judge that the flags name, None where they name none.
+
+    :raises UsageError: where it could not be asked; found out before hours of training, not after.
+    """
+    if options.judge_model is None:
+        return None
+    from pipeline.pairwise import Judge
+
+    judge = Judge(
+        options.judge_model, options.judge_base_url, options.judge_api_key_env, options.max_requests, options.max_cost
+    )
+    judge.open()
+    return judge
 
 
 def read_tasks(path: Path | None) -> list[Example]:
@@ -152,11 +210,23 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--json", action="store_true", help="print verdict.json on stdout")
+    add_judge(parser)
     return parser.parse_args(argv)
+
+
+def add_judge(parser: argparse.ArgumentParser) -> None:
+    """The flags of the judge; without --judge-model there is none."""
+    add = parser.add_argument_group("a judge of the answers, in both orders").add_argument
+    add("--judge-model", metavar="NAME", help="at an endpoint, or a local folder")
+    add("--judge-base-url", metavar="URL", help="the endpoint [OPENAI_BASE_URL]")
+    add("--judge-api-key-env", default="OPENAI_API_KEY", metavar="NAME", help="the variable that holds its key")
+    add("--max-requests", type=int, metavar="N", help="sent to it at most, counting all that was ever sent")
+    add("--max-cost", type=float, metavar="USD", help="spent on it at most, counted likewise; prices.toml says prices")
 
 
 def _run(options: argparse.Namespace) -> int:
     tasks = read_tasks(options.tasks)
+    judge_of(options)
     prepare()
     ours = Tuned.at(options.tuned)
     folders = {"ours": ours.folder}
@@ -166,23 +236,18 @@ def _run(options: argparse.Namespace) -> int:
         about, overlap = _noted(ours.folder)
     if options.control is not None:
         other = Tuned.at(options.control)
-        if (other.base, METHODS[other.method].four_bit) != (ours.base, METHODS[ours.method].four_bit):
+        if (other.base, other.precision) != (ours.base, ours.precision):
             raise UsageError(
                 f"{other.folder} stands on another base than {ours.folder}, so the two say nothing of the data."
             )
         folders["control"] = other.folder
     tokenizer = local_weights.load_tokenizer(ours.folder)
     found, pages = evaluate(
-        ours.base, ours.method, folders, tasks, tokenizer=tokenizer, device=choose_device(options.device),
+        ours.base, ours.precision, folders, tasks, tokenizer=tokenizer, device=choose_device(options.device),
         control=about if options.control else None, overlap=overlap,
         new_tokens=options.new_tokens, say=say,
     )  # fmt: skip
-    verdicts.write(ours.folder, found, pages)
-    for line in verdicts.describe(found):
-        say(line)
-    if options.json:
-        print(json.dumps(found, ensure_ascii=False))
-    return DONE
+    return conclude(ours.folder, found, pages, tasks, options)
 
 
 def _noted(folder: Path) -> tuple[str, float]:

@@ -28,7 +28,6 @@ from pathlib import Path
 from typing import Any
 
 from finetune import card, estimate, evaluate, methods, rows, training
-from finetune import verdict as verdicts
 from finetune.data import SAMPLE, Example, candidates, hash_examples, read, sample_control, split, without_held_out
 from finetune.evaluate import say
 from finetune.methods import METHODS, PRESETS, TOKENIZER_FILES, Recipe
@@ -104,11 +103,13 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     number("--max-length", type=int, metavar="N", help="longer rows are dropped [their 99th percentile]")
     number("--packing", action=argparse.BooleanOptionalAction, default=None, help="several rows to a sequence [yes]")
     number("--neftune", type=float, metavar="ALPHA", help="noise on embeddings while training")
+    number("--four-bit", action=argparse.BooleanOptionalAction, default=None, help="the base in NF4 [the method's]")
     number("--rslora", action=argparse.BooleanOptionalAction, default=None, help="scale by the root of the rank")
+    evaluate.add_judge(parser)
     switches = parser.add_argument_group("switches")
     switches.add_argument("--plan", action="store_true", help="audit and estimate, then stop")
     switches.add_argument("--force", action="store_true", help="train even where memory will not do")
-    switches.add_argument("--log", action="store_true", help="write TensorBoard files too")
+    switches.add_argument("--log", action="store_true", help="write TensorBoard files too, into DIR/log")
     switches.add_argument("--json", action="store_true", help="print verdict.json on stdout")
     return parser.parse_args(argv)
 
@@ -130,6 +131,10 @@ def recipe_of(options: argparse.Namespace) -> Recipe:
         value = getattr(recipe, name)
         if value is not None and value <= 0:
             raise UsageError(f"--{name.replace('_', '-')} is {value}, and must be above 0.")
+    if recipe.four_bit and recipe.method == "full":
+        raise UsageError("--four-bit does not go with --method full: weights in 4 bits cannot be trained.")
+    if recipe.four_bit is False and recipe.method in ("qlora", "full"):
+        raise UsageError(f"--no-four-bit does not go with --method {recipe.method}: take lora, on a bf16 base.")
     if not 0 <= options.watch < 1:
         raise UsageError(f"--watch is {options.watch}: a share of the rows, from 0 to below 1.")
     return recipe
@@ -166,6 +171,7 @@ class _Run:
 
     def run(self) -> int:
         tasks = evaluate.read_tasks(self.options.tasks)
+        evaluate.judge_of(self.options)
         arms = self._arms(tasks)
         methods.prepare()
         self.device = methods.choose_device(self.options.device)
@@ -186,19 +192,15 @@ class _Run:
         if self.options.stage == "reward":
             return self._report_reward()
         found, pages = evaluate.evaluate(
-            self.base, self.recipe.method, {arm.name: arm.folder for arm in arms}, tasks, tokenizer=self.tokenizer,
+            self.base, self.recipe.precision, {arm.name: arm.folder for arm in arms}, tasks, tokenizer=self.tokenizer,
             device=self.device, control=self.drawn_from, overlap=self.overlap,
             new_tokens=self.options.new_tokens, say=self.say,
         )  # fmt: skip
-        verdicts.write(self.out, found, pages)
+        code = evaluate.conclude(self.out, found, pages, tasks, self.options)
         card.refresh_card(self.out, methods.BUNDLED_ON_HUB if self.options.base is None else self.base.name)
-        for line in verdicts.describe(found):
-            say(line)
-        if self.options.json:
-            print(json.dumps(found, ensure_ascii=False))
         say(f"All about it: {self.out / 'verdict.html'}")
         say(f"Next: python -m finetune.chat {self.out}, or make data with it: --model {self.out}")
-        return DONE
+        return code
 
     def _report_reward(self) -> int:
         """A reward model says no answers; what counts is how often it puts the better one first."""
@@ -298,7 +300,7 @@ class _Run:
         if (arm.folder / "trained.json").is_file():
             self.say(f"{arm.folder} is trained already")
             return True
-        model = methods.load_base(self.base, recipe.method, self.device, stage)
+        model = methods.load_base(self.base, recipe.precision, self.device, stage)
         if packing:
             packing, why_not = training.can_pack(model, recipe, encoded)
             if not packing:

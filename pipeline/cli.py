@@ -24,15 +24,15 @@ from pipeline import filters
 from pipeline.ask import Ask
 from pipeline.backends.endpoint import without_secrets
 from pipeline.errors import DONE, SHORT, BudgetReached, Interrupted, Offline, StopRun, StorageError, UsageError
+from pipeline.funnel import likeliest_cause, why_short
 from pipeline.journal import Journal, Totals
-from pipeline.judge import Judge
 from pipeline.llm import Model, Request
-from pipeline.models import open_judge, open_model
-from pipeline.money import FREE, Budget, Limits, read_prices
-from pipeline.prompts import Prompts
-from pipeline.run import GIVE_UP_AFTER, Covering, Generator, Line, Tally
+from pipeline.models import open_model
+from pipeline.money import Limits
+from pipeline.one_run import OneRun, changes
+from pipeline.run import Generator, Line, Tally
 from pipeline.run_folder import DerivedFiles, locked, read_config, write_json
-from pipeline.settings import Checked, GeneratorSettings, checked, flags_of, parse, resolved, shaping
+from pipeline.settings import Checked, GeneratorSettings, checked, flags_of, parse, resolved
 
 Settings = TypeVar("Settings", bound=GeneratorSettings)
 
@@ -56,7 +56,7 @@ def run_command(
         run = _Run(settings, switches, generator, model, again)
         return asyncio.run(run.plan() if switches.plan else run.run())
     except StopRun as stop:
-        _say(f"{stop} Go on with: {again}" if isinstance(stop, StorageError) else str(stop))
+        say(f"{stop} Go on with: {again}" if isinstance(stop, StorageError) else str(stop))
         return stop.exit_code
     except KeyboardInterrupt:  # before the run could take the signal itself
         return Interrupted.exit_code
@@ -79,12 +79,12 @@ def run_deriving(
         parser.add_argument("--json", action="store_true", help="print the summary as JSON on stdout")
         arguments = parser.parse_args(argv)
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-        summary, code = work(checked(settings_model, arguments), _say)
+        summary, code = work(checked(settings_model, arguments), say)
     except StopRun as stop:
-        _say(str(stop))
+        say(str(stop))
         return stop.exit_code
     except KeyboardInterrupt:
-        _say("Interrupted; what was there before is as it was.")
+        say("Interrupted; what was there before is as it was.")
         return Interrupted.exit_code
     if arguments.json:
         print(json.dumps(summary, ensure_ascii=False))
@@ -97,73 +97,28 @@ class _Run:
     def __init__(
         self, settings: GeneratorSettings, switches: Namespace, generator: Generator[Any], model: Model, again: str
     ) -> None:
-        self.settings, self.switches, self.generator, self.model, self.again = (
-            settings,
-            switches,
-            generator,
-            model,
-            again,
-        )
+        self.settings, self.switches, self.generator, self.again = settings, switches, generator, again
         self.folder = settings.out
-        self.judge: Judge | None = None
-        self.judge_ask: Ask | None = None
-        self.started = time.monotonic()
-        prices = read_prices(settings.prices)
-        self.judge_model = open_judge(settings, model) if settings.judge else model
-        for one in (model, self.judge_model):
-            if one.is_local:
-                prices[one.identity] = FREE
         limits = Limits(settings.max_cost, settings.max_total_tokens, settings.max_requests)
-        self.budget = Budget(model.identity, prices, limits)
+        self.one = OneRun(settings, generator, model, limits)
 
     async def run(self) -> int:
         with locked(self.folder), Journal(self.folder / "journal.sqlite") as self.journal:
             await self._settle_config()
-            self.ask = Ask(
-                self.model,
-                self.journal,
-                concurrency=self.settings.concurrency,
-                budget=self.budget,
-                rpm=self.settings.rpm,
-                tpm=self.settings.tpm,
-                retry_failed=self.switches.retry_failed,
-            )
-            await self.ask.start()
-            judge = await self._open_judge()
+            await self.one.open(self.journal, await self.journal.totals(), retry_failed=self.switches.retry_failed)
+            for note in self.one.notes:
+                say(note)
             if self.switches.offline:
-                self.ask.stop(Offline("--offline: what is stored does not reach further."))
+                self.one.ask.stop(Offline("--offline: what is stored does not reach further."))
             with DerivedFiles(self.folder) as files:
-                progress = Progress(self.settings.target, self.ask, sys.stderr.isatty())
-                line = Line(
-                    self.generator,
-                    self.ask,
-                    files,
-                    filters=filters.chosen(filters.RECORD, self.settings.filters),
-                    target=self.settings.target,
-                    concurrency=self.settings.concurrency,
-                    summarize=self._summarize,
-                    progress=progress,
-                    judge=judge,
-                )
+                progress = Progress(self.settings.target, self.one.ask, sys.stderr.isatty())
+                line = self.one.line(files, progress, self.settings.target)
                 try:
-                    stopped = await self._interruptible(line)
+                    stopped = await interruptible(line, self.one, self.again)
                 finally:
-                    await self.model.close()
-                    await self.judge_model.close()
+                    await self.one.close()
             progress(line.tally, final=True)
             return await self._report(line.tally, stopped)
-
-    async def _open_judge(self) -> Judge | None:
-        """The judge, if one is wanted, asked beside the generator."""
-        if not self.settings.judge:
-            return None
-        if self.judge_model.identity == self.model.identity:
-            _say("Note: the judge is the model that wrote the records; it will like them. --judge-model names another.")
-        prompts = {language: Prompts(language, self.settings.prompts) for language in ("en", "zh")}
-        self.judge_ask = self.ask.beside(self.judge_model, concurrency=self.settings.concurrency)
-        await self.judge_ask.start()
-        self.judge = Judge(self.judge_ask, prompts, self.settings.extra_body)
-        return self.judge
 
     async def plan(self) -> int:
         """Say what a run would send, and send nothing; a folder that is not there yet is not made."""
@@ -172,68 +127,46 @@ class _Run:
             if (self.folder / "journal.sqlite").exists():
                 open_ones.enter_context(locked(self.folder))
                 journal = open_ones.enter_context(Journal(self.folder / "journal.sqlite"))
-                self.budget.start(await journal.totals())
-                stored = Ask(self.model, journal, concurrency=1).is_stored
+                self.one.budget.start(await journal.totals())
+                stored = self.one.stored_in(journal)
             plan = self.generator.plan(self.settings.target, stored)
-        price = self.budget.price_of(plan.prompt_tokens, plan.completion_tokens)
-        found = dataclasses.asdict(plan) | {"cost": price, "spent": self.budget.cost}
+        price = self.one.budget.price_of(plan.prompt_tokens, plan.completion_tokens)
+        over = self.one.budget.exceeded_by(plan)
+        found = dataclasses.asdict(plan) | {"cost": price, "spent": self.one.budget.cost, "stopped_by": over}
         if self.switches.json:
             print(json.dumps(found, ensure_ascii=False))
-        _say(
+        say(
             f"Would send about {plan.requests} requests: {plan.prompt_tokens} tokens to read, {plan.completion_tokens}"
-            f" to write, {_usd(price)}. Spent so far: {_usd(self.budget.cost)}."
+            f" to write, {usd(price)}. Spent so far: {usd(self.one.budget.cost)}."
         )
-        _say(f"Assumed: {plan.assumes}")
-        _say(f"Nothing was sent. To do it: {self.again.replace(' --plan', '')}")
+        say(f"Assumed: {plan.assumes}")
+        for sentence in over:
+            say(f"Warning: {sentence}")
+        say(f"Nothing was sent. To do it: {self.again.replace(' --plan', '')}")
         return DONE
-
-    async def _interruptible(self, line: Line) -> StopRun | None:
-        """Run the line; the first SIGINT, SIGTERM or SIGHUP drains it, the second breaks off."""
-        task = asyncio.ensure_future(line.run())
-
-        def on_signal() -> None:
-            if isinstance(self.ask.stopped, Interrupted):
-                self.ask.abort()
-                task.cancel()
-                return
-            in_flight = "nothing is in flight" if self.model.is_local else "finishing what is in flight"
-            _say(f"\nStopping: {in_flight}, and everything that arrived is kept. Once more to stop at once.")
-            self.ask.stop(Interrupted("Interrupted."))
-
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            loop.add_signal_handler(number, on_signal)
-        try:
-            return await task
-        except asyncio.CancelledError:
-            raise Interrupted(f"Stopped at once. Go on with: {self.again}") from None
 
     def _spent(self, summary: dict[str, Any]) -> str:
         unsure = f"; {summary['possibly_paid']} calls brought no reply and were possibly paid" * bool(
             summary["possibly_paid"]
         )
         if summary["cost"] is None:
-            return f"Spent by this folder: {_usd(None)}{unsure}."
+            return f"Spent by this folder: {usd(None)}{unsure}."
         each = summary["cost_per_kept"]
         rate = f", {each:.6f} a kept record" if each is not None else ""
-        return f"Spent by this folder: {_usd(summary['cost'])}{rate}; at most {_usd(summary['cost_at_most'])}{unsure}."
+        return f"Spent by this folder: {usd(summary['cost'])}{rate}; at most {usd(summary['cost_at_most'])}{unsure}."
 
     # ---------------------------------------------------------------- config.json
 
     async def _settle_config(self) -> None:
         """Refuse a folder made with other shaping settings, unless told to go on; then write config.json."""
-        now = {"model": self.model.identity, **shaping(self.settings), **self.generator.shaping}
+        now = self.one.shaping
         before = read_config(self.folder)
         if before is not None and before.get("generator") != self.generator.name:
             raise UsageError(f"{self.folder} was made by {before.get('generator')}; use another --out.")
         if before is not None and not self.switches.accept_changes:
-            changed = [name for name in (*now, *before["shaping"]) if now.get(name) != before["shaping"].get(name)]
+            changed = changes(before["shaping"], now)
             if changed:
-                raise UsageError(
-                    _changes(
-                        self.folder, list(dict.fromkeys(changed)), before["shaping"], now, await self.journal.totals()
-                    )
-                )
+                raise UsageError(_refusal(self.folder, changed, await self.journal.totals()))
         versions = {name: importlib.metadata.version(name) for name in ("instructloop", "openai", "pydantic")}
         config = {
             "generator": self.generator.name,
@@ -244,86 +177,70 @@ class _Run:
         if config != before:
             write_json(self.folder / "config.json", config)
 
-    # ---------------------------------------------------------------- summary.json and the last lines
-
-    async def _summarize(self, tally: Tally) -> dict[str, Any]:
-        counts, totals = self.ask.counts, await self.journal.totals()
-        own = self.generator.coverage() if isinstance(self.generator, Covering) else {}
-        return {
-            "target": self.settings.target,
-            "kept": tally.kept,
-            "kept_by_task": dict(tally.kept_by_task),
-            "rejected": dict(tally.rejected.most_common()),
-            "unreadable": dict(tally.reasons.most_common()),
-            "merged": tally.merged,
-            "asked": counts.asked,
-            "answered": counts.answered,
-            "parsed": counts.answered - counts.unreadable,
-            "failed": counts.failed,
-            "faults": dict(totals.faults),
-            "think_blocks": counts.think_blocks,
-            "sent_ever": totals.attempts,
-            "possibly_paid": totals.unknown,
-            "prompt_tokens": totals.prompt_tokens,
-            "completion_tokens": totals.completion_tokens,
-            "cost": self.budget.cost,
-            "cost_at_most": self.budget.cost_at_most,
-            "cost_per_kept": self.budget.cost_per(tally.kept),
-            "judge": self._judge_counts(),
-            "seconds": round(time.monotonic() - self.started, 1),
-            **own,
-        }
-
-    def _judge_counts(self) -> dict[str, Any] | None:
-        if self.judge is None or self.judge_ask is None:
-            return None
-        counts = self.judge_ask.counts
-        return {
-            "model": self.judge_model.identity,
-            "asked": counts.asked,
-            "sent": counts.sent,
-            "unreadable": self.judge.unreadable,
-        }
+    # ---------------------------------------------------------------- the last lines
 
     async def _report(self, tally: Tally, stopped: StopRun | None) -> int:
-        summary = await self._summarize(tally)
+        summary = await self.one.summarize(tally)
         if self.switches.json:
             print(json.dumps(summary, ensure_ascii=False))
         kinds = ", ".join(f"{n} {task}" for task, n in tally.kept_by_task.most_common())
-        _say(f"Kept {tally.kept}{f' ({kinds})' if kinds else ''}; rejected {tally.rejected.total()}.")
+        say(f"Kept {tally.kept}{f' ({kinds})' if kinds else ''}; rejected {tally.rejected.total()}.")
         for name, number in tally.rejected.most_common():
-            _say(f"  {number:6} {name}")
-        _say(
+            say(f"  {number:6} {name}")
+        say(
             f"Asked {summary['asked']}, answered {summary['answered']}, parsed {summary['parsed']};"
-            f" sent in this run {self.ask.counts.sent}, by this folder ever {summary['sent_ever']};"
+            f" sent in this run {self.one.ask.counts.sent}, by this folder ever {summary['sent_ever']};"
             f" {summary['completion_tokens']} tokens written, {summary['seconds']} s."
         )
-        _say(self._spent(summary))
-        _say(f"Records: {self.folder / 'records.jsonl'}; rejections: {self.folder / 'rejected.jsonl'}.")
+        say(self._spent(summary))
+        say(f"Records: {self.folder / 'records.jsonl'}; rejections: {self.folder / 'rejected.jsonl'}.")
         if stopped is not None:
             how = {BudgetReached: "With a higher limit, go on with", Offline: "Without --offline, go on with"}
-            _say(f"{stopped} {how.get(type(stopped), 'Go on with')}: {self.again}")
+            say(f"{stopped} {how.get(type(stopped), 'Go on with')}: {self.again}")
             return stopped.exit_code
-        if self.settings.target is not None and tally.kept < self.settings.target:
-            _say(f"Short of the target: all there is, or {GIVE_UP_AFTER} items in a row, gave no more.")
-            _say(
-                f"Next: read {self.folder / 'rejected.jsonl'}; change --filters, --seed or the model; then {self.again}"
-            )
-            return SHORT
-        if not tally.kept:
-            _say(f"Nothing was kept; {self.folder / 'rejected.jsonl'} says why. Then again: {self.again}")
+        short = self.settings.target is not None and tally.kept < self.settings.target
+        if short or not tally.kept:
+            self._say_why_short(tally)
             return SHORT
         if summary["failed"]:
-            _say(
-                f"Next: {summary['failed']} requests failed for good; ask them again with: {self.again} --retry-failed"
-            )
+            say(f"Next: {summary['failed']} requests failed for good; ask them again with: {self.again} --retry-failed")
             return SHORT
         more = "; a larger --target goes on from here" if self.settings.target is not None else ""
-        _say(f"Next: read the records{more}. This was: {self.again}")
+        say(f"Next: read the records{more}. This was: {self.again}")
         return DONE
 
+    def _say_why_short(self, tally: Tally) -> None:
+        """Which end it came to, what most likely did it, and what to do next."""
+        what = "Short of the target" if tally.kept else "Nothing was kept"
+        say(f"{what}: {why_short(tally, self.generator.at_its_end)}.")
+        switches = {f.name for f in self.one.filters} | {f.name for f in filters.INSTRUCTION}
+        say(likeliest_cause(tally, switches))
+        say(f"Next: read {self.folder / 'rejected.jsonl'}; change --filters, --seed or the model; then {self.again}")
 
-def _usd(amount: float | None) -> str:
+
+async def interruptible(line: Line, one: OneRun, again: str) -> StopRun | None:
+    """Run the line; the first SIGINT, SIGTERM or SIGHUP drains it, the second breaks off."""
+    task = asyncio.ensure_future(line.run())
+
+    def on_signal() -> None:
+        if isinstance(one.ask.stopped, Interrupted):
+            one.ask.abort()
+            task.cancel()
+            return
+        in_flight = "nothing is in flight" if one.model.is_local else "finishing what is in flight"
+        say(f"\nStopping: {in_flight}, and everything that arrived is kept. Once more to stop at once.")
+        one.ask.stop(Interrupted("Interrupted."))
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(number, on_signal)
+    try:
+        return await task
+    except asyncio.CancelledError:
+        raise Interrupted(f"Stopped at once. Go on with: {again}") from None
+
+
+def usd(amount: float | None) -> str:
     return "cost unknown (no price in prices.toml)" if amount is None else f"{amount:.4f} USD"
 
 
@@ -332,27 +249,18 @@ def _without_secrets(command: list[str]) -> str:
     return shlex.join(re.sub(r"\w+://\S+", lambda url: without_secrets(url.group()), part) for part in command)
 
 
-def _changes(folder: Path, names: list[str], before: dict[str, Any], now: dict[str, Any], totals: Totals) -> str:
+def _refusal(folder: Path, changed: str, totals: Totals) -> str:
     """What differs from the folder's settings, what going on would cost, and the three ways out."""
-    listed = "; ".join(_change(name, before.get(name), now.get(name)) for name in names)
     return (
-        f"{folder} was made with other settings ({listed}). Its {totals.answered} stored replies"
+        f"{folder} was made with other settings ({changed}). Its {totals.answered} stored replies"
         f" ({totals.completion_tokens} tokens) answer the old ones; what differs would be asked anew."
         " Use another --out, the old settings, or --accept-changes."
     )
 
 
-def _change(name: str, before: object, now: object) -> str:
-    """One changed setting; of a table only the rows that differ."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        rows = [key for key in {**before, **now} if before.get(key, ...) != now.get(key, ...)]
-        before, now = ({key: table[key] for key in rows if key in table} for table in (before, now))
-    return f"{name}: {_short(before)} -> {_short(now)}"
-
-
-def _short(value: object) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 40 else text[:37] + "…"
+def show(text: str) -> None:
+    """What was asked for, to stdout."""
+    print(text, end="")
 
 
 class Progress:
@@ -369,9 +277,9 @@ class Progress:
         self._shown = now
         line = self._line(tally, now - self._started)
         if self._terminal:
-            _say(f"\r{line:<100}", end="\n" if final else "")
+            say(f"\r{line:<100}", end="\n" if final else "")
         else:
-            _say(line)
+            say(line)
 
     def _line(self, tally: Tally, seconds: float) -> str:
         counts = self._ask.counts
@@ -382,7 +290,7 @@ class Progress:
         if faults := sum(counts.faults.values()):
             parts.append(f"{faults} faults")
         if cost := self._ask.budget.cost:
-            parts.append(_usd(cost) + (f", {cost / tally.kept:.5f} a record" if tally.kept else ""))
+            parts.append(usd(cost) + (f", {cost / tally.kept:.5f} a record" if tally.kept else ""))
         if self._target and 0 < tally.kept < self._target and counts.sent:
             parts.append(f"about {_duration(seconds * (self._target - tally.kept) / tally.kept)} left")
         return " · ".join(parts)
@@ -394,7 +302,12 @@ def _duration(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
 
 
-def _say(text: str, end: str = "\n") -> None:
+def show_json(value: dict[str, Any]) -> None:
+    """To stdout, on one line."""
+    print(json.dumps(value, ensure_ascii=False))
+
+
+def say(text: str, end: str = "\n") -> None:
     """To stderr; where its reader is gone (a parent that died), the run goes on without it."""
     with contextlib.suppress(OSError):
         print(text, file=sys.stderr, end=end, flush=True)

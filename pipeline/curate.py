@@ -130,8 +130,14 @@ class CurateSettings(BaseModel):
 
 def curate(settings: CurateSettings, say: Callable[[str], None]) -> tuple[dict[str, Any], int]:
     """Make the folder; returns its summary and the exit code. Raises UsageError before anything is written."""
-    started = time.monotonic()
     _check(settings)
+    summary = make_set(settings, say)
+    return summary, _report(settings, summary, say)
+
+
+def make_set(settings: CurateSettings, say: Callable[[str], None], project: Path | None = None) -> dict[str, Any]:
+    """Make the set; returns its summary. A `project` is locked already, holds the cache, and may have no record."""
+    started = time.monotonic()
     parents = [open_parent(path) for path in settings.inputs]
     items = load_items(settings.against)
     model = None
@@ -140,15 +146,21 @@ def curate(settings: CurateSettings, say: Callable[[str], None]) -> tuple[dict[s
     scratch = _existing(settings.out)
     with Spool(scratch) as spool:
         counts = _read_all(parents, spool, settings)
-        _check_against_data(settings, counts)
-        with locked(settings.out), contextlib.ExitStack() as stack:
+        if len(spool):
+            _check_against_data(settings, counts)
+        elif project is None:
+            raise UsageError("The inputs hold no record.")
+        with contextlib.ExitStack() as stack:
+            if project is None:
+                stack.enter_context(locked(settings.out))
             say(f"  {len(spool):8} records: {counts.read} read, {counts.read - len(spool)} merged as exact duplicates")
             curation = Curation(spool, settings.rank_by, say)
-            cache = stack.enter_context(EmbeddingCache(settings.out / "cache.sqlite")) if model is not None else None
+            path = (project or settings.out) / "cache.sqlite"
+            cache = stack.enter_context(EmbeddingCache(path)) if model is not None else None
             _run_steps(settings, curation, items, model, cache, scratch)
             summary = _summary(curation, counts, started)
             _write(settings, curation, parents, summary)
-    return summary, _report(settings, summary, say)
+    return summary
 
 
 def _run_steps(
@@ -210,8 +222,6 @@ def _read_all(parents: Sequence[Parent], spool: Spool, settings: CurateSettings)
             if named:
                 counts.groups |= named & groups_of(record)
             spool.add(record)
-    if not len(spool):
-        raise UsageError("The inputs hold no record.")
     return counts
 
 

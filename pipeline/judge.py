@@ -7,13 +7,14 @@ journalled and limited like any other; a verdict that cannot be read scores noth
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from pipeline.llm import JsonObject, Reply, Request
 from pipeline.parsing import Unreadable, read_object
 from pipeline.prompts import Prompts
-from pipeline.records import Record
+from pipeline.records import GraphSource, Record, content_id
 
 CRITERIA = ("correctness", "following", "grounding", "score")
 LOWEST, HIGHEST = 1, 5
@@ -27,12 +28,16 @@ class Opinion:
     scores: dict[str, int]
 
 
+class Asking(Protocol):
+    """What `ask.Ask` is to a judge."""
+
+    def __call__(self, request: Request, *, shows: Sequence[tuple[str, str]]) -> Awaitable[Reply]: ...
+
+
 class Judge:
     """Reads records in the language they are in, through `ask`, its own model's."""
 
-    def __init__(
-        self, ask: Callable[[Request], Awaitable[Reply]], prompts: dict[str, Prompts], extra: JsonObject
-    ) -> None:
+    def __init__(self, ask: Asking, prompts: dict[str, Prompts], extra: JsonObject) -> None:
         self._ask, self._prompts, self._extra = ask, prompts, extra
         self.unreadable = 0  # replies that were no verdict
 
@@ -50,7 +55,12 @@ class Judge:
 
         Raises Unreadable where the reply is no verdict.
         """
-        reply = await self._ask(judge_request(record, source, self._prompts[record.language], self._extra))
+        request = judge_request(record, source, self._prompts[record.language], self._extra)
+        triples = [
+            triple for source_ in record.source if isinstance(source_, GraphSource) for triple in source_.triples
+        ]
+        shows = record.requests or [content_id(*triple) for triple in triples]
+        reply = await self._ask(request, shows=[("", shown) for shown in shows])
         names = [name for name in CRITERIA if name != "grounding" or source]
         verdict = read_object(reply, *names)
         scores = {name: verdict[name] for name in names}

@@ -16,14 +16,14 @@ import asyncio
 import json
 import sys
 from bisect import bisect_left
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator
 
-from kg.graph import PHRASE_FIELDS, GraphError, Phrases
+from kg.graph import PHRASE_FIELDS, Fact, GraphError, Phrases
 from kg.load import load
 from kg.names import split_name
 from kg.questions import KINDS, Question, Sampler
@@ -31,7 +31,7 @@ from pipeline.ask import Ask
 from pipeline.checks.graph_check import Asked, check
 from pipeline.cli import run_command
 from pipeline.errors import UsageError
-from pipeline.filters import Candidate
+from pipeline.filtering import Candidate
 from pipeline.instances import WRITING_TEMPERATURE, WRITING_TOP_P, list_schema, object_schema
 from pipeline.kg_examples import EXAMPLES, RELATION_EXAMPLES, REPHRASED
 from pipeline.kg_phrases import Draft, Speaker, graph_language
@@ -41,7 +41,7 @@ from pipeline.models import NoModel
 from pipeline.money import Plan, plan_of
 from pipeline.parsing import Unreadable, read_items, read_object
 from pipeline.prompts import Prompts
-from pipeline.records import GraphSource, Record, Rejection, Stage, make_record
+from pipeline.records import GraphSource, Record, Rejection, Stage, content_id, make_record
 from pipeline.run import Made, Outlook
 from pipeline.run_folder import write_json
 from pipeline.settings import GeneratorSettings, setting
@@ -107,12 +107,15 @@ class SelfKG:
     """A `run.Generator` whose items are questions of the graph: one each, or in scenario style up to five."""
 
     name = "self_kg"
+    at_its_end = "every question that the graph allows has been asked"
 
-    def __init__(self, settings: SelfKGSettings) -> None:
+    def __init__(self, settings: SelfKGSettings, leave_out: Collection[str] = ()) -> None:
+        """`leave_out` names files of the graph that are not read."""
         if not settings.graphs:
             raise UsageError("Which graph? python -m pipeline.self_kg kg/planets.ttl --template")
         try:
-            self.graph, self._complaints = load(settings.graphs, settings.labels)
+            graphs = [path for path in settings.graphs if path.name not in leave_out]
+            self.graph, self._complaints = load(graphs, settings.labels)
         except GraphError as error:
             raise UsageError(str(error)) from error
         self._settings = settings
@@ -126,6 +129,7 @@ class SelfKG:
         if settings.style == "scenario":
             self._template = "self_kg_scenario"
         self._max_tokens = settings.max_tokens or (MAX_TOKENS_BUNDLED if settings.model is None else MAX_TOKENS)
+        self.passed_over: frozenset[str] = frozenset()  # ids of facts and entities; what shows no others is not asked
         self._learning: dict[int, asyncio.Lock] = {}
         self._refused: dict[int, str] = {}  # awkward relations for which no way to say them was found, and why
         self._asked_about: dict[int, str] = {}  # awkward relation -> key of the request about it
@@ -156,10 +160,33 @@ class SelfKG:
             if questions:
                 yield questions
 
+    @property
+    def live(self) -> set[str]:
+        """The ids of all facts there are, and of all that they speak of."""
+        return set(self._ids(self.graph.facts()))
+
+    def shown_by(self, item: tuple[Question, ...]) -> list[str]:
+        """The ids of the facts and entities that some questions speak of."""
+        facts = [fact for question in item for fact in question.facts]
+        nodes = [node for question in item for node in (*question.asked, *question.answers)]
+        nodes += [question.claimed[2] for question in item if question.claimed is not None]
+        return list(dict.fromkeys((*self._ids(facts), *(content_id(self.graph.keys[node]) for node in nodes))))
+
+    def _ids(self, facts: Iterable[Fact]) -> Iterator[str]:
+        for fact in facts:
+            keys = self.graph.key_fact(fact)
+            yield content_id(*keys)
+            yield content_id(keys[0])
+            yield content_id(keys[2])
+
     def _groups(self) -> Iterator[tuple[Question, ...]]:
         if self._settings.style == "scenario":
-            return self._sampler.groups(PAIRS_A_REQUEST)
-        return ((question,) for question in self._sampler.questions())
+            groups = self._sampler.groups(PAIRS_A_REQUEST)
+        else:
+            groups = ((question,) for question in self._sampler.questions())
+        if not self.passed_over:
+            return groups
+        return (item for item in groups if not self.passed_over.issuperset(self.shown_by(item)))
 
     def _awkward(self, question: Question) -> list[int]:
         return [r for r in dict.fromkeys(relations_in(question)) if self._speaker.is_awkward(r)]
@@ -168,7 +195,7 @@ class SelfKG:
         key = self.graph.relation_keys[relation]
         reason = (
             f"the relation {key!r} reads badly and nobody said how to say it: its questions are left out."
-            f" Name it in {self._settings.out / 'relations.json'} and pass that as --labels, or let a model do it"
+            " Name it in relations.json, beside this file, and pass that as --labels, or let a model do it"
         )
         return self._rejection(ask, "file", "awkward_relation", reason, value=key)
 
@@ -187,7 +214,7 @@ class SelfKG:
             return [self._from_template(q, draft) for q, draft in zip(item, drafts, strict=True)]
         request = self._scenario_request(item, drafts) if scenario else self._question_request(item[0], drafts[0])
         keys.append(ask.key(request))
-        reply = await ask(request)
+        reply = await ask(request, shows=[("", id_) for id_ in self.shown_by(item)])
         made: Made = []
         try:
             if scenario:
@@ -312,6 +339,10 @@ class SelfKG:
             " about a relation that the model has still to put into words counts as not stored.",
         )
 
+    @property
+    def kept_an_item(self) -> float:
+        return KEPT_OF_ASKED * (PAIRS_A_REQUEST if self._settings.style == "scenario" else 1)
+
     def _expected(self, target: int | None, stored: Callable[[Request], bool]) -> Iterator[tuple[Request, float]]:
         if self._settings.template:
             return
@@ -341,7 +372,8 @@ class SelfKG:
             if relation in self._asked_about:
                 return
             request = self._relation_request(relation)
-            reply = await ask(request)
+            examples = self._sampler.examples(relation, EXAMPLE_FACTS)
+            reply = await ask(request, shows=[("", id_) for id_ in self._ids(examples)])
             try:
                 phrases = read_phrases(read_object(reply))
             except Unreadable as unreadable:

@@ -16,7 +16,7 @@ import asyncio
 import random
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -26,7 +26,7 @@ from pipeline.ask import Ask
 from pipeline.checks.grounding import quotes_in
 from pipeline.cli import run_command
 from pipeline.errors import UsageError
-from pipeline.filters import Candidate
+from pipeline.filtering import Candidate
 from pipeline.llm import Reply, Request
 from pipeline.money import Plan, plan_of
 from pipeline.parsing import Unreadable, read_items, read_value
@@ -72,9 +72,12 @@ class SelfQA:
     """A `run.Generator` whose items are the chunks of the documents."""
 
     name = "self_qa"
+    at_its_end = "every passage has been asked about"
 
-    def __init__(self, settings: SelfQASettings) -> None:
-        self._settings = settings
+    def __init__(self, settings: SelfQASettings, leave_out: Collection[str] = ()) -> None:
+        """`leave_out` names documents that are not read, as records name them."""
+        self._settings, self._leave_out = settings, leave_out
+        self.passed_over: frozenset[str] = frozenset()  # ids of chunks that are not asked
         self._max_tokens = settings.max_tokens or (MAX_TOKENS_BUNDLED if settings.model is None else MAX_TOKENS)
         languages = LANGUAGES if settings.language == "auto" else (settings.language,)
         self._prompts = {language: Prompts(language, settings.prompts) for language in languages}
@@ -112,10 +115,16 @@ class SelfQA:
         settings = self._settings
         with Extractor(cache=settings.out / cache.NAME) as extractor:
             if settings.mode == "api":
-                self._take(read_descriptions(settings.paths, generator=self.name))
+                self._take(read_descriptions(settings.paths, generator=self.name, leave_out=self._leave_out))
             else:
-                language = settings.language
-                self._take(read_documents(settings.paths, generator=self.name, extractor=extractor, language=language))
+                documents = read_documents(
+                    settings.paths,
+                    generator=self.name,
+                    extractor=extractor,
+                    language=settings.language,
+                    leave_out=self._leave_out,
+                )
+                self._take(documents)
         self._fresh_texts = extractor.fresh
 
     def _take(self, entries: Iterable[Document | Description | Rejection]) -> None:
@@ -146,9 +155,20 @@ class SelfQA:
         for chunk in self._in_order():
             yield chunk
 
+    @property
+    def live(self) -> set[str]:
+        """The ids of all chunks there are."""
+        return {chunk.id for chunk in self._chunks}
+
+    @property
+    def chunks(self) -> dict[str, Chunk]:
+        """All chunks by id; of equal ones the first."""
+        return {chunk.id: chunk for chunk in reversed(self._chunks)}
+
     def _in_order(self) -> list[Chunk]:
         seed = str(self._settings.seed)
-        return sorted(self._chunks, key=lambda c: (content_id(seed, c.id), c.document, c.start))
+        wanted = (chunk for chunk in self._chunks if chunk.id not in self.passed_over)
+        return sorted(wanted, key=lambda c: (content_id(seed, c.id), c.document, c.start))
 
     async def make(self, item: Chunk, ask: Ask) -> Made:
         """The chunk's candidates: questions first, then each one's answer from the same text."""
@@ -197,6 +217,11 @@ class SelfQA:
             f" {ANSWER_TOKENS}; to a target, {KEPT_OF_ASKED:.0%} of them are kept. A chunk whose questions are stored"
             " counts as done.",
         )
+
+    @property
+    def kept_an_item(self) -> float:
+        asked = sum(questions_wanted(chunk, self._settings.per_chunk) for chunk in self._chunks)
+        return KEPT_OF_ASKED * asked / max(1, len(self._chunks))
 
     def _writer_answer(self, chunk: Chunk, language: str, question: str) -> Request:
         return self._writer.answer(chunk, language, question, choose=self._settings.model is None)
@@ -305,7 +330,7 @@ class SelfQA:
         """The reply to a request; it and its template are noted on the trail."""
         trail.prompts |= self._prompts[trail.language].hashes(template)
         trail.requests.append(trail.ask.key(request))
-        return await trail.ask(request)
+        return await trail.ask(request, shows=[(trail.chunk.document, trail.chunk.id)])
 
     # ---------------------------------------------------------------- what did not work, and what was covered
 

@@ -31,7 +31,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from http import HTTPStatus
 from pathlib import Path
 from types import TracebackType
@@ -63,14 +63,15 @@ LARGEST_BODY = 64 * 2**20
 class Bucket:
     """Token bucket: `burst` at once, then `per_minute`."""
 
-    def __init__(self, per_minute: float, burst: float) -> None:
+    def __init__(self, per_minute: float, burst: float, clock: Callable[[], float] = time.monotonic) -> None:
         self.rate = per_minute / 60
         self.burst = self.tokens = burst
-        self.then = time.monotonic()
+        self.clock = clock
+        self.then = clock()
 
     def wait(self) -> float:
         """Takes a token and says 0, or says for how many seconds there will be none."""
-        now = time.monotonic()
+        now = self.clock()
         self.tokens = min(self.burst, self.tokens + (now - self.then) * self.rate)
         self.then = now
         if self.tokens >= 1:
@@ -252,6 +253,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--answers", type=Path, help="JSON file: the last user message -> the reply to it")
     parser.add_argument("--latency-ms", type=float, default=0.0, help="before each answer; faults have their own times")
     parser.add_argument("--dirty", type=float, default=0.0, help="share of bad instructions, empty outputs, chatter, …")
+    parser.add_argument("--full-lists", action="store_true", help="every list is as long as its schema lets it be")
     parser.add_argument("--plant", type=float, default=0.0, help="share of answers to a passage that invent something")
     parser.add_argument("--schema-in-prompt", action="store_true", help="answer by a schema in a ```json fence")
     parser.add_argument("--refuse", type=lambda text: text.split(","), default=[], help="json_schema,temperature,…")

@@ -77,7 +77,7 @@ async def test_old_and_new_journals_have_the_same_tables(tmp_path: Path) -> None
         with Journal(tmp_path / f"{name}.sqlite"):
             pass
         connection = sqlite3.connect(tmp_path / f"{name}.sqlite")
-        tables = ("requests", "attempts", "outcomes", "refused_parameters")
+        tables = ("requests", "attempts", "outcomes", "refused_parameters", "shown")
         shapes.append([connection.execute(f"PRAGMA table_info({table})").fetchall() for table in tables])
         connection.close()
     assert shapes[0] == shapes[1]
@@ -90,7 +90,25 @@ def test_a_journal_from_the_future_and_a_file_that_is_none_are_refused(tmp_path:
     with pytest.raises(UsageError, match="newer instructloop"), Journal(tmp_path / "new.sqlite"):
         pass
     (tmp_path / "text.sqlite").write_bytes(b"this is no database, whatever its name says\n" * 40)
-    with pytest.raises(StorageError, match="cannot be opened"), Journal(tmp_path / "text.sqlite"):
+    with pytest.raises(UsageError, match=r"text\.sqlite: is damaged, or no journal"), Journal(tmp_path / "text.sqlite"):
+        pass
+    connection = sqlite3.connect(tmp_path / "other.sqlite")
+    connection.execute("CREATE TABLE addresses (name)")
+    connection.close()
+    with pytest.raises(UsageError, match="of something else"), Journal(tmp_path / "other.sqlite"):
+        pass
+    tables = sqlite3.connect(tmp_path / "other.sqlite").execute("SELECT name FROM sqlite_master").fetchall()
+    assert tables == [("addresses",)], "it is as it was"
+
+
+async def test_a_journal_with_a_damaged_page_is_refused(tmp_path: Path) -> None:
+    with Journal(tmp_path / "j.sqlite") as journal:
+        for number in range(200):
+            await answer(journal, f'{{"a":{number}}}'.encode(), b"x" * 500)
+    data = bytearray((tmp_path / "j.sqlite").read_bytes())
+    data[4096:] = b"\xff" * (len(data) - 4096)
+    (tmp_path / "j.sqlite").write_bytes(data)
+    with pytest.raises(UsageError, match="is damaged, or no journal"), Journal(tmp_path / "j.sqlite"):
         pass
 
 
@@ -168,10 +186,11 @@ def joined(text: str) -> str:
 
 
 ANY_TEXT = st.text(st.characters(), max_size=60).map(joined)  # lone surrogates included
+FEWER = settings(max_examples=settings().max_examples // 4)  # where an example is dear
 ODD = "\x00\ud800 \udfff\u202e\u2066\U000e0041\u200b\ufeff\r\n\u2028 a\u0301\u0301 \x1b[2J \ufffd"
 
 
-@settings(max_examples=60, deadline=None)
+@FEWER
 @given(asked=ANY_TEXT, answered=ANY_TEXT, raw=st.binary(max_size=200))
 @example(asked=ODD, answered=ODD, raw=b"\x00\xff\xfe")
 @example(asked="x" * 10_000_000, answered="line " * 2_000_000, raw=b"\n" * 10_000_000)
@@ -196,7 +215,7 @@ def test_any_text_goes_through_the_journal_byte_for_byte(asked: str, answered: s
         asyncio.run(there_and_back(Path(folder)))
 
 
-@settings(max_examples=60, deadline=None)
+@FEWER
 @given(texts=st.lists(ANY_TEXT, min_size=5, max_size=5))
 @example(texts=[ODD, "x" * 10_000_000, ODD * 2, "", "\n\n"])
 def test_any_text_goes_through_records_and_back(texts: list[str]) -> None:

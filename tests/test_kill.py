@@ -1,7 +1,7 @@
 """kill -9 at every marked point and at random moments: resume ends byte-identical, and nothing stored is asked again.
 
-    python -m pytest tests/test_kill.py              each point once or twice, a dozen random moments
-    python -m pytest tests/test_kill.py -m slow      every passing of every point, fifty random moments
+    python -m pytest tests/test_kill.py -m "not slow"    some of the points, each once or twice
+    python -m pytest tests/test_kill.py                  every passing of every point, fifty random moments and a dozen
 
 The oracle stands outside the process that dies: the fake server's ledger, written by a process of its own.
 """
@@ -15,7 +15,6 @@ import re
 import shutil
 import signal
 import sqlite3
-import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +22,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import crash
+from pipeline.journal import LAYOUT
 from tests.fake_server import FakeServer
 from tests.forked import ROOT, Forked
 
@@ -30,7 +30,9 @@ CONCURRENCY = 4
 ARGUMENTS = ["--model", "fake", "--target", "12", "--concurrency", str(CONCURRENCY)]
 DERIVED = ("records.jsonl", "rejected.jsonl")
 LAYOUT_1 = ROOT / "tests/data/journal_layout_1.sqlite"
+QUICK = ("attempt.begun", "commit.before", "reply.arrived", "file.renamed")  # the most different ones
 MARKED = sorted({name for name in crash.POINTS if name != "journal.migrate"})
+QUICK_FIRST = [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in MARKED if name not in QUICK)]
 
 
 @pytest.fixture(scope="module")
@@ -63,11 +65,15 @@ class Case:
         code = self.forked.run(self.arguments, env={crash.VARIABLE: crash_at} if crash_at else None)
         return self.check(code, stored, asked)
 
-    def run_killed_after(self, seconds: float) -> int:
+    def run_killed_after(self, requests: int, turns: int) -> int:
+        """Kill it once so many requests have come to the server, and so many looks later: wherever it is then."""
         stored, asked = self.stored(), self.asked()
         process = self.forked.start(self.arguments)
-        time.sleep(seconds)  # the moment of the kill: the one thing here that is meant to be random
         with contextlib.suppress(ProcessLookupError):  # it was done before
+            while self.asked().total() < asked.total() + requests:
+                os.kill(process, 0)
+            for _ in range(turns):
+                os.kill(process, 0)
             os.kill(process, signal.SIGKILL)
         return self.check(self.forked.wait(), stored, asked)
 
@@ -114,13 +120,15 @@ def case(tmp_path: Path, forked: Forked) -> Iterator[Case]:
 
 def test_every_point_in_the_code_is_in_the_list_and_the_other_way_round() -> None:
     marked: Counter[str] = Counter()
-    for path in (ROOT / "pipeline").glob("*.py"):
+    for path in (ROOT / "pipeline").rglob("*.py"):
         for call in re.findall(r"crash\.point\((.*?)\)", path.read_text(encoding="utf-8")):
             marked.update(re.findall(r'"([a-z]+\.[a-z]+)"', call))
-    assert set(marked) == set(crash.POINTS)
+    assert set(marked) == {*crash.POINTS, *crash.TICK_POINTS, *crash.PROJECT_POINTS}
 
 
-@pytest.mark.parametrize("point", MARKED)
+@pytest.mark.parametrize(
+    "point", [*QUICK, *(pytest.param(p, marks=pytest.mark.slow) for p in MARKED if p not in QUICK)]
+)
 def test_killed_at_a_marked_point_and_again_later(case: Case, clean: dict[str, bytes], point: str) -> None:
     assert case.run(f"{point}:1") == -signal.SIGKILL, f"{point} was never passed"
     case.run(f"{point}:3")
@@ -144,11 +152,10 @@ def test_killed_at_every_passing_of_a_point(
 
 
 def killed_at_random(case: Case, clean: dict[str, bytes], kills: int, seed: int) -> None:
-    """Kill the run again and again; each life gets a random share of the time that a whole run takes here."""
+    """Kill the run again and again; each life gets a random share of the requests that a whole run takes."""
     random_ = random.Random(seed)
-    started = time.monotonic()
     assert case.run() == 0
-    whole_s = time.monotonic() - started
+    whole = case.asked().total()
     for _ in range(kills):
         if random_.random() < 0.4:
             shutil.rmtree(
@@ -156,10 +163,11 @@ def killed_at_random(case: Case, clean: dict[str, bytes], kills: int, seed: int)
             )  # from the start again, so that the kills do not all hit a replay
             case.kills = 1  # requests of the old life may still be on their way
             case.server.path.write_bytes(b"")
-        case.run_killed_after(random_.uniform(0, whole_s))
+        case.run_killed_after(random_.choice([0, random_.randrange(whole)]), random_.randrange(200_000))
     case.ends_as(clean)
 
 
+@pytest.mark.slow
 def test_killed_at_a_dozen_random_moments(case: Case, clean: dict[str, bytes]) -> None:
     killed_at_random(case, clean, 12, seed=1)
 
@@ -181,5 +189,5 @@ def test_a_migration_is_done_whole_or_not_at_all(tmp_path: Path, forked: Forked,
     layout = connection.execute("PRAGMA user_version").fetchone()[0]
     columns = {row[1] for row in connection.execute("PRAGMA table_info(attempts)")}
     connection.close()
-    assert (layout, "flaws" in columns) == ((1, False) if crash_at == "journal.migrate:1" else (2, True))
+    assert (layout, "flaws" in columns) == ((1, False) if crash_at == "journal.migrate:1" else (LAYOUT, True))
     assert forked.run(arguments) == 3, forked.output

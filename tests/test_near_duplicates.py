@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.curation.near_duplicates import (
@@ -146,9 +146,12 @@ def test_lsh_finds_what_a_full_comparison_finds() -> None:
         assert match.similarity == similarity(prints[place], prints[match.place]) >= 0.7
 
 
-def test_many_records_of_one_template_stay_fast_and_apart_and_their_copies_are_found() -> None:
+@pytest.mark.parametrize("number", [400, pytest.param(2000, marks=pytest.mark.slow)])
+def test_many_records_of_one_template_stay_fast_and_apart_and_their_copies_are_found(number: int) -> None:
     """Thousands share most of their words; a full comparison of them all would be millions of pairs."""
-    records = [record(LONG, "yes", f"film number {n} was seen by {n * 7} people in {n * 3} towns") for n in range(2000)]
+    records = [
+        record(LONG, "yes", f"film number {n} was seen by {n * 7} people in {n * 3} towns") for n in range(number)
+    ]
     copies = [record(one.instruction, one.output, one.input + "!") for one in records[::200]]
     compared = 0
 
@@ -159,8 +162,8 @@ def test_many_records_of_one_template_stay_fast_and_apart_and_their_copies_are_f
 
     keys = band_keys(map(text_of, records + copies))
     found = find_near_duplicates(keys, range(len(records) + len(copies)), counting)  # type: ignore[arg-type]
-    assert {place: match.place for place, match in found.items()} == {2000 + n: n * 200 for n in range(10)}
-    assert compared < 65 * 2010
+    assert {place: match.place for place, match in found.items()} == {number + n: n * 200 for n in range(number // 200)}
+    assert compared < 65 * len(records + copies)
 
 
 def test_the_same_keys_in_any_batch_and_process() -> None:
@@ -179,7 +182,6 @@ WORDS = st.lists(st.sampled_from(["a", "b", "cat", "海", "潮", "7"]), max_size
 
 
 @given(texts=st.lists(WORDS, max_size=6), mass=st.integers(1, 120), weights=st.sampled_from([(13, 8), (1, 1), (7, 7)]))
-@settings(max_examples=200, deadline=None)
 def test_windows_are_the_shortest_runs_that_weigh_enough(
     texts: list[list[str]], mass: int, weights: tuple[int, int]
 ) -> None:
@@ -209,7 +211,6 @@ def test_a_short_text_is_one_window_if_wanted() -> None:
 
 
 @given(st.text(max_size=40) | st.text(st.characters(max_codepoint=127), max_size=40))
-@settings(max_examples=300, deadline=None)
 def test_the_fast_words_are_the_same_words(text: str) -> None:
     fast, plain = window_hashes([words_of(text)], mass=1), window_hashes([tokens(text)], mass=1)
     assert fast.hashes.tolist() == plain.hashes.tolist()

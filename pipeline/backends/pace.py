@@ -18,6 +18,7 @@ from collections import deque
 
 STEP_SHARE = 16  # under AIMD a round of answers adds a sixteenth of the most that may be in flight
 FIRST_STEP = 8  # in flight after the first answer
+AT_THE_JOURNAL = 1 / 8  # as many more, beside those in flight, may be in the hands of the journal, before or after
 BELOW_RATE = 0.95  # of the learned rate, to start from after a 429
 WATCHED_S = 10.0  # 429s of so long ago count for the rate
 DOUBLED_AFTER = 5.0  # times as long as was watched, the rate has crept up to its double …
@@ -130,7 +131,7 @@ class Pace:
     # ---------------------------------------------------------------- whose turn it is
 
     def _release(self) -> None:
-        while self._waiting and (self._open or self.in_flight < int(self.limit)):
+        while self._waiting and (self._open or self.in_flight < int(self.limit * (1 + AT_THE_JOURNAL))):
             _, _, tokens, future = self._waiting[0]
             if future.done():  # cancelled
                 heapq.heappop(self._waiting)

@@ -13,7 +13,7 @@ import contextlib
 import glob
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,17 +48,23 @@ class Found:
 
 
 def read_documents(
-    paths: Sequence[Path], *, generator: str, extractor: extraction.Extractor | None = None, language: str = "auto"
+    paths: Sequence[Path],
+    *,
+    generator: str,
+    extractor: extraction.Extractor | None = None,
+    language: str = "auto",
+    leave_out: Collection[str] = (),
 ) -> Iterator[Document | Rejection]:
-    """Every document under the paths (folders, files, globs), in the order of their names.
+    """Every document under the paths (folders, files, globs) but those to leave out, in the order of their names.
 
     `language` is that in which graphs are said; other documents have their own.
 
     :raises UsageError: for a path that does not exist, or one under which there is nothing.
     """
+    found = [file for file in find_files(paths) if file.name not in leave_out]
     with contextlib.ExitStack() as stack:
         reader = extractor or stack.enter_context(extraction.Extractor())
-        for file in find_files(paths):
+        for file in found:
             try:
                 document, remarks = read_file(file, reader, language)
             except BadFile as bad:
