@@ -44,7 +44,7 @@ from pipeline.self_qa_requests import SHORTEST_QUESTION, RequestWriter, evidence
 from pipeline.settings import GeneratorSettings, setting
 from pipeline.text import count_words, one_line, replace_surrogates
 
-SHAPING_VERSION = 1  # of the code that extracts, chunks and builds prompts
+SHAPING_VERSION = 2  # of the code that extracts, chunks and builds prompts
 MAX_TOKENS, MAX_TOKENS_BUNDLED = 1024, 320  # of a reply
 QUESTION_TOKENS, ANSWER_TOKENS, KEPT_OF_ASKED = 20, 120, 0.7  # for --plan: what replies usually take and bring
 LANGUAGES = ("en", "zh")
@@ -86,6 +86,7 @@ class SelfQA:
             self._prompts,
             self._styles,
             mode=settings.mode,
+            by_sentence=settings.model is None,
             per_chunk=settings.per_chunk,
             max_tokens=self._max_tokens,
             temperature=settings.temperature,
@@ -177,7 +178,8 @@ class SelfQA:
         except Unreadable as unreadable:
             return [self._unreadable(trail, unreadable)]
         # Gathered with their exceptions, so that none is left running behind a stop.
-        made = await asyncio.gather(*(self._serve(trail, q) for q in questions), return_exceptions=True)
+        served = (self._serve(trail, question, sentence) for question, sentence in questions.items())
+        made = await asyncio.gather(*served, return_exceptions=True)
         entries: Made = []
         for some in made:
             if isinstance(some, BaseException):
@@ -185,11 +187,12 @@ class SelfQA:
             entries += some
         return entries or [self._rejection(trail, "reply", "no_questions", "the reply holds no question")]
 
-    async def _serve(self, trail: Trail, question: str) -> Made:
+    async def _serve(self, trail: Trail, question: str, sentence: str) -> Made:
         if count_words(question) <= SHORTEST_QUESTION:
             return [self._no_question(trail, question)]
-        ways = {"refuse": self._decline, "api": self._call}
-        return await ways.get(self._settings.mode, self._answer)(trail, question)
+        if self._settings.mode in ("refuse", "api"):
+            return await (self._decline if self._settings.mode == "refuse" else self._call)(trail, question)
+        return await self._answer(trail, question, sentence)
 
     def plan(self, target: int | None, stored: Callable[[Request], bool]) -> Plan:
         """What the chunks take that are not stored yet, in their order as far as the target reaches."""
@@ -228,17 +231,26 @@ class SelfQA:
 
     # ---------------------------------------------------------------- questions, then answers
 
-    async def _questions(self, trail: Trail) -> list[str]:
+    async def _questions(self, trail: Trail) -> dict[str, str]:
+        """The chunk's questions, each with the sentence it was asked about, "" where none was named."""
         request = self._writer.questions(trail.chunk, trail.language)
         items = read_items(await self._asked(trail, self._writer.templates[0], request), "questions")
-        complete = items.values[:-1] if items.cut else items.values
-        texts = [one_line(replace_surrogates(text)) for text in complete if isinstance(text, str)]
-        return list(dict.fromkeys(filter(None, texts)))[: questions_wanted(trail.chunk, self._settings.per_chunk)]
+        found: dict[str, str] = {}
+        for value in items.values[:-1] if items.cut else items.values:
+            fields = value if isinstance(value, dict) else {"question": value}
+            text, sentence = fields.get("question"), fields.get("sentence", "")
+            about = sentence if self._writer.by_sentence and isinstance(sentence, str) else ""
+            if not isinstance(text, str) or (about and about in found.values()):
+                continue  # a small model that chooses a sentence again asks the same again
+            if text := one_line(replace_surrogates(text)):
+                found.setdefault(text, about)
+        return dict(list(found.items())[: questions_wanted(trail.chunk, self._settings.per_chunk)])
 
-    async def _answer(self, trail: Trail, question: str) -> Made:
+    async def _answer(self, trail: Trail, question: str, sentence: str) -> Made:
         """The question's answer from the same text, with the sentences it rests on."""
         trail = trail.branch()
-        request = self._writer.answer(trail.chunk, trail.language, question, choose=trail.ask.model.is_local)
+        choose = trail.ask.model.is_local
+        request = self._writer.answer(trail.chunk, trail.language, question, choose=choose, sentence=sentence)
         reply = await self._asked(trail, "self_qa_answer", request)
         try:
             answer, said = read_value(reply, "answer"), read_value(reply, "quotes")

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from random import Random
 from typing import Any, TypeVar
 
-from tests.fake_reading import Reader
+from tests.fake_reading import PASSAGE, Reader
 
 Schema = dict[str, Any]
 T = TypeVar("T")
@@ -217,6 +217,7 @@ ZH = Language(
 
 CJK = re.compile("[\u3400-\u4dbf\u4e00-\u9fff]")
 FENCE = re.compile(r"```json\s*\n(.*?)```", re.DOTALL)
+BEYOND = re.compile("beyond the passage|材料之外")  # the questions are there to be declined
 TYPES = {"object", "array", "string", "boolean", "integer", "number", "null"}
 DEEPEST = 6  # a schema that refers to itself gets its shortest lists from here on
 EMPTY_INPUTS = 0.3
@@ -359,7 +360,12 @@ class Writer:
         if name.endswith("instruction"):
             return self.instruction()
         if name.endswith("question"):
-            return self.fill(self.language.question)
+            about_it = PASSAGE.search(self.source) and not BEYOND.search(self.source)
+            return (
+                Reader(self.source, self.chance, self.pick).question()
+                if about_it
+                else self.fill(self.language.question)
+            )
         if name.endswith("label"):
             return self.pick(self.language.words["label"])
         if name.endswith("quote"):
