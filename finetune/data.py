@@ -24,7 +24,7 @@ from pipeline.curation.parents import open_parent, read_parent
 from pipeline.curation.rows import read_rows
 from pipeline.errors import UsageError
 from pipeline.novelty import NoveltyIndex
-from pipeline.records import DocumentSource, GraphSource, PromptSource, Record, Rejection, make_record
+from pipeline.records import DocumentSource, GraphSource, PromptSource, Record, Rejection, make_record, user_message
 from pipeline.run_folder import read_config, read_records
 from pipeline.text import language_of
 
@@ -75,11 +75,6 @@ class Source:
     @property
     def hash(self) -> str:
         return hash_examples(self.examples)
-
-
-def user_message(instruction: str, input: str = "") -> str:
-    """What the user says for a record; training, evaluation and chat all say it like this."""
-    return f"{instruction}\n\n{input}" if input.strip() else instruction
 
 
 def hash_examples(examples: Sequence[Example]) -> str:

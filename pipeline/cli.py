@@ -29,6 +29,7 @@ from pipeline.judge import Judge
 from pipeline.llm import Model, Request
 from pipeline.models import open_judge, open_model
 from pipeline.money import FREE, Budget, Limits, read_prices
+from pipeline.pairs import Manner, Pairs
 from pipeline.prompts import Prompts
 from pipeline.run import GIVE_UP_AFTER, Covering, Generator, Line, Tally
 from pipeline.run_folder import DerivedFiles, locked, read_config, write_json
@@ -97,19 +98,18 @@ class _Run:
     def __init__(
         self, settings: GeneratorSettings, switches: Namespace, generator: Generator[Any], model: Model, again: str
     ) -> None:
-        self.settings, self.switches, self.generator, self.model, self.again = (
-            settings,
-            switches,
-            generator,
-            model,
-            again,
-        )
+        self.settings, self.switches, self.generator, self.model = settings, switches, generator, model
+        self.again = again
         self.folder = settings.out
         self.judge: Judge | None = None
         self.judge_ask: Ask | None = None
+        self.pairs: Pairs | None = None
+        self.interrupted = False
         self.started = time.monotonic()
         prices = read_prices(settings.prices)
-        self.judge_model = open_judge(settings, model) if settings.judge else model
+        if settings.pairs and not settings.needs_model:
+            raise UsageError("--pairs: further answers need a model, and this run asks none; --pairs 0 asks for none.")
+        self.judge_model = open_judge(settings, model) if settings.judge or settings.pairs else model
         for one in (model, self.judge_model):
             if one.is_local:
                 prices[one.identity] = FREE
@@ -130,20 +130,24 @@ class _Run:
             )
             await self.ask.start()
             judge = await self._open_judge()
+            on = filters.chosen(filters.RECORD, self.settings.filters)
+            self.pairs = self._open_pairs(on)
             if self.switches.offline:
                 self.ask.stop(Offline("--offline: what is stored does not reach further."))
-            with DerivedFiles(self.folder) as files:
-                progress = Progress(self.settings.target, self.ask, sys.stderr.isatty())
+            with DerivedFiles(self.folder, preferences=self.pairs is not None) as files:
+                progress = Progress(self.settings.target, self.ask, self.pairs, sys.stderr.isatty())
                 line = Line(
                     self.generator,
                     self.ask,
                     files,
-                    filters=filters.chosen(filters.RECORD, self.settings.filters),
+                    filters=on,
                     target=self.settings.target,
                     concurrency=self.settings.concurrency,
                     summarize=self._summarize,
                     progress=progress,
                     judge=judge,
+                    pairs=self.pairs,
+                    pair_asks=self._pair_asks,
                 )
                 try:
                     stopped = await self._interruptible(line)
@@ -155,15 +159,36 @@ class _Run:
 
     async def _open_judge(self) -> Judge | None:
         """The judge, if one is wanted, asked beside the generator."""
+        if (self.settings.judge or self.settings.pairs) and self.judge_model.identity == self.model.identity:
+            _say("Note: the judge is the model that wrote the records; it will like them. --judge-model names another.")
         if not self.settings.judge:
             return None
-        if self.judge_model.identity == self.model.identity:
-            _say("Note: the judge is the model that wrote the records; it will like them. --judge-model names another.")
-        prompts = {language: Prompts(language, self.settings.prompts) for language in ("en", "zh")}
         self.judge_ask = self.ask.beside(self.judge_model, concurrency=self.settings.concurrency)
         await self.judge_ask.start()
-        self.judge = Judge(self.judge_ask, prompts, self.settings.extra_body)
+        self.judge = Judge(self.judge_ask, read_prompts(self.settings.prompts), self.settings.extra_body)
         return self.judge
+
+    def _open_pairs(self, on: list[filters.Filter[filters.Candidate]]) -> Pairs | None:
+        """What makes preference pairs, if they are wanted."""
+        settings = self.settings
+        if settings.pairs is None:
+            return None
+        max_tokens = self.generator.shaping["max_tokens"]
+        manner = Manner(max_tokens, settings.temperature, settings.top_p, settings.extra_body)
+        return Pairs(settings.pairs, on, read_prompts(settings.prompts), manner)
+
+    async def _pair_asks(self) -> tuple[Ask, Ask]:
+        """Who is asked for further answers, and who for verdicts, once nothing more is sent for records."""
+        settings = self.settings
+        answers = self.ask.beside(self.model, concurrency=settings.concurrency, rpm=settings.rpm, tpm=settings.tpm)
+        await answers.start()
+        verdicts = answers
+        if self.judge_model is not self.model:
+            verdicts = self.ask.beside(self.judge_model, concurrency=settings.concurrency)
+            await verdicts.start()
+        if isinstance(self.ask.stopped, Offline | Interrupted):  # meant for all that may be sent, not for records alone
+            answers.stop(self.ask.stopped)
+        return answers, verdicts
 
     async def plan(self) -> int:
         """Say what a run would send, and send nothing; a folder that is not there yet is not made."""
@@ -192,10 +217,11 @@ class _Run:
         task = asyncio.ensure_future(line.run())
 
         def on_signal() -> None:
-            if isinstance(self.ask.stopped, Interrupted):
+            if self.interrupted:
                 self.ask.abort()
                 task.cancel()
                 return
+            self.interrupted = True
             in_flight = "nothing is in flight" if self.model.is_local else "finishing what is in flight"
             _say(f"\nStopping: {in_flight}, and everything that arrived is kept. Once more to stop at once.")
             self.ask.stop(Interrupted("Interrupted."))
@@ -270,6 +296,7 @@ class _Run:
             "cost_at_most": self.budget.cost_at_most,
             "cost_per_kept": self.budget.cost_per(tally.kept),
             "judge": self._judge_counts(),
+            "pairs": self.pairs.counts() if self.pairs is not None else None,
             "seconds": round(time.monotonic() - self.started, 1),
             **own,
         }
@@ -299,7 +326,10 @@ class _Run:
             f" {summary['completion_tokens']} tokens written, {summary['seconds']} s."
         )
         _say(self._spent(summary))
-        _say(f"Records: {self.folder / 'records.jsonl'}; rejections: {self.folder / 'rejected.jsonl'}.")
+        if self.pairs is not None:
+            _say(_pairs_line(self.pairs))
+        files = f"Records: {self.folder / 'records.jsonl'}; rejections: {self.folder / 'rejected.jsonl'}"
+        _say(files + (f"; pairs: {self.folder / 'preferences.jsonl'}." if self.pairs is not None else "."))
         if stopped is not None:
             how = {BudgetReached: "With a higher limit, go on with", Offline: "Without --offline, go on with"}
             _say(f"{stopped} {how.get(type(stopped), 'Go on with')}: {self.again}")
@@ -321,6 +351,21 @@ class _Run:
         more = "; a larger --target goes on from here" if self.settings.target is not None else ""
         _say(f"Next: read the records{more}. This was: {self.again}")
         return DONE
+
+
+def read_prompts(own: Path | None) -> dict[str, Prompts]:
+    """The templates of every language there is."""
+    return {language: Prompts(language, own) for language in ("en", "zh")}
+
+
+def _pairs_line(pairs: Pairs) -> str:
+    counts = pairs.counts()
+    how = ", ".join(f"{number} {name}" for name, number in counts["by"].items() if number)
+    none = ", ".join(f"{number} {name}" for name, number in counts["none"].items() if number)
+    return (
+        f"Pairs {counts['written']}{f' ({how})' if how else ''} of {counts['records']} records and {counts['answers']}"
+        f" further answers{f'; no pair: {none}' if none else ''}."
+    )
 
 
 def _usd(amount: float | None) -> str:
@@ -358,8 +403,8 @@ def _short(value: object) -> str:
 class Progress:
     """One line of progress: rewritten in a terminal, a new one every 15 seconds in a log."""
 
-    def __init__(self, target: int | None, ask: Ask, terminal: bool) -> None:
-        self._target, self._ask, self._terminal = target, ask, terminal
+    def __init__(self, target: int | None, ask: Ask, pairs: Pairs | None, terminal: bool) -> None:
+        self._target, self._ask, self._pairs, self._terminal = target, ask, pairs, terminal
         self._started = self._shown = time.monotonic()
 
     def __call__(self, tally: Tally, *, final: bool = False) -> None:
@@ -377,6 +422,8 @@ class Progress:
         counts = self._ask.counts
         of = f" of {self._target}" if self._target else ""
         parts = [f"kept {tally.kept}{of}", f"rejected {tally.rejected.total()}", f"sent {counts.sent}"]
+        if self._pairs is not None and self._pairs.records:
+            parts.append(f"pairs of {self._pairs.records} records")
         if seconds > 1:
             parts.append(f"{counts.completion_tokens / seconds:.0f} tokens/s")
         if faults := sum(counts.faults.values()):

@@ -4,6 +4,7 @@ config.json      resolved settings and versions; never a key
 journal.sqlite   every request and reply (journal.py)
 records.jsonl    what was kept        } written aside and renamed: the old file
 rejected.jsonl   what was not, why    } or the new one, never a mix
+preferences.jsonl  pairs of answers, with --pairs
 summary.json     counts, tokens, seconds
 """
 
@@ -21,7 +22,7 @@ from typing import IO, Any
 
 from pipeline import crash
 from pipeline.errors import FolderBusy, StorageError, UsageError
-from pipeline.records import Record, Rejection, Source
+from pipeline.records import Preference, Record, Rejection, Source
 
 
 @contextlib.contextmanager
@@ -76,14 +77,16 @@ class DerivedFiles:
     Memory stays flat: what was kept waits in a file, and only the sources of merged duplicates in a dict.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, preferences: bool = False) -> None:
+        """With `preferences` there is a third file, preferences.jsonl; without, one from before is taken away."""
         self._folder = folder
+        self._names = ("records", "rejected", *(["preferences"] if preferences else []))
         self._merged: dict[str, list[Source]] = {}
         self._parts: dict[str, IO[str]] = {}
         self._broken: StorageError | None = None  # a line is missing: nothing is published any more
 
     def __enter__(self) -> DerivedFiles:
-        for name in ("records", "rejected"):
+        for name in self._names:
             with _storage_errors(self._folder):
                 self._parts[name] = self._part(name).open("w", encoding="utf-8", buffering=2**18)
         return self
@@ -100,12 +103,15 @@ class DerivedFiles:
     def reject(self, rejection: Rejection) -> None:
         self._write("rejected", rejection.model_dump_json())
 
+    def prefer(self, preference: Preference) -> None:
+        self._write("preferences", preference.model_dump_json())
+
     def merge(self, id_: str, source: Source) -> None:
         """Add a source to a record or rejection written before, of which an exact duplicate came."""
         self._merged.setdefault(id_, []).append(source)
 
     def publish(self, summary: dict[str, Any]) -> None:
-        """Bring records.jsonl, rejected.jsonl and summary.json up to date."""
+        """Bring records.jsonl, rejected.jsonl, preferences.jsonl where it is wanted, and summary.json up to date."""
         if self._broken is not None:
             raise self._broken
         for name, part in self._parts.items():
@@ -113,6 +119,8 @@ class DerivedFiles:
                 part.flush()
             with _aside(self._folder / f"{name}.jsonl") as file, self._part(name).open(encoding="utf-8") as lines:
                 file.writelines(map(self._with_sources, lines))
+        if "preferences" not in self._names:
+            (self._folder / "preferences.jsonl").unlink(missing_ok=True)
         write_json(self._folder / "summary.json", summary)
 
     def _write(self, name: str, line: str) -> None:

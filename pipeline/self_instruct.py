@@ -58,7 +58,6 @@ class SelfInstructSettings(GeneratorSettings):
     per_prompt: int = setting(8, "shaping", "new instructions asked for in a prompt", gt=0, le=30)
     per_task: int = setting(5, "shaping", "instances asked for of a task", gt=0, le=20)
     window: int = setting(8, "shaping", "how many prompts the pool may lag behind, at most", gt=0, le=256)
-    max_tokens: int | None = setting(None, "shaping", "of a reply (none: 1024; the bundled model 320)", gt=15)
 
 
 class SelfInstruct:

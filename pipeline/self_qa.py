@@ -63,7 +63,6 @@ class SelfQASettings(GeneratorSettings):
     distractors: int = setting(0, "deriving", "mode open: other passages put around the right one", ge=0, le=20)
     without_passage: float = setting(0.2, "deriving", "mode open: share that gets distractors alone", ge=0, le=1)
     strict: bool = setting(False, "running", "stop at the first file that cannot be read")
-    max_tokens: int | None = setting(None, "shaping", "of a reply (none: 1024; the bundled model 320)", gt=15)
 
 
 class SelfQA:
