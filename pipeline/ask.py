@@ -118,6 +118,11 @@ class Ask:
         other._crew = self._crew
         return other
 
+    @property
+    def sent_in_run(self) -> int:
+        """Requests sent in this process, by all that ask beside this one."""
+        return sum(ask.counts.sent for ask in self._crew)
+
     def catch_up(self) -> None:
         """Give out stored replies alone until `caught_up`, if there are any."""
         if self._has_stored and self.stopped is None and not self._retry_failed:

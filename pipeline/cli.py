@@ -322,7 +322,7 @@ class _Run:
             _say(f"  {number:6} {name}")
         _say(
             f"Asked {summary['asked']}, answered {summary['answered']}, parsed {summary['parsed']};"
-            f" sent in this run {self.ask.counts.sent}, by this folder ever {summary['sent_ever']};"
+            f" sent in this run {self.ask.sent_in_run}, by this folder ever {summary['sent_ever']};"
             f" {summary['completion_tokens']} tokens written, {summary['seconds']} s."
         )
         _say(self._spent(summary))
@@ -421,7 +421,7 @@ class Progress:
     def _line(self, tally: Tally, seconds: float) -> str:
         counts = self._ask.counts
         of = f" of {self._target}" if self._target else ""
-        parts = [f"kept {tally.kept}{of}", f"rejected {tally.rejected.total()}", f"sent {counts.sent}"]
+        parts = [f"kept {tally.kept}{of}", f"rejected {tally.rejected.total()}", f"sent {self._ask.sent_in_run}"]
         if self._pairs is not None and self._pairs.records:
             parts.append(f"pairs of {self._pairs.records} records")
         if seconds > 1:
