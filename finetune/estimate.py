@@ -87,12 +87,12 @@ def estimate(shape: Shape, recipe: Recipe, tokens: int, *, checkpointing: bool, 
     if recipe.method == "full":
         weights, trained, bytes_each = 4.0 * (shape.linear + shape.other), shape.linear + shape.other, 4 + 8
     else:
-        weights = (NF4_BITS / 8 if method.four_bit else 2.0) * shape.linear + 2.0 * shape.other
+        weights = (NF4_BITS / 8 if recipe.precision == "nf4" else 2.0) * shape.linear + 2.0 * shape.other
         width = recipe.rank if method.merges else 0
         trained = width * shape.adapter_a_rank + (
             0 if method.merges else recipe.virtual_tokens * 2 * shape.layers * shape.hidden
         )
-        adapter_bytes = 2 if method.four_bit else 4
+        adapter_bytes = 2 if recipe.precision == "nf4" else 4
         optimizer = recipe.optimizer or ("paged_adamw_8bit" if device == "cuda" else "adamw_torch_fused")
         bytes_each = 2 * adapter_bytes + (
             2 if "8bit" in optimizer else 8 if "32bit" in optimizer else 2 * adapter_bytes
@@ -141,10 +141,10 @@ def require_room(
     ways = [
         ("--checkpointing on", gigabytes(recipe, tokens, True)),
         (f"--max-length {tokens // 2} --checkpointing on", gigabytes(recipe, tokens // 2, True)),
-        ("--method qlora", gigabytes(replace(recipe, method="qlora"), tokens, checkpointing)),
+        ("--method qlora", gigabytes(replace(recipe, method="qlora", four_bit=None), tokens, checkpointing)),
         (
             f"--method qlora --max-length {tokens // 2} --checkpointing on",
-            gigabytes(replace(recipe, method="qlora"), tokens // 2, True),
+            gigabytes(replace(recipe, method="qlora", four_bit=None), tokens // 2, True),
         ),
     ]
     fits = next((f"{way} would take {need / 1e9:.1f} GB" for way, need in ways if need <= MARGIN * free), None)

@@ -21,7 +21,7 @@ from typing import Any
 from finetune import verdict as verdicts
 from finetune.data import HELD_OUT, Example, read
 from finetune.measure import Loss, Reply, answer_losses, mean_loss, plain_text_loss, scores, write_answers
-from finetune.methods import METHODS, choose_device, keep_gradients_right, load_base, prepare, quiet
+from finetune.methods import Recipe, choose_device, keep_gradients_right, load_base, prepare, quiet
 from finetune.rows import encode, stop_ids
 from pipeline.backends import weights as local_weights
 from pipeline.errors import DONE, Interrupted, StopRun, UsageError
@@ -36,6 +36,7 @@ class Tuned:
     folder: Path
     base: Path
     method: str
+    precision: str  # of the base
 
     @classmethod
     def at(cls, folder: Path) -> Tuned:
@@ -48,19 +49,21 @@ class Tuned:
         noted = json.loads(run.read_text(encoding="utf-8")) if run.is_file() else {}
         if noted.get("stage") == "reward":
             raise UsageError(f"{folder} is a reward model: it scores answers and writes none.")
-        method = noted.get("recipe", {}).get("method") or ("lora" if found.adapter else "full")
-        return cls(folder, local_weights.transformers_directory(found), method)
+        recipe = Recipe(method="lora" if found.adapter else "full")  # where it was made elsewhere
+        if noted.get("recipe"):
+            recipe = Recipe(**noted["recipe"])
+        return cls(folder, local_weights.transformers_directory(found), recipe.method, recipe.precision)
 
 
-def arms(base: Path, method: str, device: str, folders: dict[str, Path]) -> Iterator[tuple[str, Any]]:
+def arms(base: Path, precision: str, device: str, folders: dict[str, Path]) -> Iterator[tuple[str, Any]]:
     """(name, model) of the base and of each folder, one after the other; the base is loaded once for all adapters."""
     from peft import PeftModel
 
-    if method == "full":
+    if precision == "fp32":  # whole models
         for name, directory in {"base": base, **folders}.items():
-            yield name, load_base(directory, "full", device).eval()
+            yield name, load_base(directory, precision, device).eval()
         return
-    model = load_base(base, method, device).eval()
+    model = load_base(base, precision, device).eval()
     yield "base", model
     for name, folder in folders.items():
         with quiet():
@@ -75,7 +78,7 @@ def arms(base: Path, method: str, device: str, folders: dict[str, Path]) -> Iter
 
 def evaluate(
     base: Path,
-    method: str,
+    precision: str,
     folders: dict[str, Path],
     tasks: Sequence[Example],
     *,
@@ -94,7 +97,7 @@ def evaluate(
     measures: dict[str, dict[str, Any]] = {}
     losses: dict[str, list[Loss]] = {}
     replies: dict[str, list[Reply]] = {}
-    for name, model in arms(base, method, device, folders):
+    for name, model in arms(base, precision, device, folders):
         say(f"Measuring {name} on {len(tasks)} tasks")
         stops = stop_ids(tokenizer, model.generation_config)
         rows, audit = encode(tokenizer, tasks, stops=stops, max_length=sys.maxsize)
@@ -166,14 +169,14 @@ def _run(options: argparse.Namespace) -> int:
         about, overlap = _noted(ours.folder)
     if options.control is not None:
         other = Tuned.at(options.control)
-        if (other.base, METHODS[other.method].four_bit) != (ours.base, METHODS[ours.method].four_bit):
+        if (other.base, other.precision) != (ours.base, ours.precision):
             raise UsageError(
                 f"{other.folder} stands on another base than {ours.folder}, so the two say nothing of the data."
             )
         folders["control"] = other.folder
     tokenizer = local_weights.load_tokenizer(ours.folder)
     found, pages = evaluate(
-        ours.base, ours.method, folders, tasks, tokenizer=tokenizer, device=choose_device(options.device),
+        ours.base, ours.precision, folders, tasks, tokenizer=tokenizer, device=choose_device(options.device),
         control=about if options.control else None, overlap=overlap,
         new_tokens=options.new_tokens, say=say,
     )  # fmt: skip

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.data import Example
+from finetune.methods import quiet
 from finetune.rows import IGNORED, Row, encode_document
 from pipeline.backends.chat_template import render_chat
 
@@ -67,12 +68,16 @@ def answer_losses(model: Any, rows: Sequence[Row]) -> list[Loss]:
     return [found[number] for number in range(len(rows))]
 
 
-def _batches(model: Any, sequences: Sequence[Sequence[int]], extra: int = 0) -> Iterator[list[int]]:
-    """Numbers of sequences that are read together, similar lengths with each other."""
+def _batches(
+    model: Any, sequences: Sequence[Sequence[int]], extra: int = 0, *, padded: bool = True
+) -> Iterator[list[int]]:
+    """Numbers of sequences that are read together, similar lengths with each other; unpadded, the same length."""
     limit = PADDED_TOKENS["cuda" if model.device.type == "cuda" else "cpu"]
     batch: list[int] = []
     for number in sorted(range(len(sequences)), key=lambda number: len(sequences[number])):
-        if batch and (len(batch) + 1) * (len(sequences[number]) + extra) > limit:
+        length = len(sequences[number])
+        full = (len(batch) + 1) * (length + extra) > limit
+        if batch and (full or (not padded and length != len(sequences[batch[0]]))):
             yield batch
             batch = []
         batch.append(number)
@@ -89,8 +94,10 @@ def write_answers(
     prompts = [render_chat(tokenizer, task.messages[:-1]) for task in tasks]
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else stops[0]
     found: dict[int, Reply] = {}
-    with torch.no_grad():
-        for batch in _batches(model, prompts, extra=max_new_tokens):
+    # A soft prompt goes before the padding, and peft drops the positions that would tell it from text.
+    padded = not getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False)
+    with torch.no_grad(), quiet():
+        for batch in _batches(model, prompts, extra=max_new_tokens, padded=padded):
             longest = max(len(prompts[number]) for number in batch)
             ids = [[pad] * (longest - len(prompts[number])) + prompts[number] for number in batch]
             mask = [[0] * (longest - len(prompts[number])) + [1] * len(prompts[number]) for number in batch]

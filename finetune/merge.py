@@ -67,13 +67,13 @@ def merge(tuned: Path, out: Path, *, onto: str, tasks: Sequence[Example]) -> dic
     if out.exists():
         raise UsageError(f"{out} exists already: name another with --out.")
     tokenizer = local_weights.load_tokenizer(tuned)
-    model = _with_adapter(load_base(at.base, at.method, "cpu"), tuned)
+    model = _with_adapter(load_base(at.base, at.precision, "cpu"), tuned)
     stops = stop_ids(tokenizer, model.generation_config)
     rows, _ = encode(tokenizer, tasks, stops=stops, max_length=sys.maxsize)
     adapter = _measure(model, tokenizer, rows)
     wanted = _log_probabilities(model, rows)
-    model = load_base(at.base, "lora" if onto == "original" else at.method, "cpu")
-    if METHODS[at.method].four_bit and onto == "dequantised":
+    model = load_base(at.base, "bf16" if onto == "original" else at.precision, "cpu")
+    if at.precision == "nf4" and onto == "dequantised":
         model = model.dequantize()
     merged = _with_adapter(model, tuned).merge_and_unload(safe_merge=True)
     found = {

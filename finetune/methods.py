@@ -36,26 +36,22 @@ class Method:
 
     does: str
     learning_rate: float
-    four_bit: bool = False
+    precision: str = "bf16"  # of the base it stands on, unless --four-bit says otherwise
     merges: bool = True
     cannot: str = ""
 
 
+SOFT = "cannot be merged or exported, nor write data here"
 METHODS = {
-    "qlora": Method("low-rank adapters on all linear layers of an NF4 base, quantised twice, bf16 compute", 2e-4, True),
-    "lora": Method("low-rank adapters on all linear layers of a bf16 base", 2e-4),
-    "dora": Method("low-rank adapters with a learnt magnitude, on an NF4 base", 2e-4, True),
-    "full": Method("every weight, in fp32", 2e-5, cannot="writes a whole model, not an adapter"),
-    "adalora": Method(
-        "adapters whose ranks are pruned while training, on a bf16 base", 2e-3,
-        cannot="its orthogonality penalty is left out: the trainer's fused loss does not see it",
-    ),
-    "prefix": Method("trained keys and values before every layer, on a bf16 base (P-Tuning v2)", 2e-2, merges=False,
-        cannot="cannot be merged or exported; trains without gradient checkpointing"),
-    "prompt": Method("trained embeddings before the prompt, on a bf16 base", 2e-2, merges=False,
-        cannot="cannot be merged or exported"),
-    "ptuning": Method("trained embeddings made by a small network, on a bf16 base", 2e-2, merges=False,
-        cannot="cannot be merged or exported"),
+    "qlora": Method("low-rank adapters on all linear layers, NF4 quantised twice, bf16 compute", 2e-4, "nf4"),
+    "lora": Method("low-rank adapters on all linear layers", 2e-4),
+    "dora": Method("low-rank adapters with a learnt magnitude", 2e-4, "nf4"),
+    "full": Method("every weight", 2e-5, "fp32", cannot="writes a whole model, no adapter; 4 bits cannot be trained"),
+    "adalora": Method("adapters whose ranks are pruned to half while training", 2e-3),
+    "prefix": Method("trained keys and values before every layer (P-Tuning v2)", 2e-2, merges=False,
+        cannot="cannot be merged or exported, nor write data here; trains without gradient checkpointing"),
+    "prompt": Method("trained embeddings before the prompt", 2e-2, merges=False, cannot=SOFT),
+    "ptuning": Method("trained embeddings made by a small network", 2e-2, merges=False, cannot=SOFT),
 }  # fmt: skip
 
 
@@ -83,10 +79,18 @@ class Recipe:
     neftune: float | None = None
     rslora: bool = False
     virtual_tokens: int = 32  # of prefix, prompt and ptuning
+    four_bit: bool | None = None  # None: the method's own
 
     @property
     def rate(self) -> float:
         return self.learning_rate or METHODS[self.method].learning_rate
+
+    @property
+    def precision(self) -> str:
+        """Of the base: nf4, bf16 or fp32."""
+        if self.four_bit is None:
+            return METHODS[self.method].precision
+        return "nf4" if self.four_bit else "bf16"
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +155,12 @@ def prepare() -> None:
 def quiet() -> Iterator[None]:
     """Without what trl, peft and transformers warn each other of, and no user can act on."""
     with warnings.catch_warnings():
-        for pattern in (".*(gradient|activation)_checkpointing.*", ".*[Pp]adding-free.*", ".*lr_scheduler.step.*"):
+        for pattern in (
+            ".*(gradient|activation)_checkpointing.*",
+            ".*[Pp]adding-free.*",
+            ".*lr_scheduler.step.*",
+            "Position ids are not supported.*",  # a soft prompt's; measure.py asks it nothing that is padded in front
+        ):
             warnings.filterwarnings("ignore", message=pattern)
         yield
 
@@ -238,8 +247,8 @@ def generation_config(directory: Path) -> Any:
     return GenerationConfig()
 
 
-def load_base(directory: Path, method: str, device: str, stage: str = "sft") -> Any:
-    """The base, as the method wants it: NF4 with double quantisation, bf16, or fp32 for a full fine-tune.
+def load_base(directory: Path, precision: str, device: str, stage: str = "sft") -> Any:
+    """The base, as a recipe wants it: nf4 (with double quantisation), bf16, or fp32 for a full fine-tune.
 
     For a reward model its head is a new one, that says one number.
     """
@@ -248,8 +257,8 @@ def load_base(directory: Path, method: str, device: str, stage: str = "sft") -> 
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
-    settings: dict[str, Any] = {"dtype": torch.float32 if method == "full" else torch.bfloat16}
-    if METHODS[method].four_bit:
+    settings: dict[str, Any] = {"dtype": torch.float32 if precision == "fp32" else torch.bfloat16}
+    if precision == "nf4":
         settings["quantization_config"] = nf4()
         settings["device_map"] = {"": device_index(device)}
     kind: Any = AutoModelForCausalLM
@@ -259,11 +268,11 @@ def load_base(directory: Path, method: str, device: str, stage: str = "sft") -> 
     try:
         model = kind.from_pretrained(directory, local_files_only=True, use_safetensors=True, **settings)
     except ImportError as error:
-        raise UsageError(f"{method} needs bitsandbytes: {INSTALL}") from error
+        raise UsageError(f"A base in 4 bits needs bitsandbytes: {INSTALL}") from error
     except (OSError, ValueError, RuntimeError) as error:
         raise UsageError(f"{directory} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
     keep_gradients_right(model)
-    return model.to(device) if not METHODS[method].four_bit else model
+    return model if precision == "nf4" else model.to(device)
 
 
 def nf4() -> Any:
@@ -331,8 +340,11 @@ def describe_methods() -> str:
     """The methods in lines."""
     lines = []
     for name, method in METHODS.items():
-        limits = "; ".join(filter(None, [method.cannot, "" if method.four_bit else "not in 4 bits"]))
-        lines.append(f"{name:8} {method.does} (rate {method.learning_rate:g})" + (f"; {limits}" if limits else ""))
+        base = {"nf4": "4 bits", "bf16": "bf16, or --four-bit", "fp32": "fp32"}[method.precision]
+        lines.append(
+            f"{name:8} {method.does} (base in {base}; rate {method.learning_rate:g})"
+            + (f"; {method.cannot}" if method.cannot else "")
+        )
     return "\n".join(lines)
 
 

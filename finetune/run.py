@@ -104,6 +104,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     number("--max-length", type=int, metavar="N", help="longer rows are dropped [their 99th percentile]")
     number("--packing", action=argparse.BooleanOptionalAction, default=None, help="several rows to a sequence [yes]")
     number("--neftune", type=float, metavar="ALPHA", help="noise on embeddings while training")
+    number("--four-bit", action=argparse.BooleanOptionalAction, default=None, help="the base in NF4 [the method's]")
     number("--rslora", action=argparse.BooleanOptionalAction, default=None, help="scale by the root of the rank")
     switches = parser.add_argument_group("switches")
     switches.add_argument("--plan", action="store_true", help="audit and estimate, then stop")
@@ -130,6 +131,10 @@ def recipe_of(options: argparse.Namespace) -> Recipe:
         value = getattr(recipe, name)
         if value is not None and value <= 0:
             raise UsageError(f"--{name.replace('_', '-')} is {value}, and must be above 0.")
+    if recipe.four_bit and recipe.method == "full":
+        raise UsageError("--four-bit does not go with --method full: weights in 4 bits cannot be trained.")
+    if recipe.four_bit is False and recipe.method in ("qlora", "full"):
+        raise UsageError(f"--no-four-bit does not go with --method {recipe.method}: take lora, on a bf16 base.")
     if not 0 <= options.watch < 1:
         raise UsageError(f"--watch is {options.watch}: a share of the rows, from 0 to below 1.")
     return recipe
@@ -186,7 +191,7 @@ class _Run:
         if self.options.stage == "reward":
             return self._report_reward()
         found, pages = evaluate.evaluate(
-            self.base, self.recipe.method, {arm.name: arm.folder for arm in arms}, tasks, tokenizer=self.tokenizer,
+            self.base, self.recipe.precision, {arm.name: arm.folder for arm in arms}, tasks, tokenizer=self.tokenizer,
             device=self.device, control=self.drawn_from, overlap=self.overlap,
             new_tokens=self.options.new_tokens, say=self.say,
         )  # fmt: skip
@@ -298,7 +303,7 @@ class _Run:
         if (arm.folder / "trained.json").is_file():
             self.say(f"{arm.folder} is trained already")
             return True
-        model = methods.load_base(self.base, recipe.method, self.device, stage)
+        model = methods.load_base(self.base, recipe.precision, self.device, stage)
         if packing:
             packing, why_not = training.can_pack(model, recipe, encoded)
             if not packing:

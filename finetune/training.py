@@ -16,6 +16,7 @@ from typing import Any
 
 from finetune.methods import METHODS, Recipe, adapter_config, keep_gradients_right, quiet
 from finetune.rows import IGNORED, Pair, Row
+from pipeline.errors import UsageError
 
 PACK_LENGTH = {"cpu": 512, "cuda": 2048}
 # A micro-batch's, padding included. On a CPU packs of 250 to 500 tokens were fastest, and 1,000 an eighth slower: its
@@ -155,6 +156,9 @@ def train(
             trainer.add_callback(EarlyStoppingCallback(PATIENCE))
         if recipe.method == "adalora":
             trainer.add_callback(_allocate_ranks())
+            for name, parameter in trainer.model.named_parameters():
+                if "ranknum" in name:  # the divisor of every layer; peft would train it, and not save it
+                    parameter.requires_grad = False
         keep_gradients_right(trainer.model)
         if last:
             say(f"Going on from {Path(last).name}")
@@ -252,12 +256,52 @@ def _progress(say: Callable[[str], None]) -> Any:
 
 
 def _allocate_ranks() -> Any:
-    """A callback without which AdaLoRA never prunes a rank: neither peft nor the trainer calls it."""
+    """A callback that does for AdaLoRA what neither peft nor the trainer calls: pruning ranks, and the penalty.
+
+    peft notes the ranks that are left in the adapter's configuration, and then saves pruned tensors, which load only
+    into a model pruned alike; a resumed run and the best checkpoint are not. So the note is kept here, and all ranks
+    are saved, the pruned ones with a singular value of 0. What the next pruning rests on is saved beside them.
+    """
+    import torch
     from transformers import TrainerCallback
 
+    def noted_in(args: Any, state: Any) -> Path:
+        return Path(args.output_dir) / f"checkpoint-{state.global_step}" / "ranks.pt"
+
     class AllocateRanks(TrainerCallback):  # type: ignore[misc]
+        left: dict[str, list[bool]] | None = None
+
+        def on_train_begin(self, args: Any, state: Any, control: Any, model: Any, **_: Any) -> None:
+            if not state.global_step:
+                return
+            if not noted_in(args, state).is_file():
+                raise UsageError(f"{noted_in(args, state).parent} was not written to its end: remove it, then again.")
+            noted = torch.load(noted_in(args, state), weights_only=True)
+            allocator = model.base_model.rankallocator
+            self.left, allocator.exp_avg_ipt, allocator.exp_avg_unc = noted["left"], noted["mean"], noted["spread"]
+            allocator.ipt = dict.fromkeys(noted["mean"])  # computed anew in each step; its names say what is known
+
+        def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any, **_: Any) -> None:
+            """The penalty, which peft adds to a loss that the trainer does not use; after clipping, so in full."""
+            sides = {name: side for name, side in model.named_parameters() if "lora_A" in name or "lora_B" in name}
+            products = [side.float() @ side.float().T if "lora_A" in name else side.float().T @ side.float()
+                        for name, side in sides.items()]  # fmt: skip
+            off = sum(torch.linalg.norm(product - torch.eye(len(product)).to(product)) for product in products)
+            penalty = model.active_peft_config.orth_reg_weight * off / len(sides)
+            for side, gradient in zip(sides.values(), torch.autograd.grad(penalty, sides.values()), strict=True):
+                side.grad += gradient
+
         def on_optimizer_step(self, args: Any, state: Any, control: Any, model: Any, **_: Any) -> None:
+            config = model.active_peft_config
+            config.rank_pattern = self.left
             model.base_model.update_and_allocate(state.global_step + 1)  # gradients are still there
+            self.left, config.rank_pattern = config.rank_pattern, None
+
+        def on_save(self, args: Any, state: Any, control: Any, model: Any, **_: Any) -> None:
+            allocator = model.base_model.rankallocator
+            noted = {"left": self.left, "mean": allocator.exp_avg_ipt, "spread": allocator.exp_avg_unc}
+            if state.is_world_process_zero:  # the others hold the same
+                torch.save(noted, noted_in(args, state))
 
     return AllocateRanks()
 
@@ -315,8 +359,6 @@ def fingerprint(folder: Path, now: dict[str, Any]) -> None:
 
     :raises UsageError: naming what differs.
     """
-    from pipeline.errors import UsageError
-
     path = folder / "run.json"
     now = json.loads(json.dumps(now))
     if path.is_file():

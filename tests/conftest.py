@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from pipeline import self_instruct
 from tests.fake_server import ROOT, FakeServer
@@ -22,6 +23,13 @@ Run = Callable[..., Ran]
 StartServer = Callable[..., FakeServer]
 
 DATA = Path(os.environ.get("INSTRUCTLOOP_DATA", ROOT.parent / "shared" / "data"))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Hypothesis: no time limits, since machines differ; in `make quick` a tenth of the examples."""
+    quick = "not slow" in config.getoption("markexpr", "")
+    settings.register_profile("here", deadline=None, max_examples=20 if quick else 200, print_blob=True)
+    settings.load_profile("here")
 
 
 @pytest.fixture

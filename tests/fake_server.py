@@ -31,7 +31,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from http import HTTPStatus
 from pathlib import Path
 from types import TracebackType
@@ -63,14 +63,15 @@ LARGEST_BODY = 64 * 2**20
 class Bucket:
     """Token bucket: `burst` at once, then `per_minute`."""
 
-    def __init__(self, per_minute: float, burst: float) -> None:
+    def __init__(self, per_minute: float, burst: float, clock: Callable[[], float] = time.monotonic) -> None:
         self.rate = per_minute / 60
         self.burst = self.tokens = burst
-        self.then = time.monotonic()
+        self.clock = clock
+        self.then = clock()
 
     def wait(self) -> float:
         """Takes a token and says 0, or says for how many seconds there will be none."""
-        now = time.monotonic()
+        now = self.clock()
         self.tokens = min(self.burst, self.tokens + (now - self.then) * self.rate)
         self.then = now
         if self.tokens >= 1:

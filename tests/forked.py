@@ -61,7 +61,7 @@ class Forked:
         self._running = int(self._line())
         return self._running
 
-    def wait(self, seconds: float = 30.0) -> int:
+    def wait(self, seconds: float = 120.0) -> int:
         """Its exit code; a negative one is the signal that ended it."""
         try:
             return int(self._line(seconds))

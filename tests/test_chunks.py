@@ -9,7 +9,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.reading.blocks import Document, read_markdown, read_plain
@@ -65,7 +65,6 @@ WORDS = st.sampled_from(
 )
 
 
-@settings(max_examples=150, deadline=None)
 @given(st.lists(WORDS, max_size=120).map(" ".join), st.integers(5, 60), st.integers(0, 20))
 def test_any_text_is_cut_without_a_loss(text: str, tokens: int, overlap: int) -> None:
     for document in (markdown(text), plain(text)):

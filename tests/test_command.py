@@ -189,7 +189,8 @@ def test_help_has_every_flag_and_an_example(run: Run) -> None:
     assert "None" not in ran.stdout
 
 
-def test_help_is_quick_and_imports_nothing_heavy() -> None:
+def test_help_imports_nothing_heavy() -> None:
+    """What makes it slow to say; how quick it is, bench_start_up measures."""
     script = (
         "import sys\n"
         "from pipeline.self_instruct import main\n"
@@ -199,13 +200,8 @@ def test_help_is_quick_and_imports_nothing_heavy() -> None:
         "    heavy = {'torch', 'transformers', 'openai', 'aiohttp', 'numpy', 'datasets'}\n"
         "    print('HEAVY', sorted(heavy & set(sys.modules)))\n"
     )
-    with subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        said = process.stdout.read()
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
+    said = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert said.endswith("HEAVY []\n")
-    assert usage.ru_utime + usage.ru_stime < 0.5
 
 
 # ---------------------------------------------------------------- signals
@@ -218,7 +214,7 @@ def start(server: FakeServer, out: Path, *more: object) -> subprocess.Popen[str]
     )
 
 
-def wait_until(true: Callable[[], bool], seconds: float = 30.0) -> None:
+def wait_until(true: Callable[[], bool], seconds: float = 120.0) -> None:
     deadline = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < deadline, "what was waited for did not come"
@@ -226,13 +222,14 @@ def wait_until(true: Callable[[], bool], seconds: float = 30.0) -> None:
 
 
 def next_line(process: subprocess.Popen[str]) -> str:
-    """The next line on stderr that says something, waited for at most 30 seconds."""
+    """The next line on stderr that says something, waited for at most two minutes."""
     assert process.stderr is not None
-    ready, _, _ = select.select([process.stderr], [], [], 30)
+    ready, _, _ = select.select([process.stderr], [], [], 120)
     assert ready, "nothing was said"
     return process.stderr.readline().strip() or process.stderr.readline().strip()
 
 
+@pytest.mark.slow  # test_faults has a quick one
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_first_signal_drains_and_says_how_to_go_on(
     number: signal.Signals, tmp_path: Path, run: Run, start_server: StartServer
@@ -245,7 +242,7 @@ def test_the_first_signal_drains_and_says_how_to_go_on(
         assert next_line(process).startswith("Stopping: finishing what is in flight")
         assert process.stderr is not None
         rest = process.stderr.read()
-        assert process.wait(30) == 130
+        assert process.wait(120) == 130
     assert (
         rest.rstrip().split("\n")[-1].startswith("Interrupted. Go on with: python -m pipeline.self_instruct --seeds ")
     )
@@ -274,7 +271,7 @@ def test_the_second_signal_stops_at_once(tmp_path: Path, run: Run, start_server:
         process.send_signal(signal.SIGINT)
         assert process.stderr is not None
         rest = process.stderr.read()
-        assert process.wait(30) == 130
+        assert process.wait(120) == 130
     assert "Stopped at once. Go on with: python -m pipeline.self_instruct --seeds " in rest
     assert "Traceback" not in rest
     answered = {line["key"] for line in server.ledger() if line["answered"]}

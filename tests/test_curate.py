@@ -489,6 +489,7 @@ def test_help_is_quick_to_import() -> None:
 
 
 @pytest.mark.skipif(not (DATA / "alpaca_4k.jsonl.gz").exists(), reason=f"{DATA} is not here (INSTRUCTLOOP_DATA)")
+@pytest.mark.slow
 def test_data_made_elsewhere(tmp_path: Path) -> None:
     files = [DATA / "alpaca_4k.jsonl.gz", DATA / "self_instruct_5k.jsonl.gz"]
     run(*files, "--out", tmp_path / "c", "--against", DATA / "user_oriented_252.jsonl", "--select", "500")

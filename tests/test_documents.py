@@ -255,6 +255,7 @@ def test_globs_and_files_are_read_once_and_names_stay_apart(tmp_path: Path) -> N
 # ---------------------------------------------------------------- bombs, in the child
 
 
+@pytest.mark.slow
 def test_a_zip_that_unpacks_to_too_much_is_refused_before_it_does(tmp_path: Path) -> None:
     path = tmp_path / "bomb.epub"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -265,6 +266,7 @@ def test_a_zip_that_unpacks_to_too_much_is_refused_before_it_does(tmp_path: Path
     assert rejected["bomb.epub"].filter == "too_large"
 
 
+@pytest.mark.slow
 def test_a_file_that_swells_hits_the_childs_memory_and_the_next_one_is_read(tmp_path: Path) -> None:
     PROSE[".pdf"](tmp_path / "good.pdf")
     swelling = tmp_path / "bomb.docx"

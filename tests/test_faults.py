@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -56,6 +57,7 @@ def statuses(server: FakeServer) -> list[int]:
 # ---------------------------------------------------------------- faults that pass
 
 
+@pytest.mark.slow
 def test_passing_faults_change_nothing_and_are_counted(tmp_path: Path, forked: Forked) -> None:
     """One of each kind on the way; the records are those of a run without them."""
     with serve(tmp_path) as server:
@@ -65,7 +67,7 @@ def test_passing_faults_change_nothing_and_are_counted(tmp_path: Path, forked: F
     plan.append({"fault": "rate_limit", "nth": [20], "retry_after": 0.05, "form": "ms"})
     (tmp_path / "ledger.jsonl").unlink()
     with serve(tmp_path, *plan) as server:
-        assert forked.run(command(tmp_path / "out", server, "--deadline", "1", target=40)) == 0, forked.output
+        assert forked.run(command(tmp_path / "out", server, "--deadline", "10", target=40)) == 0, forked.output
         faults = [line["fault"] for line in server.ledger() if line["fault"]]
     assert derived(tmp_path / "out") == derived(tmp_path / "clean")
     assert sorted(faults) == sorted([*kinds, "rate_limit"])
@@ -114,8 +116,18 @@ def test_a_failure_for_good_is_an_outcome_and_asked_again_only_when_told_to(tmp_
 # ---------------------------------------------------------------- what stops a run
 
 
-@pytest.mark.parametrize("fault", ["unauthorized", "forbidden", "model_not_found", "quota"])
-@pytest.mark.parametrize("nth", [1, 8])
+@pytest.mark.parametrize(
+    ("fault", "nth"),
+    [
+        ("unauthorized", 1),
+        ("quota", 8),
+        *(
+            pytest.param(fault, nth, marks=pytest.mark.slow)
+            for fault, nth in itertools.product(("unauthorized", "forbidden", "model_not_found", "quota"), (1, 8))
+            if (fault, nth) not in (("unauthorized", 1), ("quota", 8))
+        ),
+    ],
+)
 def test_a_refused_key_or_model_stops_the_run_at_once(tmp_path: Path, forked: Forked, fault: str, nth: int) -> None:
     with serve(tmp_path, {"fault": fault, "nth": list(range(nth, 99))}, latency_ms=20) as server:
         code = forked.run(command(tmp_path / "out", server, "--concurrency", "4"))
@@ -127,7 +139,8 @@ def test_a_refused_key_or_model_stops_the_run_at_once(tmp_path: Path, forked: Fo
         assert forked.run(command(tmp_path / "out", server)) == 0, forked.output
 
 
-@pytest.mark.parametrize("fault", ["server_error", pytest.param("reset", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["server_error", "reset"])
 def test_an_outage_stops_the_run_and_is_no_outcome(tmp_path: Path, forked: Forked, fault: str) -> None:
     arguments = ["--concurrency", "2"]
     with serve(tmp_path, {"fault": fault, "nth": list(range(6, 500))}) as server:
@@ -151,6 +164,7 @@ def test_a_server_that_is_not_there_stops_the_run(tmp_path: Path, forked: Forked
 # ---------------------------------------------------------------- rate limits
 
 
+@pytest.mark.slow
 def test_over_a_socket_too_the_rate_is_learned_from_429s(tmp_path: Path, forked: Forked) -> None:
     """The promised shares (1.2 attempts a reply, 80 % of the limit) are held in virtual time, in test_pace.py: here
     the server's clock is real, and a busy machine moves it. Unpaced, this run needs more than ten attempts a reply."""
@@ -162,9 +176,12 @@ def test_over_a_socket_too_the_rate_is_learned_from_429s(tmp_path: Path, forked:
 
 
 def test_rpm_keeps_below_a_known_limit_from_the_start(tmp_path: Path, forked: Forked) -> None:
-    with serve(tmp_path, rpm_bucket=(1200, 5)) as server:
-        assert forked.run(command(tmp_path / "out", server, "--rpm", "1140", target=30)) == 0, forked.output
-        assert set(statuses(server)) == {200}
+    """However slow the machine is: so many requests take at least so long."""
+    with serve(tmp_path) as server:
+        assert forked.run(command(tmp_path / "out", server, "--rpm", "1200", target=30)) == 0, forked.output
+        asked = len(server.ledger())
+    assert asked > 10
+    assert summary(tmp_path / "out")["seconds"] >= (asked - 2) * 60 / 1200
 
 
 # ---------------------------------------------------------------- storage
@@ -181,12 +198,20 @@ def test_a_full_disk_stops_the_run_within_one_commit_and_it_goes_on(tmp_path: Pa
         stored = sqlite3.connect(tmp_path / "out/journal.sqlite").execute("SELECT count(*) FROM outcomes").fetchone()[0]
         assert 5 < stored <= asked <= stored + 4
         assert forked.run(arguments) == 0, forked.output
-        assert len(server.ledger()) - asked + stored <= len(server.ledger())
+        assert len(server.ledger()) == asked + len({line["key"] for line in server.ledger()}) - stored
         assert forked.run(command(tmp_path / "clean", server, target=60)) == 0
     assert derived(tmp_path / "out") == derived(tmp_path / "clean")
 
 
-@pytest.mark.parametrize("name", [".records.part", ".records.jsonl.new", ".summary.json.new", ".config.json.new"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        ".records.part",
+        ".summary.json.new",
+        pytest.param(".records.jsonl.new", marks=pytest.mark.slow),
+        pytest.param(".config.json.new", marks=pytest.mark.slow),
+    ],
+)
 def test_a_full_device_for_the_derived_files_stops_the_run(tmp_path: Path, forked: Forked, name: str) -> None:
     folder = tmp_path / "out"
     folder.mkdir()
@@ -246,11 +271,11 @@ EXIT_CODES = {
 }
 
 
-OUTAGE = pytest.param("outage", marks=pytest.mark.slow)
+QUICK = ("fine", "echoed in an error", "echoed in a reply", "unauthorized", "unreachable", "not http", "interrupted")
 
 
 @pytest.mark.parametrize(
-    "path", [*(path for path in ERROR_PATHS if path != "outage"), OUTAGE, "unreachable", "not http", "interrupted"]
+    "path", [*QUICK, *(pytest.param(path, marks=pytest.mark.slow) for path in ERROR_PATHS if path not in QUICK)]
 )
 def test_the_key_is_in_no_file_and_no_stream(tmp_path: Path, forked: Forked, path: str) -> None:
     out = tmp_path / "out"
@@ -275,14 +300,14 @@ def test_the_key_is_in_no_file_and_no_stream(tmp_path: Path, forked: Forked, pat
 # ---------------------------------------------------------------- signals, and a parent that dies
 
 
-def wait_for(condition: Any, seconds: float = 20.0) -> None:
+def wait_for(condition: Any, seconds: float = 60.0) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it did not come to that"
         time.sleep(0.005)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_the_first_signal_finishes_what_is_in_flight(tmp_path: Path, forked: Forked, number: signal.Signals) -> None:
     with serve(tmp_path, latency_ms=150) as server:
         arguments = command(tmp_path / "out", server, "--concurrency", "4", target=60)
@@ -303,10 +328,8 @@ def test_the_second_signal_breaks_off_and_says_what_was_possibly_paid(tmp_path: 
         wait_for(lambda: len(server.ledger()) >= 3)
         os.kill(process, signal.SIGINT)
         wait_for(lambda: "Stopping" in forked.output)
-        started = time.monotonic()
         os.kill(process, signal.SIGINT)
-        assert forked.wait() == 130, forked.output
-        assert time.monotonic() - started < 5
+        assert forked.wait() == 130, forked.output  # the server would have held them for ten minutes
         assert "Go on with: " in forked.output
         journal = sqlite3.connect(tmp_path / "out/journal.sqlite")
         hanging = len(server.ledger()) - 2
@@ -321,12 +344,12 @@ def test_a_run_outlives_the_reader_of_its_messages(tmp_path: Path) -> None:
         wait_for(lambda: len(server.ledger()) >= 3)
         assert run.stderr is not None
         run.stderr.close()
-        assert run.wait(30) == 0
+        assert run.wait(120) == 0
     assert summary(tmp_path / "out")["kept"] == 30
 
 
 def test_two_processes_on_one_folder(tmp_path: Path, forked: Forked) -> None:
-    with serve(tmp_path, latency_ms=1000) as server, Forked(tmp_path) as other:
+    with serve(tmp_path, {"fault": "hang_before_headers", "nth": [1]}) as server, Forked(tmp_path) as other:
         process = forked.start(command(tmp_path / "out", server))
         wait_for(lambda: server.ledger())
         assert other.run(command(tmp_path / "out", server)) == 75

@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -63,16 +64,24 @@ def encoded(base: Path, rows: list[dict[str, Any]], tmp_path: Path) -> tuple[Any
 
 
 def train(
-    base: Path, tmp_path: Path, recipe: Recipe = QUICK, *, folder: str = "out", say: Any = None, **changed: Any
+    base: Path,
+    tmp_path: Path,
+    recipe: Recipe = QUICK,
+    *,
+    folder: str = "out",
+    say: Any = None,
+    watch: bool = True,
+    **changed: Any,
 ) -> Any:
     """(trainer, result) of a small run."""
     tokenizer, rows = encoded(base, little_rows(), tmp_path)
     packing = changed.pop("packing", False)
     batches = training.plan(rows, recipe, 64, packing=packing, device="cpu")
     batches = replace(batches, **changed)
-    model = methods.load_base(base, recipe.method, "cpu")
+    model = methods.load_base(base, recipe.precision, "cpu")
     setup = training.Setup(tmp_path / folder, "cpu", 0, packing=packing)
-    return training.train(model, tokenizer, rows[:20], rows[20:], recipe, batches, setup, say or (lambda text: None))
+    watched = rows[20:] if watch else []
+    return training.train(model, tokenizer, rows[:20], watched, recipe, batches, setup, say or (lambda text: None))
 
 
 # ---------------------------------------------------------------- quantisation, and the guard
@@ -81,7 +90,7 @@ def train(
 def test_the_base_is_quantised_as_published(tiny: Path) -> None:
     from bitsandbytes.nn import Linear4bit
 
-    model = methods.load_base(tiny, "qlora", "cpu")
+    model = methods.load_base(tiny, "nf4", "cpu")
     quantised = [module for module in model.modules() if isinstance(module, Linear4bit)]
     assert len(quantised) == 2 * 7  # every linear layer of both blocks, and not the head
     for module in quantised:
@@ -101,7 +110,7 @@ def agreement_after_an_evaluation(base: Path, *, guarded: bool) -> float:
     """Cosine between the gradients before and after the model was used for inference."""
     import peft
 
-    model = methods.load_base(base, "qlora", "cpu")
+    model = methods.load_base(base, "nf4", "cpu")
     for module in model.modules():
         if not guarded and hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = True
@@ -163,7 +172,7 @@ def test_accumulating_changes_nothing(tiny: Path, tmp_path: Path) -> None:
 
 def test_packed_rows_do_not_see_each_other(tiny: Path, tmp_path: Path) -> None:
     _, rows = encoded(tiny, little_rows(), tmp_path)
-    model = methods.load_base(tiny, "lora", "cpu").float()
+    model = methods.load_base(tiny, "bf16", "cpu").float()
     assert training.packs_stay_apart(model, rows)
 
 
@@ -183,13 +192,14 @@ def test_a_model_that_ignores_positions_is_not_packed(tiny: Path, tmp_path: Path
             return self.inner(input_ids=input_ids, use_cache=use_cache)
 
     _, rows = encoded(tiny, little_rows(), tmp_path)
-    model = Ignorant(methods.load_base(tiny, "lora", "cpu").float())
+    model = Ignorant(methods.load_base(tiny, "bf16", "cpu").float())
     assert not training.packs_stay_apart(model, rows)
     assert training.can_pack(model, Recipe(), rows) == (False, "this model lets packed rows see each other")
 
 
-def test_resuming_after_a_kill_gives_the_losses_of_an_unbroken_run(tiny: Path, tmp_path: Path) -> None:
-    recipe = replace(QUICK, steps=12)
+@pytest.mark.parametrize("method", ["qlora", "adalora"])
+def test_resuming_after_a_kill_gives_the_losses_of_an_unbroken_run(method: str, tiny: Path, tmp_path: Path) -> None:
+    recipe = replace(QUICK, method=method, steps=12)
 
     def killed_in_step_8(text: str) -> None:
         if text.startswith("step 8 of 12 · loss "):
@@ -206,11 +216,100 @@ def test_resuming_after_a_kill_gives_the_losses_of_an_unbroken_run(tiny: Path, t
         assert (step, loss) == (same_step, pytest.approx(same_loss, abs=1e-3))
 
 
+def test_a_checkpoint_that_was_not_written_to_its_end_is_named(tiny: Path, tmp_path: Path) -> None:
+    recipe = replace(QUICK, method="adalora", steps=3)
+    train(tiny, tmp_path, recipe)
+    (tmp_path / "out" / "checkpoints" / "checkpoint-3" / "ranks.pt").unlink()
+    with pytest.raises(UsageError, match="checkpoint-3 was not written to its end: remove it"):
+        train(tiny, tmp_path, recipe)
+
+
 def test_a_folder_begun_with_something_else_is_refused(tmp_path: Path) -> None:
     training.fingerprint(tmp_path, {"data": "a", "seed": 1})
     training.fingerprint(tmp_path, {"data": "a", "seed": 1})
     with pytest.raises(UsageError, match="seed: 1 -> 2"):
         training.fingerprint(tmp_path, {"data": "a", "seed": 2})
+
+
+# ---------------------------------------------------------------- AdaLoRA, and soft prompts
+
+
+def logits(model: Any, ids: list[int]) -> Any:
+    with torch.no_grad():
+        return model.eval()(input_ids=torch.tensor([ids])).logits.float()
+
+
+@pytest.mark.parametrize("watch", [True, False])
+def test_adalora_prunes_ranks_and_is_the_same_when_it_is_read_again(watch: bool, tiny: Path, tmp_path: Path) -> None:
+    recipe = replace(QUICK, method="adalora", rank=8, steps=10)
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        trainer, result = train(tiny, tmp_path, recipe, watch=watch)
+        trainer.model.save_pretrained(tmp_path / "saved")
+        *_, (_, again) = evaluate.arms(tiny, "bf16", "cpu", {"ours": tmp_path / "saved"})
+    ranks = [side for name, side in trainer.model.named_parameters() if "lora_E" in name]
+    left = sum(int(side.count_nonzero()) for side in ranks)
+    if watch:  # the best checkpoint was read back, from whatever stage of the pruning
+        assert result.best_step
+        assert left >= len(ranks) * recipe.rank // 2
+    else:
+        assert left == len(ranks) * recipe.rank // 2
+    ids, trained = list(range(40, 90)), trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    assert torch.equal(logits(again.float(), ids), logits(trained.float(), ids))
+    assert [str(entry.message) for entry in warned if "Adapter" in str(entry.message)] == []
+    assert [str(entry.message) for entry in warned if "rank_pattern" in str(entry.message)] == []
+
+
+def test_adaloras_penalty_is_the_one_that_peft_adds_to_its_own_loss(tiny: Path) -> None:
+    import peft
+
+    model = methods.load_base(tiny, "bf16", "cpu")
+    recipe = replace(QUICK, method="adalora")
+    model = peft.get_peft_model(model, methods.adapter_config(recipe, model, 10))
+    ids = list(range(40, 90))
+    both = gradients(model, ids)
+    weight, model.active_peft_config.orth_reg_weight = model.active_peft_config.orth_reg_weight, 0.0
+    without = gradients(model, ids)
+    model.active_peft_config.orth_reg_weight = weight
+    training._allocate_ranks().on_pre_optimizer_step(None, None, None, model=model)
+    ours = torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad and p.grad is not None])
+    assert float((both - without).norm()) > 0.01
+    assert torch.allclose(ours, both, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["prefix", "prompt", "ptuning", "adalora"])
+def test_a_method_may_stand_on_a_base_in_4_bits(method: str, tiny: Path, tmp_path: Path) -> None:
+    recipe = replace(QUICK, method=method, four_bit=True, learning_rate=None, steps=8)
+    trainer, result = train(tiny, tmp_path, recipe)
+    assert trainer.model.get_base_model().is_loaded_in_4bit
+    assert result.watched[-1][1] < result.watched[0][1]
+    trainer.model.save_pretrained(tmp_path / "saved")
+    *_, (_, again) = evaluate.arms(tiny, recipe.precision, "cpu", {"ours": tmp_path / "saved"})
+    ids = list(range(40, 90))
+    assert torch.allclose(logits(again, ids), logits(trainer.model, ids), atol=0.05)  # bf16, as it was trained
+
+
+def test_what_cannot_be_trained_in_4_bits_is_said_before(tiny: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="weights in 4 bits cannot be trained"):
+        recipe_of("--method", "full", "--four-bit")
+    with pytest.raises(UsageError, match="take lora"):
+        recipe_of("--no-four-bit")
+    assert recipe_of("--method", "dora", "--no-four-bit").precision == "bf16"
+    assert recipe_of("--method", "prefix", "--four-bit").precision == "nf4"
+
+
+@pytest.mark.parametrize("method", ["prompt", "prefix"])
+def test_a_soft_prompt_writes_the_same_alone_and_among_others(method: str, tiny: Path, tmp_path: Path) -> None:
+    recipe = replace(QUICK, method=method, learning_rate=3e-2, steps=10)
+    trainer, _ = train(tiny, tmp_path, recipe)
+    tokenizer, tasks = weights.load_tokenizer(tiny), read(tmp_path / "rows.jsonl").examples[:12]
+    lengths = {len(task.question) for task in tasks}
+    assert len(lengths) > 1  # else nothing would be padded
+    settings: dict[str, Any] = {"stops": [tokenizer.eos_token_id], "max_new_tokens": 8}
+    model = trainer.model.float().eval()
+    together = measure.write_answers(model, tokenizer, tasks, **settings)
+    alone = [measure.write_answers(model, tokenizer, [task], **settings)[0] for task in tasks]
+    assert together == alone
 
 
 # ---------------------------------------------------------------- recipes
@@ -264,7 +363,7 @@ def test_weights_and_adapter_are_counted_right(wide: Path, method: str) -> None:
     import peft
 
     recipe = replace(QUICK, method=method, rank=8)
-    model = methods.load_base(wide, method, "cpu")
+    model = methods.load_base(wide, recipe.precision, "cpu")
     held = model.get_memory_footprint()
     found = estimate.estimate(
         estimate.shape_of(methods.require_causal(wide)), recipe, 100, checkpointing=False, device="cpu"
@@ -309,7 +408,7 @@ def tasks(tmp_path: Path) -> Path:
 def test_every_method_goes_all_the_way(method: str, tiny: Path, tasks: Path, tmp_path: Path) -> None:
     data, out = write_rows(tmp_path / "data.jsonl", little_rows()), tmp_path / "out"
     arguments = [data, "--base", tiny, "--out", out, "--tasks", tasks, "--new-tokens", 4, "--device", "cpu"]
-    assert finetune(*arguments, "--method", method, "--steps", 6, "--batch", 4, "--rank", 4) == 0
+    assert finetune(*arguments, "--method", method, "--steps", 6, "--batch", 4, "--rank", 4, "--watch", 0) == 0
     verdict = json.loads((out / "verdict.json").read_text())
     assert verdict["verdict"] in ("better", "worse", "cannot tell")
     assert verdict["about_filtering"] is None  # there was no control
@@ -333,7 +432,7 @@ def test_a_tuned_model_has_learnt_and_stops(tiny: Path, tmp_path: Path, tasks: P
     assert finetune(data, "--base", tiny, "--out", out, "--tasks", tasks, "--new-tokens", 2, *flags) == 0
     tokenizer = weights.load_tokenizer(out)
     examples = read(data).examples
-    *_, (name, model) = evaluate.arms(tiny, "qlora", "cpu", {"ours": out})
+    *_, (name, model) = evaluate.arms(tiny, "nf4", "cpu", {"ours": out})
     assert name == "ours"
     replies = measure.write_answers(model, tokenizer, examples, stops=[tokenizer.eos_token_id], max_new_tokens=40)
     assert [reply.text for reply in replies] == [example.answer for example in examples]

@@ -45,6 +45,7 @@ def test_a_small_steady_difference_is_seen_though_tasks_differ_widely() -> None:
     assert decide(low, high) == "better"
 
 
+@pytest.mark.slow
 def test_noise_alone_is_told_from_an_effect_at_the_promised_rate() -> None:
     false_alarms = 0
     for seed in range(200):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kg.graph import Fact, Graph, GraphBuilder, GraphError, stable_hash
@@ -97,7 +97,6 @@ def check_question(graph: Graph, question: Question) -> None:
             assert len(question.answers) >= 3
 
 
-@settings(deadline=None)
 @given(triples, st.integers(0, 3))
 def test_every_question_is_right_whatever_the_graph(facts: list[tuple[str, str, str]], seed: int) -> None:
     """Cycles, self-loops, multi-edges and separate parts included: the graphs are random."""

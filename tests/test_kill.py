@@ -15,7 +15,6 @@ import re
 import shutil
 import signal
 import sqlite3
-import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -63,11 +62,15 @@ class Case:
         code = self.forked.run(self.arguments, env={crash.VARIABLE: crash_at} if crash_at else None)
         return self.check(code, stored, asked)
 
-    def run_killed_after(self, seconds: float) -> int:
+    def run_killed_after(self, requests: int, turns: int) -> int:
+        """Kill it once so many requests have come to the server, and so many looks later: wherever it is then."""
         stored, asked = self.stored(), self.asked()
         process = self.forked.start(self.arguments)
-        time.sleep(seconds)  # the moment of the kill: the one thing here that is meant to be random
         with contextlib.suppress(ProcessLookupError):  # it was done before
+            while self.asked().total() < asked.total() + requests:
+                os.kill(process, 0)
+            for _ in range(turns):
+                os.kill(process, 0)
             os.kill(process, signal.SIGKILL)
         return self.check(self.forked.wait(), stored, asked)
 
@@ -114,7 +117,7 @@ def case(tmp_path: Path, forked: Forked) -> Iterator[Case]:
 
 def test_every_point_in_the_code_is_in_the_list_and_the_other_way_round() -> None:
     marked: Counter[str] = Counter()
-    for path in (ROOT / "pipeline").glob("*.py"):
+    for path in (ROOT / "pipeline").rglob("*.py"):
         for call in re.findall(r"crash\.point\((.*?)\)", path.read_text(encoding="utf-8")):
             marked.update(re.findall(r'"([a-z]+\.[a-z]+)"', call))
     assert set(marked) == set(crash.POINTS)
@@ -144,11 +147,10 @@ def test_killed_at_every_passing_of_a_point(
 
 
 def killed_at_random(case: Case, clean: dict[str, bytes], kills: int, seed: int) -> None:
-    """Kill the run again and again; each life gets a random share of the time that a whole run takes here."""
+    """Kill the run again and again; each life gets a random share of the requests that a whole run takes."""
     random_ = random.Random(seed)
-    started = time.monotonic()
     assert case.run() == 0
-    whole_s = time.monotonic() - started
+    whole = case.asked().total()
     for _ in range(kills):
         if random_.random() < 0.4:
             shutil.rmtree(
@@ -156,7 +158,7 @@ def killed_at_random(case: Case, clean: dict[str, bytes], kills: int, seed: int)
             )  # from the start again, so that the kills do not all hit a replay
             case.kills = 1  # requests of the old life may still be on their way
             case.server.path.write_bytes(b"")
-        case.run_killed_after(random_.uniform(0, whole_s))
+        case.run_killed_after(random_.choice([0, random_.randrange(whole)]), random_.randrange(200_000))
     case.ends_as(clean)
 
 

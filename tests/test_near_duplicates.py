@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.curation.near_duplicates import (
@@ -179,7 +179,6 @@ WORDS = st.lists(st.sampled_from(["a", "b", "cat", "海", "潮", "7"]), max_size
 
 
 @given(texts=st.lists(WORDS, max_size=6), mass=st.integers(1, 120), weights=st.sampled_from([(13, 8), (1, 1), (7, 7)]))
-@settings(max_examples=200, deadline=None)
 def test_windows_are_the_shortest_runs_that_weigh_enough(
     texts: list[list[str]], mass: int, weights: tuple[int, int]
 ) -> None:
@@ -209,7 +208,6 @@ def test_a_short_text_is_one_window_if_wanted() -> None:
 
 
 @given(st.text(max_size=40) | st.text(st.characters(max_codepoint=127), max_size=40))
-@settings(max_examples=300, deadline=None)
 def test_the_fast_words_are_the_same_words(text: str) -> None:
     fast, plain = window_hashes([words_of(text)], mass=1), window_hashes([tokens(text)], mass=1)
     assert fast.hashes.tolist() == plain.hashes.tolist()

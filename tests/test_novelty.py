@@ -106,19 +106,20 @@ MIXED = alike(
 )
 
 
-@settings(deadline=None, max_examples=150)
+FEWER = settings(max_examples=settings().max_examples // 4)  # where an example is dear
+
+
 @given(ASCII, THRESHOLDS, st.booleans())
 def test_ascii_decides_as_rouge_score_at_every_step(texts: list[str], threshold: float, keep_all: bool) -> None:
     check_every_step(texts, threshold, keep_all, rouge_score_f)
 
 
-@settings(deadline=None, max_examples=100)
 @given(MIXED, THRESHOLDS, st.booleans())
 def test_any_script_decides_as_the_loop_at_every_step(texts: list[str], threshold: float, keep_all: bool) -> None:
     check_every_step(texts, threshold, keep_all)
 
 
-@settings(deadline=None, max_examples=50)
+@FEWER
 @given(ASCII, THRESHOLDS)
 def test_more_words_than_characters_changes_nothing(texts: list[str], threshold: float) -> None:
     with pytest.MonkeyPatch.context() as patch:
@@ -126,7 +127,7 @@ def test_more_words_than_characters_changes_nothing(texts: list[str], threshold:
         check_every_step(texts, threshold, keep_all=True)
 
 
-@settings(deadline=None, max_examples=25)
+@FEWER
 @given(alike(list("abcdefghijklmnopqrstuvwxyz"), longest=150), st.sampled_from([0.5, 0.7, 0.9]))
 def test_long_texts_with_wider_sketches_decide_as_the_loop(texts: list[str], threshold: float) -> None:
     check_every_step(texts, threshold, keep_all=True)
@@ -302,6 +303,7 @@ class Overlaps:
         return bounds
 
 
+@pytest.mark.slow
 def test_five_thousand_real_instructions_decide_as_rouge_score() -> None:
     """rouge_score scores every pair that could pass 0.7 by its words in common, and a sample of the others."""
     texts = real_ascii_instructions(5000)

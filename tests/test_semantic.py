@@ -316,7 +316,7 @@ def test_curate_with_the_model(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert curate.main([*arguments, "--semantic-duplicates", "0.999"]) == 0
     assert len(list(read_records(tmp_path / "c"))) == len(ROWS)
     with sqlite3.connect(tmp_path / "c" / "cache.sqlite") as database:
-        stored = database.execute("SELECT count(*) FROM vectors").fetchone()[0]
+        stored = database.execute("SELECT count(*) FROM derived").fetchone()[0]
     assert stored >= 6
 
 

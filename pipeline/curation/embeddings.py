@@ -10,14 +10,14 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import logging
-import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from pipeline.cache import Cache, key_of
 from pipeline.curation.shingles import batches
-from pipeline.errors import StorageError, UsageError
+from pipeline.errors import UsageError
 
 if TYPE_CHECKING:
     import numpy
@@ -88,49 +88,32 @@ class EmbeddingModel:
 
 
 class EmbeddingCache:
-    """text and model -> vector, in a SQLite file."""
+    """text and model -> vector, in a run folder's cache."""
 
     def __init__(self, path: Path) -> None:
-        try:
-            self._db = sqlite3.connect(path)
-            self._db.execute("CREATE TABLE IF NOT EXISTS vectors (key BLOB PRIMARY KEY, vector BLOB) WITHOUT ROWID")
-        except sqlite3.Error as error:
-            raise StorageError(f"{path}: cannot be used ({error}); it is a cache, and may be deleted.") from error
+        self._cache = Cache(path)
 
     def __enter__(self) -> EmbeddingCache:
+        self._cache.__enter__()
         return self
 
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
-        self._db.close()
+        self._cache.__exit__()
 
     def embed(self, texts: Iterable[str], model: EmbeddingModel) -> Iterator[NDArray[numpy.float16]]:
         """The vectors of the texts, in order, some thousand rows at a time; what is not stored yet is computed."""
         import numpy as np
 
         for chunk in batches(texts, _CHUNK):
-            keys = [
-                hashlib.sha256(f"{model.identity}\0{text}".encode("utf-8", "surrogatepass")).digest()[:16]
-                for text in chunk
-            ]
-            known = self._known(keys)
+            keys = [key_of(model.identity, text) for text in chunk]
+            known = self._cache.get_many("embedding", keys)
             missing = {key: text for key, text in zip(keys, chunk, strict=True) if key not in known}
             if missing:
                 computed = model.encode(list(missing.values()))
                 fresh = {key: vector.tobytes() for key, vector in zip(missing, computed, strict=True)}
-                try:
-                    with self._db:
-                        self._db.executemany("INSERT OR REPLACE INTO vectors VALUES (?, ?)", fresh.items())
-                except sqlite3.Error as error:
-                    raise StorageError(f"cache.sqlite cannot be written ({error}).") from error
+                self._cache.put("embedding", fresh)
                 known |= fresh
             yield np.frombuffer(b"".join(known[key] for key in keys), np.float16).reshape(len(keys), model.dimension)
-
-    def _known(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
-        known: dict[bytes, bytes] = {}
-        for some in batches(keys, 500):
-            marks = ",".join("?" * len(some))
-            known.update(self._db.execute(f"SELECT key, vector FROM vectors WHERE key IN ({marks})", some))
-        return known
 
 
 def _folder(name: str | None) -> Path:

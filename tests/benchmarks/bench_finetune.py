@@ -87,7 +87,7 @@ def ours(base: Path, count: int, device: str, *, packing: bool) -> dict[str, flo
     tokenizer, _, encoded = rows_of(base, count)
     recipe = Recipe(batch=BATCH, epochs=1, packing=packing)
     batches = training.plan(encoded, recipe, LONGEST, packing=packing, device=device)
-    model = methods.load_base(base, recipe.method, device)
+    model = methods.load_base(base, recipe.precision, device)
     with tempfile.TemporaryDirectory() as folder:
         setup = training.Setup(Path(folder), device, 0, packing=packing, checkpointing=device == "cuda")
         _, result = training.train(model, tokenizer, encoded, [], recipe, batches, setup, lambda text: None)
