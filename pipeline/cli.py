@@ -22,18 +22,27 @@ from typing import Any, TypeVar
 
 from pipeline import filters
 from pipeline.ask import Ask
+from pipeline.asking import budget_of, interruptible, read_prompts, usd
 from pipeline.backends.endpoint import without_secrets
 from pipeline.errors import DONE, SHORT, BudgetReached, Interrupted, Offline, StopRun, StorageError, UsageError
 from pipeline.journal import Journal, Totals
 from pipeline.judge import Judge
 from pipeline.llm import Model, Request
 from pipeline.models import open_judge, open_model
-from pipeline.money import FREE, Budget, Limits, read_prices
 from pipeline.pairs import Manner, Pairs
-from pipeline.prompts import Prompts
 from pipeline.run import GIVE_UP_AFTER, Covering, Generator, Line, Tally
 from pipeline.run_folder import DerivedFiles, locked, read_config, write_json
-from pipeline.settings import Checked, GeneratorSettings, checked, flags_of, parse, resolved, shaping
+from pipeline.settings import (
+    AskingSettings,
+    Checked,
+    GeneratorSettings,
+    add_switches,
+    checked,
+    flags_of,
+    parse,
+    resolved,
+    shaping,
+)
 
 Settings = TypeVar("Settings", bound=GeneratorSettings)
 
@@ -57,7 +66,7 @@ def run_command(
         run = _Run(settings, switches, generator, model, again)
         return asyncio.run(run.plan() if switches.plan else run.run())
     except StopRun as stop:
-        _say(f"{stop} Go on with: {again}" if isinstance(stop, StorageError) else str(stop))
+        _say(f"{stop} Go on with: {again}" if isinstance(stop, StorageError | Interrupted) else str(stop))
         return stop.exit_code
     except KeyboardInterrupt:  # before the run could take the signal itself
         return Interrupted.exit_code
@@ -69,18 +78,23 @@ def run_deriving(
     *,
     command: str,
     about: str,
-    work: Callable[[Checked, Callable[[str], None]], tuple[dict[str, Any], int]],
+    work: Callable[[Checked, Switches], tuple[dict[str, Any], int]],
 ) -> int:
-    """Parse, work, report, for commands that ask no model; returns the exit code.
+    """Parse, work, report, for commands that derive and hardly ask; returns the exit code.
 
-    `work` is given the settings and what says a line; it returns the summary and the exit code.
+    `work` is given the settings and the switches; it returns the summary and the exit code.
     """
+    again = _without_secrets(["python", "-m", command, *(sys.argv[1:] if argv is None else argv)])
     try:
         parser = flags_of(settings_model, command=command, about=about)
-        parser.add_argument("--json", action="store_true", help="print the summary as JSON on stdout")
+        if issubclass(settings_model, AskingSettings):
+            add_switches(parser)
+        else:
+            parser.add_argument("--json", action="store_true", help="print the summary as JSON on stdout")
         arguments = parser.parse_args(argv)
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-        summary, code = work(checked(settings_model, arguments), _say)
+        given = {name: getattr(arguments, name, False) for name in ("offline", "retry_failed", "plan")}
+        summary, code = work(checked(settings_model, arguments), Switches(_say, again, **given))
     except StopRun as stop:
         _say(str(stop))
         return stop.exit_code
@@ -90,6 +104,17 @@ def run_deriving(
     if arguments.json:
         print(json.dumps(summary, ensure_ascii=False))
     return code
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Switches:
+    """What a deriving command was told beside its settings; `say` says a line, `again` is the command to go on with."""
+
+    say: Callable[[str], None]
+    again: str
+    offline: bool
+    retry_failed: bool
+    plan: bool
 
 
 class _Run:
@@ -104,17 +129,11 @@ class _Run:
         self.judge: Judge | None = None
         self.judge_ask: Ask | None = None
         self.pairs: Pairs | None = None
-        self.interrupted = False
         self.started = time.monotonic()
-        prices = read_prices(settings.prices)
         if settings.pairs and not settings.needs_model:
             raise UsageError("--pairs: further answers need a model, and this run asks none; --pairs 0 asks for none.")
         self.judge_model = open_judge(settings, model) if settings.judge or settings.pairs else model
-        for one in (model, self.judge_model):
-            if one.is_local:
-                prices[one.identity] = FREE
-        limits = Limits(settings.max_cost, settings.max_total_tokens, settings.max_requests)
-        self.budget = Budget(model.identity, prices, limits)
+        self.budget = budget_of(settings, model, self.judge_model)
 
     async def run(self) -> int:
         with locked(self.folder), Journal(self.folder / "journal.sqlite") as self.journal:
@@ -150,7 +169,7 @@ class _Run:
                     pair_asks=self._pair_asks,
                 )
                 try:
-                    stopped = await self._interruptible(line)
+                    stopped = await interruptible(line.run(), self.ask, _say)
                 finally:
                     await self.model.close()
                     await self.judge_model.close()
@@ -206,43 +225,21 @@ class _Run:
             print(json.dumps(found, ensure_ascii=False))
         _say(
             f"Would send about {plan.requests} requests: {plan.prompt_tokens} tokens to read, {plan.completion_tokens}"
-            f" to write, {_usd(price)}. Spent so far: {_usd(self.budget.cost)}."
+            f" to write, {usd(price)}. Spent so far: {usd(self.budget.cost)}."
         )
         _say(f"Assumed: {plan.assumes}")
         _say(f"Nothing was sent. To do it: {self.again.replace(' --plan', '')}")
         return DONE
-
-    async def _interruptible(self, line: Line) -> StopRun | None:
-        """Run the line; the first SIGINT, SIGTERM or SIGHUP drains it, the second breaks off."""
-        task = asyncio.ensure_future(line.run())
-
-        def on_signal() -> None:
-            if self.interrupted:
-                self.ask.abort()
-                task.cancel()
-                return
-            self.interrupted = True
-            in_flight = "nothing is in flight" if self.model.is_local else "finishing what is in flight"
-            _say(f"\nStopping: {in_flight}, and everything that arrived is kept. Once more to stop at once.")
-            self.ask.stop(Interrupted("Interrupted."))
-
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            loop.add_signal_handler(number, on_signal)
-        try:
-            return await task
-        except asyncio.CancelledError:
-            raise Interrupted(f"Stopped at once. Go on with: {self.again}") from None
 
     def _spent(self, summary: dict[str, Any]) -> str:
         unsure = f"; {summary['possibly_paid']} calls brought no reply and were possibly paid" * bool(
             summary["possibly_paid"]
         )
         if summary["cost"] is None:
-            return f"Spent by this folder: {_usd(None)}{unsure}."
+            return f"Spent by this folder: {usd(None)}{unsure}."
         each = summary["cost_per_kept"]
         rate = f", {each:.6f} a kept record" if each is not None else ""
-        return f"Spent by this folder: {_usd(summary['cost'])}{rate}; at most {_usd(summary['cost_at_most'])}{unsure}."
+        return f"Spent by this folder: {usd(summary['cost'])}{rate}; at most {usd(summary['cost_at_most'])}{unsure}."
 
     # ---------------------------------------------------------------- config.json
 
@@ -353,11 +350,6 @@ class _Run:
         return DONE
 
 
-def read_prompts(own: Path | None) -> dict[str, Prompts]:
-    """The templates of every language there is."""
-    return {language: Prompts(language, own) for language in ("en", "zh")}
-
-
 def _pairs_line(pairs: Pairs) -> str:
     counts = pairs.counts()
     how = ", ".join(f"{number} {name}" for name, number in counts["by"].items() if number)
@@ -366,10 +358,6 @@ def _pairs_line(pairs: Pairs) -> str:
         f"Pairs {counts['written']}{f' ({how})' if how else ''} of {counts['records']} records and {counts['answers']}"
         f" further answers{f'; no pair: {none}' if none else ''}."
     )
-
-
-def _usd(amount: float | None) -> str:
-    return "cost unknown (no price in prices.toml)" if amount is None else f"{amount:.4f} USD"
 
 
 def _without_secrets(command: list[str]) -> str:
@@ -429,7 +417,7 @@ class Progress:
         if faults := sum(counts.faults.values()):
             parts.append(f"{faults} faults")
         if cost := self._ask.budget.cost:
-            parts.append(_usd(cost) + (f", {cost / tally.kept:.5f} a record" if tally.kept else ""))
+            parts.append(usd(cost) + (f", {cost / tally.kept:.5f} a record" if tally.kept else ""))
         if self._target and 0 < tally.kept < self._target and counts.sent:
             parts.append(f"about {_duration(seconds * (self._target - tally.kept) / tally.kept)} left")
         return " · ".join(parts)

@@ -17,8 +17,9 @@ Nothing here changes which records are kept.
 from __future__ import annotations
 
 import asyncio
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -26,6 +27,7 @@ from pipeline import filters
 from pipeline.ask import Ask
 from pipeline.errors import StopRun
 from pipeline.filters import Candidate, Filter, Found
+from pipeline.in_order import in_order
 from pipeline.judge import prompts_for, question_shown, source_text, verdict_request
 from pipeline.llm import JsonObject, Request
 from pipeline.parsing import Unreadable, read_text, read_value
@@ -115,31 +117,24 @@ class Pairs:
 
         Whatever the reason, what is written are the pairs of the longest complete prefix of the records.
         """
-        waiting = iter(self._kept)
-        pending: deque[asyncio.Task[list[Outcome]]] = deque()
         written: set[str] = set()
+
+        async def of(candidate: Candidate) -> list[Outcome]:
+            return await self._of(candidate, answer, compare)
+
         try:
-            while True:
-                while len(pending) < 2 * concurrency and (candidate := next(waiting, None)) is not None:
-                    pending.append(asyncio.ensure_future(self._of(candidate, answer, compare)))
-                if not pending:
-                    return None
-                for ending, pair in await pending[0]:
-                    if pair is not None and pair.id in written:  # two answers alike, to the letter
-                        self.endings["equal"] += 1
-                        continue
-                    self.endings[ending] += 1
-                    if pair is not None:
-                        written.add(pair.id)
-                        files.prefer(pair)
-                pending.popleft()
-                self.records += 1
+            async with aclosing(in_order(self._kept, of, at_once=2 * concurrency)) as made:
+                async for outcomes in made:
+                    for ending, pair in outcomes:
+                        is_new = pair is None or pair.id not in written  # two answers may be alike, to the letter
+                        self.endings[ending if is_new else "equal"] += 1
+                        if pair is not None and is_new:
+                            written.add(pair.id)
+                            files.prefer(pair)
+                    self.records += 1
         except StopRun as stop:
             return stop
-        finally:
-            for task in pending:
-                task.cancel()
-            await asyncio.gather(*pending, return_exceptions=True)
+        return None
 
     async def _of(self, candidate: Candidate, answer: Ask, compare: Ask) -> list[Outcome]:
         outcomes: list[Outcome] = list(self._free(candidate))
@@ -157,7 +152,8 @@ class Pairs:
         rest: list[_Lost] = []
         for lost in self._lost.pop(_question_id(candidate.record), ()):
             other = lost.candidate
-            if lost.filter in BOUND_TO_SOURCE and (other.evidence, other.asked) != (candidate.evidence, candidate.asked):
+            same_ground = (other.evidence, other.asked) == (candidate.evidence, candidate.asked)
+            if lost.filter in BOUND_TO_SOURCE and not same_ground:
                 rest.append(lost)
             elif not _same(other.record.output, candidate.record.output):
                 pairs.append(

@@ -177,16 +177,22 @@ def parse(
     argparse itself exits 2 for a flag it does not know.
     """
     parser = flags_of(model, command=command, about=about)
-    switches = parser.add_argument_group("switches")
+    switches = add_switches(parser)
     switches.add_argument(
         "--accept-changes", action="store_true", help="go on in a folder made with other shaping settings"
     )
+    arguments = parser.parse_args(argv)
+    return checked(model, arguments), arguments
+
+
+def add_switches(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """What is no setting, for a command that may ask a model."""
+    switches = parser.add_argument_group("switches")
     switches.add_argument("--offline", action="store_true", help="send nothing: derive the records from what is stored")
     switches.add_argument("--retry-failed", action="store_true", help="ask again what failed for good")
     switches.add_argument("--plan", action="store_true", help="send nothing: say what would be sent, and its price")
     switches.add_argument("--json", action="store_true", help="print the summary as JSON on stdout")
-    arguments = parser.parse_args(argv)
-    return checked(model, arguments), arguments
+    return switches
 
 
 def flags_of(model: type[BaseModel], *, command: str, about: str) -> argparse.ArgumentParser:
@@ -259,11 +265,12 @@ def shaping(settings: GeneratorSettings) -> dict[str, Any]:
     return {name: dumped[name] for name in names}
 
 
-def resolved(settings: GeneratorSettings) -> dict[str, Any]:
+def resolved(settings: BaseModel) -> dict[str, Any]:
     """All settings, JSON-ready, for config.json. It holds no key: only the name of the variable that holds it."""
     dumped = settings.model_dump(mode="json")
-    if settings.base_url:
-        dumped["base_url"] = without_secrets(settings.base_url)
+    for name in ("base_url", "judge_base_url"):
+        if dumped.get(name):
+            dumped[name] = without_secrets(dumped[name])
     return dumped
 
 

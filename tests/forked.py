@@ -9,6 +9,7 @@ The children are real processes with signals, limits and exit codes of their own
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
 import resource
@@ -24,10 +25,10 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 class Forked:
-    """One command at a time; `output` holds what the last one wrote to stdout and stderr."""
+    """One command at a time; `output` holds what the last one wrote to stdout and stderr. `main` names its module."""
 
-    def __init__(self, scratch: Path) -> None:
-        self._output = scratch / "output.txt"
+    def __init__(self, scratch: Path, main: str = "pipeline.self_instruct") -> None:
+        self._output, self._main = scratch / "output.txt", main
 
     def __enter__(self) -> Forked:
         self.process = subprocess.Popen(
@@ -53,8 +54,14 @@ class Forked:
     def start(
         self, arguments: Sequence[str], *, env: Mapping[str, str] | None = None, largest_file: int | None = None
     ) -> int:
-        """Start a self_instruct command; its process id."""
-        job = {"arguments": list(arguments), "env": dict(env or {}), "output": str(self._output), "limit": largest_file}
+        """Start a command; its process id."""
+        job = {
+            "main": self._main,
+            "arguments": list(arguments),
+            "env": dict(env or {}),
+            "output": str(self._output),
+            "limit": largest_file,
+        }
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps(job) + "\n")
         self.process.stdin.flush()
@@ -85,8 +92,7 @@ class Forked:
 
 
 def _child(job: dict[str, object]) -> None:
-    from pipeline.self_instruct import main
-
+    main = importlib.import_module(str(job["main"])).main
     output = os.open(str(job["output"]), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(output, 1)

@@ -225,9 +225,7 @@ def flags(*more: object) -> list[object]:
     return ["--target", 12, "--pairs", 1, "--judge-model", "j", *more]
 
 
-def test_pairs_come_after_the_records_and_replay_for_free(
-    tmp_path: Path, run: Run, start_server: StartServer
-) -> None:
+def test_pairs_come_after_the_records_and_replay_for_free(tmp_path: Path, run: Run, start_server: StartServer) -> None:
     server, out = start_server(dirty=0.2), tmp_path / "out"
     assert run(*against(server, tmp_path / "plain", "--target", 12)).returncode == 0
     command = against(server, out, *flags())
