@@ -26,9 +26,11 @@ from pipeline.asking import budget_of, interruptible, read_prompts, usd
 from pipeline.backends.endpoint import without_secrets
 from pipeline.errors import DONE, SHORT, BudgetReached, Interrupted, Offline, StopRun, StorageError, UsageError
 from pipeline.journal import Journal, Totals
-from pipeline.judge import Judge
+from pipeline.judge import USUAL_VERDICT_TOKENS, Judge
+from pipeline.later import plan_judge, plan_pairs
 from pipeline.llm import Model, Request
 from pipeline.models import open_judge, open_model
+from pipeline.money import Plan, plan_of
 from pipeline.pairs import Manner, Pairs
 from pipeline.run import GIVE_UP_AFTER, Covering, Generator, Line, Tally
 from pipeline.run_folder import DerivedFiles, locked, read_config, write_json
@@ -192,9 +194,11 @@ class _Run:
         settings = self.settings
         if settings.pairs is None:
             return None
-        max_tokens = self.generator.shaping["max_tokens"]
-        manner = Manner(max_tokens, settings.temperature, settings.top_p, settings.extra_body)
-        return Pairs(settings.pairs, on, read_prompts(settings.prompts), manner)
+        return Pairs(settings.pairs, on, read_prompts(settings.prompts), self._manner())
+
+    def _manner(self) -> Manner:
+        settings, max_tokens = self.settings, self.generator.shaping["max_tokens"]
+        return Manner(max_tokens, settings.temperature, settings.top_p, settings.extra_body)
 
     async def _pair_asks(self) -> tuple[Ask, Ask]:
         """Who is asked for further answers, and who for verdicts, once nothing more is sent for records."""
@@ -209,6 +213,17 @@ class _Run:
             answers.stop(self.ask.stopped)
         return answers, verdicts
 
+    def _plan_later(self, plan: Plan) -> tuple[Plan, Plan]:
+        """What the judge would be asked, and what further answers."""
+        settings, verdicts, answers = self.settings, plan_of((), ""), plan_of((), "")
+        prompts = read_prompts(settings.prompts)["zh" if settings.language == "zh" else "en"]
+        if settings.judge:
+            verdicts = plan_judge(plan.expected, self.folder, prompts)
+        if settings.pairs:
+            answers, more = plan_pairs(plan.expected, settings.pairs, self.folder, prompts, self._manner())
+            verdicts += more
+        return verdicts, answers
+
     async def plan(self) -> int:
         """Say what a run would send, and send nothing; a folder that is not there yet is not made."""
         with contextlib.ExitStack() as open_ones:
@@ -219,15 +234,31 @@ class _Run:
                 self.budget.start(await journal.totals())
                 stored = Ask(self.model, journal, concurrency=1).is_stored
             plan = self.generator.plan(self.settings.target, stored)
-        price = self.budget.price_of(plan.prompt_tokens, plan.completion_tokens)
-        found = dataclasses.asdict(plan) | {"cost": price, "spent": self.budget.cost}
+        verdicts, answers = self._plan_later(plan)
+        own, whole = plan + answers, plan + answers + verdicts
+        prices = [self.budget.price_of(own.prompt_tokens, own.completion_tokens)]
+        if verdicts.requests:
+            prices.append(
+                self.budget.beside(self.judge_model.identity).price_of(
+                    verdicts.prompt_tokens, verdicts.completion_tokens
+                )
+            )
+        price = None if None in prices else sum(filter(None, prices))
+        found = dataclasses.asdict(whole) | {"cost": price, "spent": self.budget.cost}
+        found |= {"answers": answers.requests, "verdicts": verdicts.requests}
         if self.switches.json:
             print(json.dumps(found, ensure_ascii=False))
         _say(
-            f"Would send about {plan.requests} requests: {plan.prompt_tokens} tokens to read, {plan.completion_tokens}"
-            f" to write, {usd(price)}. Spent so far: {usd(self.budget.cost)}."
+            f"Would send about {whole.requests} requests: {whole.prompt_tokens} tokens to read,"
+            f" {whole.completion_tokens} to write, {usd(price)}. Spent so far: {usd(self.budget.cost)}."
         )
         _say(f"Assumed: {plan.assumes}")
+        if answers.requests or verdicts.requests:
+            _say(
+                f"Among them {answers.requests} further answers and {verdicts.requests} verdicts of"
+                f" {USUAL_VERDICT_TOKENS} tokens, for {plan.expected.records:.0f} records; what the judge turns away on"
+                " the way there comes on top, and what summary.json counts as done is taken off."
+            )
         _say(f"Nothing was sent. To do it: {self.again.replace(' --plan', '')}")
         return DONE
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable
 from typing import Any, TypeVar
 
 Item = TypeVar("Item")
@@ -19,7 +19,7 @@ Result = TypeVar("Result")
 
 async def in_order(
     items: Iterable[Item], make: Callable[[Item], Coroutine[Any, Any, Result]], *, at_once: int
-) -> AsyncIterator[Result]:
+) -> AsyncGenerator[Result, None]:
     """`make` of each item, up to `at_once` under way; an error comes out where its result would have."""
     pending: deque[asyncio.Task[Result]] = deque()
     try:

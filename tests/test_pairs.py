@@ -269,6 +269,42 @@ def test_a_limit_is_spent_on_records_first_and_pairs_go_on_from_there(
     assert {line["attempt"] for line in server.ledger()} == {1}, "nothing was asked twice"
 
 
+def test_a_plan_prices_verdicts_by_the_judge_and_further_answers_by_the_model(
+    tmp_path: Path, run: Run, start_server: StartServer
+) -> None:
+    server, out = start_server(), tmp_path / "out"
+    (tmp_path / "prices.toml").write_text("[fake]\ninput = 1\noutput = 1\n[j]\ninput = 100\noutput = 100\n")
+    command = against(server, out, "--prices", tmp_path / "prices.toml", "--target", 12, "--judge-model", "j")
+
+    def plan(*more: object) -> Json:
+        ran = run(*command, *more, "--plan", "--json")
+        assert ran.returncode == 0, ran.stderr
+        found: Json = json.loads(ran.stdout)
+        return found
+
+    plain, judged, paired = plan(), plan("--judge"), plan("--pairs", 2)
+    assert (plain["answers"], plain["verdicts"]) == (0, 0)
+    assert (judged["answers"], judged["verdicts"]) == (0, 12)
+    assert (paired["answers"], paired["verdicts"]) == (24, 48)
+    assert judged["requests"] == plain["requests"] + 12
+    assert paired["requests"] == plain["requests"] + 72
+    tokens = {
+        name: plan_["prompt_tokens"] + plan_["completion_tokens"]
+        for name, plan_ in {"plain": plain, "judged": judged}.items()
+    }
+    assert judged["cost"] - plain["cost"] == pytest.approx(100 * (tokens["judged"] - tokens["plain"]) / 1e6)
+    assert server.ledger() == []
+    assert not out.exists()
+
+    assert run(*command, "--pairs", 2).returncode == 0
+    done = plan("--pairs", 2)
+    assert (done["answers"], done["verdicts"]) == (0, 0), "what the summary counts as done is taken off"
+    more = plan("--pairs", 2, "--target", 20)
+    assert (more["answers"], more["verdicts"]) == (16, 32)
+    (tmp_path / "prices.toml").write_text("[fake]\ninput = 1\noutput = 1\n")
+    assert plan("--judge")["cost"] is None, "an unknown price is unknown, never 0"
+
+
 def test_templates_alone_have_no_further_answers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from pipeline import self_kg
 
