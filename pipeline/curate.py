@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import math
 import re
 import signal
 import sys
@@ -37,6 +38,8 @@ from pydantic import BeforeValidator
 
 from pipeline import filters
 from pipeline.asking import usd
+from pipeline.cache import NAME as CACHE
+from pipeline.cache import Cache
 from pipeline.cli import Switches, run_deriving
 from pipeline.curation import near_duplicates, semantic
 from pipeline.curation.decontaminate import CJK_CHARACTERS, SIMILARITY, WORDS, Benchmark, Item, load_items
@@ -46,6 +49,7 @@ from pipeline.curation.rows import file_hash
 from pipeline.curation.selection import KINDS, Quota, groups_of
 from pipeline.curation.spool import Spool
 from pipeline.curation.steps import Curation, Embedded
+from pipeline.difficulty import MOST_TOKENS, SCORES, LossModel, score
 from pipeline.errors import DONE, SHORT, UsageError
 from pipeline.judge import CRITERIA
 from pipeline.judging import Judging
@@ -53,6 +57,7 @@ from pipeline.records import Record
 from pipeline.run_folder import DerivedFiles, locked, read_config, write_json
 from pipeline.settings import AskingSettings, nearest, resolved, setting
 
+SHOW_EVERY_S = 15.0
 JUDGE_SCORES = tuple("judge" if name == "score" else f"judge_{name}" for name in CRITERIA)
 GENERATOR = "curate"  # what config.json says made the folder
 
@@ -138,6 +143,8 @@ class CurateSettings(AskingSettings):
         None, "running", "the judge: a folder (local), a name (endpoint); none: the bundled model"
     )
     judge_base_url: str | None = setting(None, "running", "the judge's endpoint (none: OpenAI's)", metavar="URL")
+    ifd: bool = setting(False, "deriving", "score all by a local model's losses: ifd, perplexity")
+    ifd_model: Path | None = setting(None, "deriving", "that model (none: the bundled one)", metavar="DIR")
 
 
 # ---------------------------------------------------------------- the command
@@ -152,6 +159,7 @@ def curate(settings: CurateSettings, switches: Switches) -> tuple[dict[str, Any]
     model = None
     if settings.semantic_duplicates is not None:
         model = EmbeddingModel(settings.embedding_model, settings.embedding_languages)
+    loss_model = LossModel(settings.ifd_model) if settings.ifd else None
     judging = None
     if settings.judge:
         judging = Judging(
@@ -169,12 +177,16 @@ def curate(settings: CurateSettings, switches: Switches) -> tuple[dict[str, Any]
             _step_contaminated(settings, curation, items)
             return judging.plan(record for _, record in _without_verdict(curation)), DONE
         with locked(settings.out), contextlib.ExitStack() as stack:
-            cache = stack.enter_context(EmbeddingCache(settings.out / "cache.sqlite")) if model is not None else None
+            cache = stack.enter_context(EmbeddingCache(settings.out / CACHE)) if model is not None else None
             _step_contaminated(settings, curation, items)
             if judging is not None:
                 _write_config(settings, parents)  # from here on money is spent: the folder is ours
                 judging.score(_without_verdict(curation), curation.add_scores)
                 signal.signal(signal.SIGTERM, signal.default_int_handler)  # the loop's end took it away
+                if "judge" not in settings.min_score:
+                    curation.step("poor", curation.poor(float(filters.ALL["poor"].threshold or 0)))
+            if loss_model is not None:
+                _add_losses(curation, loss_model, settings.out / CACHE)
             _step_scores(settings, curation)
             _run_steps(settings, curation, model, cache, scratch)
             summary = _summary(curation, counts, started, judging)
@@ -199,9 +211,27 @@ def _without_verdict(curation: Curation) -> Iterator[tuple[int, Record]]:
             yield place, record
 
 
+def _add_losses(curation: Curation, model: LossModel, path: Path) -> None:
+    """ifd and perplexity of all that are left, also of those that bring one along: two models' do not compare."""
+    shown, without, left = time.monotonic(), 0, curation.left()
+
+    def progress(done: int) -> None:
+        nonlocal shown
+        if time.monotonic() - shown > SHOW_EVERY_S:
+            shown = time.monotonic()
+            curation.say(f"           (losses: {done} of {len(left)})")
+
+    curation.spool.forget_scores(SCORES)
+    records = ((place, curation.spool[place]) for place in left)
+    with Cache(path) as cache:
+        for place, scores in score(records, model, cache, progress):
+            curation.add_scores(place, scores or dict.fromkeys(SCORES, math.nan))
+            without += not scores
+    if without:
+        curation.say(f"           ({without} records have no ifd: no answer, or more than {MOST_TOKENS} tokens)")
+
+
 def _step_scores(settings: CurateSettings, curation: Curation) -> None:
-    if settings.judge and "judge" not in settings.min_score:
-        curation.step("poor", curation.poor(float(filters.ALL["poor"].threshold or 0)))
     if settings.min_score:
         curation.step("below_score", curation.below_score(settings.min_score))
     if settings.max_score:
@@ -286,14 +316,16 @@ def _check(settings: CurateSettings, switches: Switches) -> None:
     maker = config.get("generator") if config is not None else None
     if maker != GENERATOR and (config is not None or (out / "records.jsonl").exists()):
         raise UsageError(f"--out: {out} is a run folder made by {maker or 'something else'}; choose another.")
+    if settings.ifd_model is not None and not settings.ifd:
+        raise UsageError("--ifd-model: names who measures --ifd; give --ifd too.")
     if settings.quota and settings.select is None:
         raise UsageError("--quota: a quota limits what --select chooses; give --select N too.")
 
 
 def _check_against_data(settings: CurateSettings, counts: _Counts) -> None:
     """Names that nothing in the data has are mistakes."""
-    to_come = JUDGE_SCORES if settings.judge else ()
-    counts.scores.update(to_come)
+    counts.scores.update(JUDGE_SCORES if settings.judge else ())
+    counts.scores.update(SCORES if settings.ifd else ())
     for name in (*settings.min_score, *settings.max_score):
         if not counts.scores[name]:
             hint = nearest(name, counts.scores) if counts.scores else "they have no scores at all"

@@ -35,6 +35,7 @@ class Spool:
         self._places: dict[bytes, int] = {}
         self._merged: dict[int, list[int]] = {}  # place -> where the lines of its exact duplicates begin
         self._scores: dict[str, array[float]] = {}  # name -> what was found out here, NaN where nothing was
+        self._forgotten: set[str] = set()
         self._recent = lru_cache(_REMEMBERED)(self._read)
 
     def __enter__(self) -> Spool:
@@ -71,6 +72,11 @@ class Spool:
         self._scores[name][place] = score
         self._recent.cache_clear()
 
+    def forget_scores(self, names: Iterable[str]) -> None:
+        """Leave out these scores of the records that came with them."""
+        self._forgotten.update(names)
+        self._recent.cache_clear()
+
     def __getitem__(self, place: int) -> Record:
         return self._recent(place)
 
@@ -81,7 +87,10 @@ class Spool:
     def _read(self, place: int) -> Record:
         record = self._whole(place)
         found = {name: scores[place] for name, scores in self._scores.items() if not math.isnan(scores[place])}
-        return record.model_copy(update={"scores": record.scores | found}) if found else record
+        if not found and not self._forgotten:
+            return record
+        brought = {name: score for name, score in record.scores.items() if name not in self._forgotten}
+        return record.model_copy(update={"scores": brought | found})
 
     def _whole(self, place: int) -> Record:
         """The record as it came, with what its exact duplicates brought."""
