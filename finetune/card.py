@@ -3,25 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from finetune.verdict import table
+from jinja2 import TemplateError
 
-# The chat templates that Ollama can be told in its own language, known by what their prompts hold.
-_OLLAMA = {
-    "<|im_start|>": (
-        "{{ range .Messages }}<|im_start|>{{ .Role }}\n{{ .Content }}<|im_end|>\n{{ end }}<|im_start|>assistant\n"
-    ),
-    "<|start_header_id|>": (
-        "{{ range .Messages }}<|start_header_id|>{{ .Role }}<|end_header_id|>\n\n{{ .Content }}<|eot_id|>{{ end }}"
-        "<|start_header_id|>assistant<|end_header_id|>\n\n"
-    ),
-    "### Assistant:": (
-        "{{ range .Messages }}### {{ if eq .Role \"user\" }}User{{ else if eq .Role \"system\" }}System{{ else }}"
-        "Assistant{{ end }}:\n{{ .Content }}\n\n{{ end }}### Assistant:\n"
-    ),
-}  # fmt: skip
+from finetune.data import Message
+from finetune.verdict import table
 
 
 def write_card(
@@ -59,14 +50,89 @@ def refresh_card(folder: Path, base: str) -> None:
         write_card(folder, run, trained, read("verdict.json"), base)
 
 
-def write_modelfile(folder: Path, prompt: str, stops: list[str]) -> None:
-    """An Ollama Modelfile beside merged weights; without TEMPLATE where the prompt is of a family not known here."""
+def write_modelfile(folder: Path, tokenizer: Any, stops: list[str]) -> bool:
+    """An Ollama Modelfile beside merged weights. False: the model's own template cannot be said in Ollama's language,
+    so TEMPLATE is left out, and Ollama takes what the GGUF file holds."""
+    chat = ollama_chat(tokenizer)
     lines = ["FROM ."]
-    template = next((known for mark, known in _OLLAMA.items() if mark in prompt), None)
-    if template is not None:
-        lines.append(f'TEMPLATE """{template}"""')
+    if chat is not None:
+        lines.append(f'TEMPLATE """{chat.template}"""')
+        lines += [f'SYSTEM """{chat.system}"""'] if chat.system else []
     lines += [f'PARAMETER stop "{stop}"' for stop in stops]
     (folder / "Modelfile").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return chat is not None
+
+
+@dataclass(frozen=True, slots=True)
+class OllamaChat:
+    """A chat template as what stands around each role's words, and what asks for the answer."""
+
+    around: dict[str, tuple[str, str]]
+    asks: str
+    system: str  # what the template says where nobody gives a system message
+
+    @property
+    def template(self) -> str:
+        """In Ollama's language."""
+        said = "".join(
+            f'{{{{ if eq .Role "{role}" }}}}{before}{{{{ .Content }}}}{after}{{{{ end }}}}'
+            for role, (before, after) in self.around.items()
+        )
+        return f"{{{{ range .Messages }}}}{said}{{{{ end }}}}{self.asks}"
+
+    def render(self, messages: Sequence[Message]) -> str:
+        """What Ollama will make of a conversation."""
+        if self.system and messages[0][0] != "system":
+            messages = [("system", self.system), *messages]
+        return "".join(self.around[role][0] + text + self.around[role][1] for role, text in messages) + self.asks
+
+
+def ollama_chat(tokenizer: Any) -> OllamaChat | None:
+    """The model's template, read off what it makes of a conversation; None where another conversation shows that it is
+    not as simple as that."""
+
+    def own(*messages: Message) -> str:
+        turns = [{"role": role, "content": text} for role, text in messages]
+        text = str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+        start = tokenizer.bos_token or ""
+        return text.removeprefix(start) if text.count(start) == 1 else text  # one at the front is Ollama's to write
+
+    try:
+        start, to_user, to_answer, again, end = _parts(own(*_SAMPLE), [text for _, text in _SAMPLE])
+        first, _ = _parts(own(_SAMPLE[1]), [_SAMPLE[1][1]])
+        after_user = _shared_start(to_answer, end)
+        system = ""
+        if first.startswith(start) and first.endswith(to_user) and len(first) > len(start) + len(to_user):
+            system = first[len(start) : len(first) - len(to_user)]
+            first = _shared_start(to_user[::-1], again[::-1])[::-1]
+        around = {
+            "system": (start, to_user.removesuffix(first)),
+            "user": (first, after_user),
+            "assistant": (to_answer.removeprefix(after_user), again.removesuffix(first)),
+        }
+        chat = OllamaChat(around, end.removeprefix(after_user), system)
+        tried = [_SAMPLE, _SAMPLE[1:], _SAMPLE[1:2], [*_SAMPLE, ("assistant", "Yes."), ("user", "Good.")]]
+        return chat if all(chat.render(messages) == own(*messages) for messages in tried) else None
+    except (TemplateError, ValueError):
+        return None
+
+
+_SAMPLE = [("system", "Be kind."), ("user", "What is it?"), ("assistant", "A lamp."), ("user", "Is it on?")]
+
+
+def _shared_start(one: str, other: str) -> str:
+    return "".join(letter for letter, _ in takewhile(lambda both: both[0] == both[1], zip(one, other, strict=False)))
+
+
+def _parts(text: str, words: Sequence[str]) -> list[str]:
+    """What stands before, between and after the words, which the text must hold in this order."""
+    parts = []
+    for word in words:
+        before, found, text = text.partition(word)
+        if not found:
+            raise ValueError(word)
+        parts.append(before)
+    return [*parts, text]
 
 
 def commands(merged: Path, adapter: Path, base: str) -> list[str]:

@@ -25,7 +25,7 @@ from pipeline.curation.rows import read_rows
 from pipeline.errors import UsageError
 from pipeline.novelty import NoveltyIndex
 from pipeline.records import DocumentSource, GraphSource, PromptSource, Record, Rejection, make_record, user_message
-from pipeline.run_folder import read_config, read_records
+from pipeline.run_folder import open_set, read_config, read_records
 from pipeline.text import language_of
 
 HELD_OUT = Path(__file__).with_name("heldout.jsonl")
@@ -91,6 +91,8 @@ def read(path: Path, stage: str = "sft") -> Source:
 
     :raises UsageError: where it cannot be read, holds nothing, or has a row of another shape; the sentence names it.
     """
+    if not path.exists():
+        raise UsageError(f"{path}: there is no such file or folder.")
     if stage == "pretrain" and (path.is_dir() or path.suffix in PLAIN_TEXT):
         return _read_documents(path)
     if path.is_dir():
@@ -336,10 +338,8 @@ def candidates(folder: Path) -> tuple[list[Example], str]:
     if parents:
         found = [example_of(record) for parent in parents for record in _read_parent(folder, parent)]
     else:
-        found = [example_of(record) for record in read_records(folder)]
-        if (folder / "rejected.jsonl").is_file():
-            with (folder / "rejected.jsonl").open(encoding="utf-8") as lines:
-                found += [example_of(Rejection.model_validate_json(line)) for line in lines]
+        with open_set(folder) as published:
+            found = [example_of(entry) for entry in (*published.records(), *published.rejections())]
     pool: dict[tuple[Message, ...], Example] = {}
     for example in found:
         if example.question.strip() and example.answer.strip():

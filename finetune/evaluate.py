@@ -2,10 +2,12 @@
 
     python -m finetune.evaluate outputs/self_instruct-tuned
     python -m finetune.evaluate outputs/A-tuned --control outputs/B-tuned --tasks my_tasks.jsonl
+    python -m finetune.evaluate outputs/A-tuned --judge-model NAME --max-requests 500
 
 `finetune.run` ends with this; run it again for other tasks or another control. Writes verdict.json and verdict.html
 into the first folder and says one sentence. Tasks are rows in any shape that `finetune.run` reads; without --tasks
-the forty of finetune/heldout.jsonl.
+the forty of finetune/heldout.jsonl. With a judge the answers are also compared in pairs, in both orders; its calls
+are kept beside the model, so a second time they cost nothing.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from finetune import verdict as verdicts
 from finetune.data import HELD_OUT, Example, read
@@ -25,6 +27,9 @@ from finetune.methods import Recipe, choose_device, keep_gradients_right, load_b
 from finetune.rows import encode, stop_ids
 from pipeline.backends import weights as local_weights
 from pipeline.errors import DONE, Interrupted, StopRun, UsageError
+
+if TYPE_CHECKING:
+    from pipeline.pairwise import Judge
 
 NEW_TOKENS = 48
 
@@ -123,6 +128,56 @@ def evaluate(
     return found, pages
 
 
+def conclude(
+    folder: Path,
+    found: dict[str, Any],
+    pages: Sequence[dict[str, Any]],
+    tasks: Sequence[Example],
+    options: argparse.Namespace,
+) -> int:
+    """Write the verdict and say it; with a judge, write it first, for what the judge says only stands beside it."""
+    verdicts.write(folder, found, pages)
+    stopped, judge = None, judge_of(options)
+    if judge is not None:
+        from pipeline import pairwise
+
+        pairs = [
+            pairwise.Pair(
+                "\n\n".join(text for _, text in task.messages[:-1]),
+                page["answers"]["ours"], page["answers"][found["against"]], task.language,
+            )
+            for task, page in zip(tasks, pages, strict=True)
+        ]  # fmt: skip
+        say(f"Asking {judge.model} about {len(pairs)} pairs of answers, in both orders")
+        opinions, stopped = pairwise.ask_judge(judge, pairs, folder)
+        found["judge"] = verdicts.judged(pairs, opinions, judge.model, found["against"])
+        verdicts.write(folder, found, pages)
+    for line in verdicts.describe(found):
+        say(line)
+    if options.json:
+        print(json.dumps(found, ensure_ascii=False))
+    if stopped is None:
+        return DONE
+    say(f"{stopped} What it said is kept: go on with python -m finetune.evaluate {folder} and the same flags.")
+    return stopped.exit_code
+
+
+def judge_of(options: argparse.Namespace) -> Judge | None:
+    """The judge that the flags name, None where they name none.
+
+    :raises UsageError: where it could not be asked; found out before hours of training, not after.
+    """
+    if options.judge_model is None:
+        return None
+    from pipeline.pairwise import Judge
+
+    judge = Judge(
+        options.judge_model, options.judge_base_url, options.judge_api_key_env, options.max_requests, options.max_cost
+    )
+    judge.open()
+    return judge
+
+
 def read_tasks(path: Path | None) -> list[Example]:
     """The held-out tasks, ours or a file's."""
     return read(path or HELD_OUT).examples
@@ -155,11 +210,23 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--json", action="store_true", help="print verdict.json on stdout")
+    add_judge(parser)
     return parser.parse_args(argv)
+
+
+def add_judge(parser: argparse.ArgumentParser) -> None:
+    """The flags of the judge; without --judge-model there is none."""
+    add = parser.add_argument_group("a judge of the answers, in both orders").add_argument
+    add("--judge-model", metavar="NAME", help="at an endpoint, or a local folder")
+    add("--judge-base-url", metavar="URL", help="the endpoint [OPENAI_BASE_URL]")
+    add("--judge-api-key-env", default="OPENAI_API_KEY", metavar="NAME", help="the variable that holds its key")
+    add("--max-requests", type=int, metavar="N", help="sent to it at most, counting all that was ever sent")
+    add("--max-cost", type=float, metavar="USD", help="spent on it at most, counted likewise; prices.toml says prices")
 
 
 def _run(options: argparse.Namespace) -> int:
     tasks = read_tasks(options.tasks)
+    judge_of(options)
     prepare()
     ours = Tuned.at(options.tuned)
     folders = {"ours": ours.folder}
@@ -180,12 +247,7 @@ def _run(options: argparse.Namespace) -> int:
         control=about if options.control else None, overlap=overlap,
         new_tokens=options.new_tokens, say=say,
     )  # fmt: skip
-    verdicts.write(ours.folder, found, pages)
-    for line in verdicts.describe(found):
-        say(line)
-    if options.json:
-        print(json.dumps(found, ensure_ascii=False))
-    return DONE
+    return conclude(ours.folder, found, pages, tasks, options)
 
 
 def _noted(folder: Path) -> tuple[str, float]:

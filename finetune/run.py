@@ -28,7 +28,6 @@ from pathlib import Path
 from typing import Any
 
 from finetune import card, estimate, evaluate, methods, rows, training
-from finetune import verdict as verdicts
 from finetune.data import SAMPLE, Example, candidates, hash_examples, read, sample_control, split, without_held_out
 from finetune.evaluate import say
 from finetune.methods import METHODS, PRESETS, TOKENIZER_FILES, Recipe
@@ -106,10 +105,11 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     number("--neftune", type=float, metavar="ALPHA", help="noise on embeddings while training")
     number("--four-bit", action=argparse.BooleanOptionalAction, default=None, help="the base in NF4 [the method's]")
     number("--rslora", action=argparse.BooleanOptionalAction, default=None, help="scale by the root of the rank")
+    evaluate.add_judge(parser)
     switches = parser.add_argument_group("switches")
     switches.add_argument("--plan", action="store_true", help="audit and estimate, then stop")
     switches.add_argument("--force", action="store_true", help="train even where memory will not do")
-    switches.add_argument("--log", action="store_true", help="write TensorBoard files too")
+    switches.add_argument("--log", action="store_true", help="write TensorBoard files too, into DIR/log")
     switches.add_argument("--json", action="store_true", help="print verdict.json on stdout")
     return parser.parse_args(argv)
 
@@ -171,6 +171,7 @@ class _Run:
 
     def run(self) -> int:
         tasks = evaluate.read_tasks(self.options.tasks)
+        evaluate.judge_of(self.options)
         arms = self._arms(tasks)
         methods.prepare()
         self.device = methods.choose_device(self.options.device)
@@ -195,15 +196,11 @@ class _Run:
             device=self.device, control=self.drawn_from, overlap=self.overlap,
             new_tokens=self.options.new_tokens, say=self.say,
         )  # fmt: skip
-        verdicts.write(self.out, found, pages)
+        code = evaluate.conclude(self.out, found, pages, tasks, self.options)
         card.refresh_card(self.out, methods.BUNDLED_ON_HUB if self.options.base is None else self.base.name)
-        for line in verdicts.describe(found):
-            say(line)
-        if self.options.json:
-            print(json.dumps(found, ensure_ascii=False))
         say(f"All about it: {self.out / 'verdict.html'}")
         say(f"Next: python -m finetune.chat {self.out}, or make data with it: --model {self.out}")
-        return DONE
+        return code
 
     def _report_reward(self) -> int:
         """A reward model says no answers; what counts is how often it puts the better one first."""

@@ -120,7 +120,7 @@ class Setup:
     stage: str = "sft"  # sft, pretrain, dpo or reward
     packing: bool = False
     checkpointing: bool = False
-    log: bool = False  # for TensorBoard
+    log: bool = False  # for TensorBoard, in folder/log
 
 
 def train(
@@ -135,7 +135,9 @@ def train(
 ) -> tuple[Any, Result]:
     """Train, from the folder's last checkpoint if there is one. The trainer's model has the best weights."""
     from datasets import Dataset
+    from tensorboardX import SummaryWriter
     from transformers import EarlyStoppingCallback, PrinterCallback
+    from transformers.integrations import TensorBoardCallback
     from transformers.trainer_utils import get_last_checkpoint
 
     checkpoints = setup.folder / "checkpoints"
@@ -154,6 +156,8 @@ def train(
         trainer.remove_callback(PrinterCallback)
         if watched:
             trainer.add_callback(EarlyStoppingCallback(PATIENCE))
+        if setup.log and trainer.is_world_process_zero():  # its own place is among the checkpoints, which go at the end
+            trainer.add_callback(TensorBoardCallback(SummaryWriter(str(setup.folder / "log"))))
         if recipe.method == "adalora":
             trainer.add_callback(_allocate_ranks())
             for name, parameter in trainer.model.named_parameters():
@@ -214,7 +218,7 @@ def _arguments(recipe: Recipe, batches: Batches, setup: Setup, *, watch: bool) -
         seed=setup.seed,
         logging_steps=max(1, math.ceil(batches.steps / 50)),
         logging_first_step=True,
-        report_to=["tensorboard"] if setup.log else "none",
+        report_to="none",
         disable_tqdm=True,
         eval_strategy="steps" if watch else "no",
         eval_steps=often,

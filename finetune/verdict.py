@@ -2,21 +2,26 @@
 
 It is the loss of the answers against the control's, per token over all tasks, paired by task; its 95 % interval
 comes from resampling tasks. Clear of 0, it says better or worse; else nothing can be told. ROUGE-L, BLEU, exact
-match, stop rate, length and forgetting stand beside it and decide nothing.
+match, stop rate, length, forgetting and what a judge says stand beside it and decide nothing.
 """
 
 from __future__ import annotations
 
 import html
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from finetune.measure import Loss
 
+if TYPE_CHECKING:
+    from pipeline.pairwise import Opinions, Pair
+
 RESAMPLES = 10_000
 FEWEST_TASKS = 10  # below, an interval from resampling says little
+AGREES_AT_LEAST = 0.6  # of the tasks, in both orders; a judge that agrees with itself less often is not to be used
 
 
 def paired_interval(ours: Sequence[Loss], other: Sequence[Loss], seed: int = 0) -> tuple[float, float, float]:
@@ -105,6 +110,41 @@ def _sentence(
     return f"Without a control nothing is said about filtering; against the base, {outcome} ({numbers})."
 
 
+def judged(pairs: Sequence[Pair], opinions: Sequence[Opinions], judge: str, against: str) -> dict[str, Any]:
+    """What a judge said of our answers (the pairs' first) against the other's, JSON-ready."""
+    known = [(pair, opinion) for pair, opinion in zip(pairs, opinions, strict=True) if opinion.is_known]
+    counts = Counter(opinion.winner for _, opinion in known)
+    points = {"first": 1.0, "second": 0.0, "neither": 0.5}
+    agree = sum(opinion.agree for _, opinion in known) / len(known) if known else None
+    rate = interval = None
+    if len(known) >= FEWEST_TASKS:
+        ours = [Loss(points[opinion.winner], 1) for _, opinion in known]
+        difference, low, high = paired_interval(ours, [Loss(0.5, 1)] * len(ours))
+        rate, interval = 0.5 + difference, [0.5 + low, 0.5 + high]
+    decided = [(pair, opinion.winner) for pair, opinion in known if opinion.winner != "neither"]
+    longer = [(winner == "first") == (len(pair.first) > len(pair.second)) for pair, winner in decided]
+    found = {
+        "model": judge, "against": against, "tasks": len(pairs), "judged": len(known),
+        "won": counts["first"], "lost": counts["second"], "tied": counts["neither"],
+        "agrees_with_itself": agree, "win_rate": rate, "interval_95": interval,
+        "longer_won": sum(longer) / len(longer) if longer else None,
+    }  # fmt: skip
+    return {**found, "sentence": _judge_sentence(found)}
+
+
+def _judge_sentence(found: dict[str, Any]) -> str:
+    who = f"The judge {found['model']} read {found['judged']} of {found['tasks']} pairs in both orders"
+    if found["win_rate"] is None:
+        return f"{who}: too few to say anything."
+    if found["agrees_with_itself"] < AGREES_AT_LEAST:
+        return f"{who} and agreed with itself in {found['agrees_with_itself']:.0%} only: its word counts for nothing."
+    low, high = found["interval_95"]
+    return (
+        f"{who}: against the {found['against']} won {found['won']}, lost {found['lost']}, tied {found['tied']}"
+        f" (a tie counting half {found['win_rate']:.0%}, 95 % interval {low:.0%} to {high:.0%})."
+    )
+
+
 # ---------------------------------------------------------------- for people
 
 _COLUMNS = (
@@ -128,7 +168,11 @@ def describe(verdict: dict[str, Any]) -> list[str]:
     rows = table(verdict["arms"])
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-    return [*lines, *([verdict["curve"]["sentence"]] if verdict["curve"] else []), verdict["sentence"]]
+    return [*lines, *_beside(verdict), verdict["sentence"]]
+
+
+def _beside(verdict: dict[str, Any]) -> list[str]:
+    return [verdict[name]["sentence"] for name in ("curve", "judge") if verdict.get(name)]
 
 
 def write(folder: Path, verdict: dict[str, Any], tasks: Sequence[dict[str, Any]]) -> None:
@@ -144,13 +188,14 @@ def write(folder: Path, verdict: dict[str, Any], tasks: Sequence[dict[str, Any]]
         + "</dl></section>"
         for task in tasks
     )
+    said = "".join(f"<p>{html.escape(sentence)}</p>" for sentence in (verdict["sentence"], *_beside(verdict)))
     page = (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Verdict</title><style>'
         "body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}"
         "table{border-collapse:collapse}td,th{padding:.3rem .7rem;text-align:right;border-bottom:1px solid #8886}"
         "h3,dd{white-space:pre-wrap}h3{font-size:1rem}dt{color:#777}section{border-top:1px solid #8886}"
         "@media(prefers-color-scheme:dark){body{background:#111;color:#ddd}}</style></head><body>"
-        f"<h1>{html.escape(verdict['verdict'].capitalize())}</h1><p>{html.escape(verdict['sentence'])}</p>"
+        f"<h1>{html.escape(verdict['verdict'].capitalize())}</h1>{said}"
         f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table><h2>Answers</h2>{shown}</body></html>\n"
     )
     (folder / "verdict.html").write_text(page, encoding="utf-8")

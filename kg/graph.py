@@ -184,6 +184,10 @@ class Graph:
     def is_literal(self, node: int) -> bool:
         return self.keys[node].startswith('"')
 
+    def is_nameless(self, node: int) -> bool:
+        """Whether a node is a blank one that nobody gave a label: its key says nothing to a reader."""
+        return self.keys[node].startswith("_:") and node not in self.labels
+
     def label(self, node: int, language: str) -> str:
         """The node's name in a language, else in any, else what its key says."""
         names = self.labels.get(node)
@@ -300,9 +304,15 @@ class GraphBuilder:
         if 2 * nodes + relations > 64:
             raise GraphError(f"The graph is too large: {len(self._nodes)} nodes, {len(self._relations)} relations.")
 
+        import numpy as np  # here, so that importing kg stays quick
+
         def packed(first: array[int], third: array[int]) -> array[int]:
-            rows = zip(first, self._links, third, strict=True)
-            return array("Q", sorted({((a << relations) + r << nodes) + b for a, r, b in rows}))
+            rows = np.frombuffer(first, np.uint32).astype(np.uint64)
+            rows <<= np.uint64(relations)
+            rows += np.frombuffer(self._links, np.uint32)
+            rows <<= np.uint64(nodes)
+            rows += np.frombuffer(third, np.uint32)
+            return array("Q", np.unique(rows).tobytes())
 
         by_subject = packed(self._subjects, self._objects)
         by_object = packed(self._objects, self._subjects)

@@ -120,8 +120,15 @@ class Sampler:
         }
         for kind in sorted(self._kinds, key=ranks.__getitem__):
             question = self._ways[kind](fact)
-            if question is not None:
+            if question is not None and self._can_be_said(question):
                 yield question
+
+    def _can_be_said(self, question: Question) -> bool:
+        """Whether everything it must name has a name; what a path goes through is described and needs none."""
+        nodes = {*question.asked, *question.answers, *(question.claimed or ())[::2]}
+        if question.kind != "path":
+            nodes.update(node for fact in question.facts for node in (fact[0], fact[2]))
+        return not any(map(self.graph.is_nameless, nodes))
 
     def _survey(self) -> array[int]:
         """Hash every fact once: for the order of the facts, and for the sketch of each relation."""
@@ -182,7 +189,7 @@ class Sampler:
         facts = tuple((subject, relation, tail) for tail in self.graph.tails(subject, relation))
         if self._lowest(list(facts)) != fact:
             return None
-        others = {f[2] for f in self._sketches[relation]} - {object_, subject}
+        others = {f[2] for f in self._sketches[relation] if not self.graph.is_nameless(f[2])} - {object_, subject}
         fitting = [n for n in others if self._alike(n, object_) and not self.graph.has(subject, relation, n)]
         if not fitting:
             return None
@@ -312,7 +319,7 @@ class Sampler:
         return [
             (subject, relation, objects[0])
             for relation, objects in tails
-            if len(objects) == 1 and objects[0] != subject
+            if len(objects) == 1 and objects[0] != subject and not self.graph.is_nameless(objects[0])
         ]
 
     def _facts_of(self, subject: int) -> list[Fact]:

@@ -21,13 +21,13 @@ from pipeline import crash
 from pipeline.backends import endpoint, local_model
 from pipeline.backends.pace import Pace
 from pipeline.errors import BudgetReached, EndpointError, StopRun
-from pipeline.journal import UNPAID, Ended, Journal, Stored
+from pipeline.journal import UNPAID, Ended, Journal, Stored, Totals
 from pipeline.llm import Model, ParameterRefused, Reply, Request, RequestFailed, most_prompt_tokens
 from pipeline.money import Budget
 from pipeline.text import strip_thinking
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 ATTEMPTS = 5  # a request is sent this often before it counts as failed; rate limits do not count
 RATE_LIMITED_S = 600.0  # a request that was told to wait for longer than this in all counts as failed
@@ -69,8 +69,12 @@ class Ask:
         tpm: float | None = None,
         retry_failed: bool = False,
         pause_s: float = 1.0,
+        source: str | None = None,
     ) -> None:
+        """`source` is the name under which a project's journal notes what each request shows."""
         self.model = model
+        self.read: set[str] = set()  # keys of all requests asked for, in a project
+        self._source = source
         self.counts = Counts()
         self.budget = budget or Budget(model.identity, {})
         self.pace = Pace(concurrency, rpm=rpm, tpm=tpm, slow_start=not model.is_local)
@@ -95,9 +99,9 @@ class Ask:
         self._probing = asyncio.Lock()
         self._doubtful = 0  # failures waiting to learn whether it is an outage
 
-    async def start(self) -> None:
-        """Take in what earlier runs on this folder spent and learned."""
-        totals = await self._journal.totals()
+    async def start(self, spent: Totals | None = None) -> None:
+        """Take in what earlier runs on this folder spent and learned; `spent`, if given, is what counts."""
+        totals = spent or await self._journal.totals()
         self.budget.start(totals)
         self._has_stored = totals.answered > 0
         self.model.refuse(await self._journal.refused_parameters(self.model.address, self.model.identity))
@@ -113,7 +117,9 @@ class Ask:
             tpm=tpm,
             retry_failed=self._retry_failed,
             pause_s=self._pause_s,
+            source=self._source,
         )
+        other.read = self.read
         self._crew.append(other)
         other._crew = self._crew
         return other
@@ -182,10 +188,17 @@ class Ask:
         """Whether it has an outcome already, so that it costs nothing."""
         return self.key(request) in self._journal
 
-    async def __call__(self, request: Request, *, retry: bool = True) -> Reply:
-        """The reply, stored or new. `retry=False` keeps a stored failure even under --retry-failed."""
+    async def __call__(self, request: Request, *, retry: bool = True, shows: Sequence[tuple[str, str]] = ()) -> Reply:
+        """The reply, stored or new. `retry=False` keeps a stored failure even under --retry-failed.
+
+        `shows` names what of the source the request holds: pairs of a file's name, or "", and an item's id, or the
+        key of an earlier request.
+        """
         body, key = self._spelled(request)
         self.counts.asked += 1
+        if self._source is not None:
+            self.read.add(key)
+            await self._journal.note(key, self._source, shows)
         reply = _read(await self._journal.outcome(key)) if key in self._journal else None
         if reply is None or (reply.finish_reason == "failed" and self._retry_failed and retry):
             if key not in self._under_way:

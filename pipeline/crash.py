@@ -26,6 +26,25 @@ POINTS = (
     "file.written",  # aside, on the disk, not yet renamed
     "file.renamed",
 )
+TICK_POINTS = (  # of pipeline.schedule, which runs another process
+    "tick.claimed",  # and not begun
+    "tick.started",  # its run goes on without us
+    "tick.ran",  # how it ended is not written down
+    "tick.ended",  # nobody has been told
+    "tick.told",  # that is not written down
+    "tick.settled",
+)
+PROJECT_POINTS = (  # of pipeline.regenerate alone
+    "source.done",
+    "version.written",
+    "version.renamed",
+    "latest.moved",
+    "version.hidden",  # out of sight, not yet off the disk
+    "revocation.noted",
+    "purge.before",  # of what is taken out of the journal
+    "purge.committed",
+    "purge.after",
+)
 
 _passed: Counter[str] = Counter()
 _wanted: tuple[str, int] | None = None

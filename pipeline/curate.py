@@ -29,7 +29,7 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -152,32 +152,54 @@ class CurateSettings(AskingSettings):
 
 def curate(settings: CurateSettings, switches: Switches) -> tuple[dict[str, Any], int]:
     """Make the folder; returns its summary and the exit code. Raises UsageError before anything is written."""
-    started, say = time.monotonic(), switches.say
     _check(settings, switches)
+    judging = None
+    if settings.judge:
+        judging = Judging(
+            settings, settings.out, again=switches.again, say=switches.say, offline=switches.offline,
+            retry_failed=switches.retry_failed,
+        )  # fmt: skip
+    summary = make_set(settings, switches.say, judging=judging, plan=switches.plan)
+    return summary, DONE if switches.plan else _report(settings, summary, switches)
+
+
+def make_set(
+    settings: CurateSettings,
+    say: Callable[[str], None],
+    project: Path | None = None,
+    judging: Judging | None = None,
+    plan: bool = False,
+) -> dict[str, Any]:
+    """Make the set; returns its summary. A `project` is locked already, holds the cache, and may have no record.
+
+    With `plan` nothing is made: what is returned says what `judging` would cost.
+    """
+    started = time.monotonic()
+    if settings.judge and judging is None:
+        raise UsageError("judge: a project's set is judged where its records are made; put it into a source instead.")
     parents = [open_parent(path) for path in settings.inputs]
     items = load_items(settings.against)
     model = None
     if settings.semantic_duplicates is not None:
         model = EmbeddingModel(settings.embedding_model, settings.embedding_languages)
     loss_model = LossModel(settings.ifd_model) if settings.ifd else None
-    judging = None
-    if settings.judge:
-        judging = Judging(
-            settings, settings.out, again=switches.again, say=say, offline=switches.offline,
-            retry_failed=switches.retry_failed,
-        )  # fmt: skip
     scratch = _existing(settings.out)
     with Spool(scratch) as spool:
         counts = _read_all(parents, spool, settings)
-        _check_against_data(settings, counts)
+        if len(spool):
+            _check_against_data(settings, counts)
+        elif project is None:
+            raise UsageError("The inputs hold no record.")
         say(f"  {len(spool):8} records: {counts.read} read, {counts.read - len(spool)} merged as exact duplicates")
         curation = Curation(spool, settings.rank_by, say)
-        if switches.plan:
-            assert judging is not None
+        if plan and judging is not None:
             _step_contaminated(settings, curation, items)
-            return judging.plan(record for _, record in _without_verdict(curation)), DONE
-        with locked(settings.out), contextlib.ExitStack() as stack:
-            cache = stack.enter_context(EmbeddingCache(settings.out / CACHE)) if model is not None else None
+            return judging.plan(record for _, record in _without_verdict(curation))
+        with contextlib.ExitStack() as stack:
+            if project is None:
+                stack.enter_context(locked(settings.out))
+            path = (project or settings.out) / CACHE
+            cache = stack.enter_context(EmbeddingCache(path)) if model is not None else None
             _step_contaminated(settings, curation, items)
             if judging is not None:
                 _write_config(settings, parents)  # from here on money is spent: the folder is ours
@@ -186,12 +208,12 @@ def curate(settings: CurateSettings, switches: Switches) -> tuple[dict[str, Any]
                 if "judge" not in settings.min_score:
                     curation.step("poor", curation.poor(float(filters.ALL["poor"].threshold or 0)))
             if loss_model is not None:
-                _add_losses(curation, loss_model, settings.out / CACHE)
+                _add_losses(curation, loss_model, path)
             _step_scores(settings, curation)
             _run_steps(settings, curation, model, cache, scratch)
             summary = _summary(curation, counts, started, judging)
             _write(settings, curation, parents, summary)
-    return summary, _report(settings, summary, switches)
+    return summary
 
 
 def _step_contaminated(settings: CurateSettings, curation: Curation, items: Sequence[Item]) -> None:
@@ -297,8 +319,6 @@ def _read_all(parents: Sequence[Parent], spool: Spool, settings: CurateSettings)
             if named:
                 counts.groups |= named & groups_of(record)
             spool.add(record)
-    if not len(spool):
-        raise UsageError("The inputs hold no record.")
     return counts
 
 

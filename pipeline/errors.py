@@ -2,6 +2,7 @@
 
     StopRun                      the run ends early; what was paid for is kept
     ├── UsageError               2   bad usage or bad input: nothing was written
+    │   └── BrokenFilter         2   a filter of the user's own failed: the files stay as they were
     ├── Offline                  3   --offline, and something is not stored yet
     ├── BudgetReached            4   a limit of the user's was reached
     ├── EndpointError            5   endpoint down, or the key or the model refused
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 DONE = 0
 SHORT = 3  # finished, but short of the target, with isolated failures, or with nothing kept
+REFUSED = 7  # a project's gate did not let a new version become the latest
 
 
 class StopRun(Exception):
@@ -26,6 +28,10 @@ class StopRun(Exception):
 
 class UsageError(StopRun):
     exit_code = 2
+
+
+class BrokenFilter(UsageError):
+    pass
 
 
 class BudgetReached(StopRun):

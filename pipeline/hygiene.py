@@ -13,11 +13,13 @@ from collections import Counter
 
 from pipeline.text import replace_surrogates
 
-# What the chat templates in use reserve: ChatML, Llama 2 and 3, Gemma, Phi, DeepSeek, Mistral, GPT-2; reasoning marks.
+# What the chat templates in use reserve: ChatML, Llama 2 and 3, Gemma, Phi, DeepSeek, Mistral, GPT-2, GLM; reasoning
+# marks; and what tokenizers keep in reserve (Gemma, Baichuan, T5) or for filling in the middle (StarCoder).
 CONTROL_TOKEN = re.compile(
     r"<\|[a-zA-Z0-9_]{2,40}\|>|<｜[^<>｜\n]{2,40}｜>"
-    r"|\[/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS)\]|<</?SYS>>"
+    r"|\[/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS)\]|\[gMASK\]|<</?SYS>>"
     r"|</?(?:start_of_turn|end_of_turn|bos|eos|pad|unk|s|think|tool_call|tool_response)>"
+    r"|<(?:unused|reserved_|extra_id_)\d{1,4}>|<(?:sop|eop|fim_(?:prefix|middle|suffix|pad))>"
 )
 _HARMLESS = str.maketrans({"<": "‹", ">": "›", "[": "［", "]": "］"})
 _BIDI = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")

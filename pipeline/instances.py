@@ -16,13 +16,13 @@ from itertools import zip_longest
 from typing import Any
 
 from pipeline.ask import Ask
-from pipeline.filters import Candidate
+from pipeline.filtering import Candidate
 from pipeline.llm import JsonObject, Reply, Request
 from pipeline.parsing import Unreadable, read_items, read_value
 from pipeline.prompts import Prompts
 from pipeline.records import PromptSource, Record, Rejection, Stage, Task, Turn, make_record
 from pipeline.run import Made
-from pipeline.seed_tasks import Instance, SeedTask
+from pipeline.seed_tasks import Instance, SeedTask, fingerprint
 from pipeline.text import replace_surrogates
 
 GENERATOR = "self_instruct"
@@ -69,6 +69,9 @@ class Examples:
         self.input_first = [
             _worked_out(task, ("input", "output")) for task in (*without[:1], *with_input[:2], *without[1:2])
         ]
+        multi_turn = [task for task in seeds if any(instance.history for instance in task.instances)]
+        shown = (*written[:6], *labelled[:6], *with_input[:2], *without[:2], *multi_turn[:2])
+        self.shown = [("", id_) for id_ in dict.fromkeys(fingerprint([task]) for task in shown)]
         self.next_turn: Sequence[Example] = [
             (
                 {"conversation": _conversation(instance.history)},
@@ -103,7 +106,7 @@ class InstanceWriter:
 
     async def write(self, task: NewTask, ask: Ask) -> Made:
         """The task's candidates, or the one rejection that a reply which cannot be read becomes."""
-        trail = Trail(task, ask, dict(task.prompts), [task.request])
+        trail = Trail(task, ask, dict(task.prompts), [task.request], self._examples.shown)
         try:
             is_classification = await self._identify(trail)
             if self._classification_only and not is_classification:
@@ -243,14 +246,17 @@ class Trail:
     ask: Ask
     prompts: dict[str, str]
     requests: list[str]
+    examples: Sequence[tuple[str, str]]  # as `Ask` takes what a request shows
 
     async def asked(self, request: Request) -> Any:
+        """The reply; the request descends from the one before, and shows the examples."""
+        shows = [*self.examples, ("", self.requests[-1])]
         self.requests.append(self.ask.key(request))
-        return await self.ask(request)
+        return await self.ask(request, shows=shows)
 
     def branch(self) -> Trail:
         """A trail that goes on from here without touching this one."""
-        return Trail(self.task, self.ask, dict(self.prompts), list(self.requests))
+        return Trail(self.task, self.ask, dict(self.prompts), list(self.requests), self.examples)
 
 
 # ---------------------------------------------------------------- schemas and texts

@@ -18,7 +18,7 @@ import threading
 import time
 import zlib
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -92,7 +92,15 @@ def _to_layout_2(connection: sqlite3.Connection) -> None:
     connection.execute(f"UPDATE attempts SET prompt_bound = 0, completion_bound = 0 WHERE outcome IN ({unpaid})")
 
 
-_MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (_to_layout_2,)
+def _to_layout_3(connection: sqlite3.Connection) -> None:
+    """In a project: what each request shows of its sources, so that a source can be taken out again."""
+    connection.execute(
+        "CREATE TABLE shown (key TEXT NOT NULL, source TEXT NOT NULL, file TEXT NOT NULL, item TEXT NOT NULL,"
+        " PRIMARY KEY (key, source, file, item)) WITHOUT ROWID"
+    )
+
+
+_MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (_to_layout_2, _to_layout_3)
 LAYOUT = 1 + len(_MIGRATIONS)
 
 
@@ -170,13 +178,21 @@ class Journal:
         self._reading: asyncio.Task[None] | None = None
         self._stored: set[bytes] = set()
         self._requested: set[bytes] = set()
+        self._noted: set[tuple[bytes, str, str]] = set()  # key, source and file of what is in `shown`
         self._thread = threading.Thread(target=self._work, name="journal", daemon=True)
 
     def __enter__(self) -> Journal:
         self._thread.start()
         try:
             self._opened.result()
-        except (sqlite3.Error, OSError) as error:
+        except sqlite3.DatabaseError as error:
+            if getattr(error, "sqlite_errorcode", None) in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
+                raise UsageError(
+                    f"{self._path}: is damaged, or no journal ({error}). What was paid for cannot be read from it:"
+                    " put back a copy, or use another --out."
+                ) from error
+            raise StorageError(f"{self._path}: cannot be opened as a journal ({error}).") from error
+        except OSError as error:
             raise StorageError(f"{self._path}: cannot be opened as a journal ({error}).") from error
         return self
 
@@ -280,8 +296,34 @@ class Journal:
 
         return await self._submit(read)
 
-    async def totals(self) -> Totals:
-        """Counts over everything the folder ever asked and paid."""
+    async def note(self, key: str, source: str, shown: Sequence[tuple[str, str]]) -> None:
+        """Remember what of a source a request shows: pairs of a file's name, or "", and an item's id."""
+        new = [(file, item) for file, item in shown if (bytes.fromhex(key), source, file) not in self._noted]
+        if not new:
+            return
+
+        def write(connection: sqlite3.Connection) -> None:
+            rows = [(key, source, file, item) for file, item in new]
+            connection.executemany("INSERT OR IGNORE INTO shown VALUES (?, ?, ?, ?)", rows)
+
+        await self._submit(write, writes=True)
+        self._noted.update((bytes.fromhex(key), source, file) for file, _ in new)
+
+    async def latest(self) -> int:
+        """The number of the latest attempt; 0 before the first."""
+
+        def read(connection: sqlite3.Connection) -> int:
+            return int(connection.execute("SELECT coalesce(max(id), 0) FROM attempts").fetchone()[0])
+
+        return await self._submit(read)
+
+    async def totals(self, *, after: int = 0, since: float = 0.0) -> Totals:
+        """Counts over everything the folder ever asked and paid.
+
+        With `after` (the number of an attempt) or `since` (seconds since 1970), what was sent and used counts from
+        there on; the outcomes are always all.
+        """
+        span = (after, since)
 
         def read(connection: sqlite3.Connection) -> Totals:
             counts = connection.execute(
@@ -289,6 +331,8 @@ class Journal:
                 " (SELECT count(*) FROM outcomes WHERE reader != 'failed'),"
                 " (SELECT count(*) FROM outcomes WHERE reader = 'failed'),"
                 " coalesce(sum(outcome IS NOT 'answered' AND prompt_bound > 0), 0) FROM attempts"
+                " WHERE id > ? AND started >= ?",
+                span,
             ).fetchone()
             faults: Counter[str] = Counter()
             ends = "SELECT outcome, flaws, count(*) FROM attempts WHERE ended IS NOT NULL GROUP BY outcome, flaws"
@@ -299,7 +343,8 @@ class Journal:
                 "SELECT model, coalesce(sum(prompt_tokens), 0), coalesce(sum(completion_tokens), 0),"
                 " coalesce(sum(prompt_bound) FILTER (WHERE prompt_tokens IS NULL), 0),"
                 " coalesce(sum(completion_bound) FILTER (WHERE completion_tokens IS NULL), 0)"
-                " FROM attempts GROUP BY model"
+                " FROM attempts WHERE id > ? AND started >= ? GROUP BY model",
+                span,
             )
             by_model = {row[0]: Used(*row[1:]) for row in used}
             requests, attempts, answered, failed, unknown = counts
@@ -377,11 +422,15 @@ class Journal:
             raise UsageError(
                 f"{self._path}: was written by a newer instructloop (layout {layout}; this one reads up to {LAYOUT})."
             )
+        if not layout and connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+            raise UsageError(f"{self._path}: is a database of something else; use another --out.")
         if layout < LAYOUT:
             _bring_up_to_date(connection, layout)
         crash.point("journal.open")
         self._stored = {bytes.fromhex(row[0]) for row in connection.execute("SELECT key FROM outcomes")}
         self._requested = {bytes.fromhex(row[0]) for row in connection.execute("SELECT key FROM requests")}
+        noted = connection.execute("SELECT DISTINCT key, source, file FROM shown")
+        self._noted = {(bytes.fromhex(key), source, file) for key, source, file in noted}
         return connection
 
 

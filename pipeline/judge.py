@@ -7,13 +7,14 @@ journalled and limited like any other; a verdict that cannot be read scores noth
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from pipeline.llm import JsonObject, Reply, Request
 from pipeline.parsing import Unreadable, read_object
 from pipeline.prompts import Prompts
-from pipeline.records import DocumentSource, GraphSource, Record
+from pipeline.records import DocumentSource, GraphSource, Record, content_id
 
 CRITERIA = ("correctness", "following", "grounding", "score")
 LOWEST, HIGHEST = 1, 5
@@ -29,12 +30,16 @@ class Opinion:
     scores: dict[str, int]
 
 
+class Asking(Protocol):
+    """What `ask.Ask` is to a judge."""
+
+    def __call__(self, request: Request, *, shows: Sequence[tuple[str, str]]) -> Awaitable[Reply]: ...
+
+
 class Judge:
     """Reads records in the language they are in, through `ask`, its own model's."""
 
-    def __init__(
-        self, ask: Callable[[Request], Awaitable[Reply]], prompts: Mapping[str, Prompts], extra: JsonObject
-    ) -> None:
+    def __init__(self, ask: Asking, prompts: Mapping[str, Prompts], extra: JsonObject) -> None:
         self._ask, self._prompts, self._extra = ask, prompts, extra
         self.unreadable = 0  # replies that were no verdict
 
@@ -52,8 +57,8 @@ class Judge:
 
         Raises Unreadable where the reply is no verdict.
         """
-        prompts = prompts_for(record, self._prompts)
-        reply = await self._ask(judge_request(record, source, prompts, self._extra))
+        request = judge_request(record, source, prompts_for(record, self._prompts), self._extra)
+        reply = await self._ask(request, shows=shown_of(record))
         names = [name for name in CRITERIA if name != "grounding" or source]
         verdict = read_object(reply, *names)
         scores = {name: verdict[name] for name in names}
@@ -109,3 +114,9 @@ def source_text(record: Record) -> str:
 def prompts_for(record: Record, prompts: Mapping[str, Prompts]) -> Prompts:
     """The templates of the record's language; English ones for a language that has none."""
     return prompts.get(record.language, prompts["en"])
+
+
+def shown_of(record: Record) -> list[tuple[str, str]]:
+    """What a request about the record shows of its source, as a project's journal notes it."""
+    triples = [triple for source in record.source if isinstance(source, GraphSource) for triple in source.triples]
+    return [("", shown) for shown in record.requests or [content_id(*triple) for triple in triples]]

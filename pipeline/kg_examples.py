@@ -69,6 +69,30 @@ EXAMPLES: dict[str, list[tuple[dict[str, object], str]]] = {
     ],
 }
 
+# Plain questions in other words, for a small model that words nothing else.
+REPHRASED = {
+    "en": (
+        ("What is the source of the Rhine?", "Can you tell me the source of the Rhine?"),
+        (
+            "Which cities does the Danube flow through? Name all 2 that the knowledge graph gives.",
+            "Name all 2 cities that the Danube flows through.",
+        ),
+        ("True or false: The Seine flows into the Black Sea?", "Does the Seine flow into the Black Sea?"),
+        ("Check this claim: The Po lies in Italy. Is it right?", "Is it right that the Po lies in Italy?"),
+        (
+            "Which has the greater length, the Nile or the Thames?",
+            "Which of the Nile and the Thames has the greater length?",
+        ),
+        ("Sum up the main facts about the Volga.", "What do you know about the Volga?"),
+    ),
+    "zh": (
+        ("莱茵河的源头是什么？", "请问莱茵河的源头是什么？"),
+        ("多瑙河流经什么？请列出知识图谱给出的全部2个答案。", "请列出知识图谱给出的多瑙河流经的全部2个答案。"),
+        ("判断对错：塞纳河注入黑海。", "塞纳河注入黑海，对吗？"),
+        ("请核对这一说法是否属实：波河位于意大利。", "波河是否位于意大利？"),
+    ),
+}
+
 RELATION_EXAMPLES: dict[str, list[tuple[dict[str, object], str]]] = {
     "en": [
         (

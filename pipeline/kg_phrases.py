@@ -10,13 +10,16 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 
 from kg.graph import Fact, Graph, Phrases, stable_hash
-from kg.names import is_awkward
+from kg.names import is_awkward, split_name
 from kg.questions import Question
 from kg.values import value_of
+from pipeline.text import language_of
 
 _PREPOSITIONS = "of in on at by to from for with as into about under near".split()
+_SINGULAR = "gas lens series species atlas canvas news ics".split()  # no plurals, though they end in s
 _AUXILIARIES = "is was are were has had have can".split()
 _VERBS = frozenset(
     """orbits borders contains causes treats follows precedes includes requires uses owns produces governs wrote painted
@@ -70,6 +73,8 @@ class Speaker:
 
     def name(self, node: int) -> str:
         """A node's name; where others have the same one, with its type in brackets."""
+        if self.graph.is_nameless(node):
+            return "没有名称的条目" if self.language == "zh" else "an entry without a name"
         label = self.graph.label(node, self.language)
         types = self.graph.types.get(node)
         if types and not self.graph.is_literal(node) and len(self.graph.nodes_named(label)) > 1:
@@ -135,14 +140,61 @@ class Speaker:
             return self._sentence(self._together(question.facts))
         return ("" if self.language == "zh" else " ").join(map(self.sentence, question.facts))
 
-    def _together(self, facts: Sequence[Fact]) -> str:
+    def sentences(self, question: Question) -> list[str]:
+        """The facts behind a question, a sentence each."""
+        clauses = self.steps(question) if question.kind == "path" else map(self.statement, question.facts)
+        return list(map(self._sentence, clauses))
+
+    def steps(self, question: Question) -> list[str]:
+        """A path's facts as clauses; what it goes through and has no name is described by way of what comes before."""
+        clauses, called = [], None
+        for fact in question.facts:
+            if self.graph.is_nameless(fact[2]):
+                called = fill(self.phrases(fact[1]).ref, s=called or self.name(fact[0]))
+            else:
+                clauses.append(self._together([fact], called))
+                called = None
+        return clauses
+
+    def paragraph(self, subject: int, most: int = 64) -> str:
+        """What the graph says of a subject; `most` bounds relations, and the objects of each."""
+        told = self._tell(subject, self.name(subject), {subject}, most)
+        return ("" if self.language == "zh" else " ").join(told)
+
+    def _tell(self, subject: int, called: str, seen: set[int], most: int) -> list[str]:
+        """A subject's facts as sentences; what has no name is described by way of it, and told in its place."""
+        told: list[str] = []
+        keys = self.graph.keys  # in whose order a fact more moves no other
+        for relation in sorted(self.graph.relations_of(subject, most), key=self.graph.relation_keys.__getitem__):
+            objects = sorted(self.graph.tails(subject, relation, most), key=keys.__getitem__)
+            facts = [(subject, relation, object_) for object_ in objects if not self.graph.is_nameless(object_)]
+            if facts:
+                told.append(self._sentence(self._together(facts, called)))
+            for object_ in objects:
+                if self.graph.is_nameless(object_) and object_ not in seen:
+                    seen.add(object_)
+                    told += self._tell(object_, fill(self.phrases(relation).ref, s=called), seen, most)
+        return told
+
+    def _together(self, facts: Sequence[Fact], called: str | None = None) -> str:
         """Several objects of one subject and relation in one clause."""
         subject, relation, first = facts[0]
+        called = self.name(subject) if called is None else called
+        if len(facts) == 1 == self.graph.count_tails(subject, relation):
+            return fill(self.phrases(relation).statement, s=called, o=self.name(first))
         statement = self._one_of_several(self.phrases(relation).statement, relation)
-        if statement.startswith("one "):
+        if statement.startswith("one ") and len(facts) > 1:
             others = ("another is " if len(facts) == 2 else "others are ") + self.listed([f[2] for f in facts[1:]])
-            return f"{fill(statement, s=self.name(subject), o=self.name(first))}; {others}"
-        return fill(statement, s=self.name(subject), o=self.listed([fact[2] for fact in facts]))
+            return f"{fill(statement, s=called, o=self.name(first))}; {others}"
+        return fill(statement, s=called, o=self.listed([fact[2] for fact in facts]))
+
+
+def graph_language(graph: Graph) -> str:
+    """The language of a graph's names: English where there are English labels, else what most names look like."""
+    tagged = {language for names in islice(graph.labels.values(), 1000) for language in names}
+    if tagged:
+        return "en" if "en" in tagged or "zh" not in tagged else "zh"
+    return language_of(" ".join(map(split_name, (*graph.relation_keys[:200], *graph.keys[:500]))))
 
 
 _LEADS = {
@@ -176,9 +228,8 @@ def _en_count(speaker: Speaker, question: Question) -> Draft:
 
 
 def _en_path(speaker: Speaker, question: Question) -> Draft:
-    return Draft(
-        _path_question(speaker, question), capital(", and ".join(map(speaker.statement, question.facts))) + "."
-    )
+    steps = speaker.steps(question)
+    return Draft(_path_question(speaker, question), capital(", and ".join(steps)) + ".")
 
 
 def _en_both(speaker: Speaker, question: Question) -> Draft:
@@ -249,7 +300,7 @@ def _zh_count(speaker: Speaker, question: Question) -> Draft:
 
 
 def _zh_path(speaker: Speaker, question: Question) -> Draft:
-    return Draft(_path_question(speaker, question), "，".join(map(speaker.statement, question.facts)) + "。")
+    return Draft(_path_question(speaker, question), "，".join(speaker.steps(question)) + "。")
 
 
 def _zh_both(speaker: Speaker, question: Question) -> Draft:
@@ -372,7 +423,7 @@ def _from_label_en(label: str) -> Phrases:
             label, f"{{s}} is {label} {{o}}", f"What is {{s}} {label}?", f"What is {label} {{o}}?",
             f"what {{s}} is {label}",
         )  # fmt: skip
-    if words[-1].endswith("s") and not words[-1].endswith(("ss", "us", "is")):
+    if words[-1].endswith("s") and not words[-1].endswith(("ss", "us", "is", *_SINGULAR)):
         return Phrases(
             label, f"the {label} of {{s}} include {{o}}", f"What are the {label} of {{s}}?",
             f"What has {{o}} among its {label}?", f"what is given as {label} of {{s}}",

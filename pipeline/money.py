@@ -65,11 +65,12 @@ def _is_price(value: object) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What the user allows a folder to spend in all; None: no limit."""
+    """What the user allows a folder to spend in all; None: no limit. `names` are what the user knows them as."""
 
     cost: float | None = None
     total_tokens: int | None = None
     requests: int | None = None
+    names: tuple[str, str, str] = ("--max-cost", "--max-total-tokens", "--max-requests")
 
 
 @dataclass(slots=True)
@@ -116,7 +117,7 @@ class Budget:
             for model in {*self.used, self._model}:
                 if model not in self._prices:
                     raise UsageError(
-                        f"--max-cost: the price of {model!r} is unknown; write it into prices.toml,"
+                        f"{self._limits.names[0]}: the price of {model!r} is unknown; write it into prices.toml,"
                         " or limit the run by --max-total-tokens or --max-requests."
                     )
 
@@ -124,21 +125,35 @@ class Budget:
         """Why a request of at most so many tokens (prompt, completion) may not be sent; None where it may."""
         limits = self._limits
         if limits.requests is not None and self.requests + 1 > limits.requests:
-            return f"--max-requests {limits.requests} is reached ({self.requests} sent in all)."
+            return f"{limits.names[2]} {limits.requests} is reached ({self.requests} sent in all)."
         at_most = sum(used.at_most for used in self.used.values())
         if limits.total_tokens is not None and at_most + sum(most_tokens) > limits.total_tokens:
             return (
-                f"--max-total-tokens {limits.total_tokens} is reached: {at_most} are used,"
+                f"{limits.names[1]} {limits.total_tokens} is reached: {at_most} are used,"
                 f" and the next request may take {sum(most_tokens)}."
             )
         if limits.cost is not None:
             spent, next_one = self.cost_at_most or 0.0, self._prices[self._model].of(*most_tokens)
             if spent + next_one > limits.cost:
                 return (
-                    f"--max-cost {limits.cost:g} is reached: {spent:.6f} USD are spent,"
+                    f"{limits.names[0]} {limits.cost:g} is reached: {spent:.6f} USD are spent,"
                     f" and the next request may cost {next_one:.6f}."
                 )
         return None
+
+    def exceeded_by(self, plan: Plan) -> list[str]:
+        """The limits at which a run of this plan would stop short, a sentence each."""
+        limits, price = self._limits, self.price_of(plan.prompt_tokens, plan.completion_tokens)
+        used = sum(used.at_most for used in self.used.values())
+        over: list[str] = []
+        if limits.requests is not None and (wanted := self.requests + plan.requests) > limits.requests:
+            over.append(f"--max-requests {limits.requests} would stop it: {wanted} with those sent already.")
+        wanted = used + plan.prompt_tokens + plan.completion_tokens
+        if limits.total_tokens is not None and wanted > limits.total_tokens:
+            over.append(f"--max-total-tokens {limits.total_tokens} would stop it: {wanted} with those used already.")
+        if limits.cost is not None and price is not None and (cost := (self.cost_at_most or 0.0) + price) > limits.cost:
+            over.append(f"--max-cost {limits.cost:g} would stop it: {cost:.4f} USD with those spent already.")
+        return over
 
     def reserve(self, most_tokens: tuple[int, int]) -> None:
         """A request is about to be sent."""

@@ -23,12 +23,11 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from pipeline import filters
 from pipeline.ask import Ask
 from pipeline.errors import StopRun
-from pipeline.filters import Candidate, Filter, Found
+from pipeline.filtering import Candidate, Filter, Found, first_objection, judge
 from pipeline.in_order import in_order
-from pipeline.judge import prompts_for, question_shown, source_text, verdict_request
+from pipeline.judge import prompts_for, question_shown, shown_of, source_text, verdict_request
 from pipeline.llm import JsonObject, Request
 from pipeline.parsing import Unreadable, read_text, read_value
 from pipeline.prompts import Prompts
@@ -42,8 +41,8 @@ BETTER = ("first", "second", "tie")
 # Filters whose objection is about the answer, so that the kept one is the better of the two. Not among them: what
 # compares records (novelty, duplicates, contradiction …), and what is wrong with a document or a whole record.
 ABOUT_THE_ANSWER = frozenset((
-    "graph", "cut_off", "echo", "ends_with_colon", "language", "looping", "refusal", "leaked_prompt", "links",
-    "leaks_text", "unanswered", "ungrounded", "poor",
+    "graph", "cut_off", "unfinished", "echo", "ends_with_colon", "language", "looping", "refusal", "leaked_prompt",
+    "links", "leaks_text", "unanswered", "ungrounded", "poor",
 ))  # fmt: skip
 # … and of those, what holds only against the very passage or fact that the answer was written for.
 BOUND_TO_SOURCE = frozenset(("graph", "links", "unanswered", "ungrounded"))
@@ -105,7 +104,7 @@ class Pairs:
         record = candidate.record
         if filter_ not in ABOUT_THE_ANSWER or (filter_ == "cut_off" and record.task == "classification"):
             return  # a label stands before its input: that was cut off, not the answer
-        fit = filters.judge(self._unfit, candidate)
+        fit = judge(self._unfit, candidate)
         if isinstance(fit, Record):
             lost = _Lost(replace(candidate, record=fit, siblings=()), filter_, found.reason)
             self._lost.setdefault(_question_id(fit), []).append(lost)
@@ -167,7 +166,7 @@ class Pairs:
         """One further answer against the kept one."""
         record = candidate.record
         request = answer_request(record, number, prompts_for(record, self._prompts), self._manner)
-        reply = await answer(request)
+        reply = await answer(request, shows=shown_of(record))
         keys = [answer.key(request)]
         try:
             text = replace_surrogates(read_text(reply))
@@ -177,10 +176,10 @@ class Pairs:
             return "equal", None
         cut = reply.finish_reason == "length"
         other = replace(candidate, record=record.model_copy(update={"output": text}), cut=cut, scores={})
-        fit = filters.judge(self._unfit, other)
+        fit = judge(self._unfit, other)
         if not isinstance(fit, Record):
             return "unfit", None
-        objection = filters.first_objection(self._against, replace(other, record=fit))
+        objection = first_objection(self._against, replace(other, record=fit))
         if objection is not None:
             filter_, found = objection
             return "filter", _pair(record, fit.output, found.reason, by="filter", filter=filter_.name, requests=keys)
@@ -192,7 +191,8 @@ class Pairs:
         source, prompts = candidate.evidence or source_text(record), prompts_for(record, self._prompts)
         orders = ((record.output, other), (other, record.output))
         requests = [compare_request(record, source, pair, prompts, self._manner.extra) for pair in orders]
-        replies = await asyncio.gather(*map(compare, requests), return_exceptions=True)
+        verdicts_ = (compare(request, shows=shown_of(record)) for request in requests)
+        replies = await asyncio.gather(*verdicts_, return_exceptions=True)
         said: list[tuple[str, str]] = []
         for reply in replies:
             if isinstance(reply, BaseException):

@@ -15,14 +15,15 @@ import time
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 from pipeline.ask import Ask
-from pipeline.errors import StopRun
-from pipeline.filters import Candidate, Filter, Found, judge
+from pipeline.errors import BrokenFilter, StopRun
+from pipeline.filtering import Candidate, Filter, Found, judge
 from pipeline.judge import Judge, source_text
 from pipeline.llm import Request
 from pipeline.money import Plan
+from pipeline.novelty import NoveltyIndex
 from pipeline.pairs import Pairs
 from pipeline.records import Record, Rejection
 from pipeline.run_folder import DerivedFiles
@@ -41,8 +42,10 @@ WAITING_A_SLOT = 32  # items made or being made behind a slow first one, before 
 class Outlook:
     """How many more items the loop expects to need: what a chain of prompts may usefully run ahead."""
 
-    def __init__(self, target: int | None) -> None:
+    def __init__(self, target: int | None, kept_an_item: float = 1.0) -> None:
+        """`kept_an_item`: records to expect of an item while there is no experience."""
         self.target = target
+        self._expected = kept_an_item
         self.kept = 0
         self.folded = 0  # items
         self.under_way = 0  # items
@@ -52,7 +55,7 @@ class Outlook:
         """Items beyond those under way; infinite without a target."""
         if self.target is None:
             return float("inf")
-        kept_an_item = (self.kept + 1) / (self.folded + 1)  # one success ahead, so that a bad start is no zero
+        kept_an_item = (self.kept + self._expected) / (self.folded + 1)  # never zero, whatever the start
         return (self.target - self.kept) / kept_an_item - self.under_way
 
 
@@ -61,6 +64,7 @@ class Generator(Protocol[Item]):
 
     name: str
     shaping: dict[str, Any]
+    at_its_end: str  # what it means that the items end, for a run that falls short of its target
 
     def items(self, ask: Ask, outlook: Outlook) -> AsyncIterator[Item | Rejection]:
         """The items in their order; a Rejection stands where an item would have been."""
@@ -83,6 +87,15 @@ class Covering(Protocol):
         """Further keys of the summary, JSON-ready."""
 
 
+@runtime_checkable
+class Expecting(Protocol):
+    """A generator that knows about how much an item brings; so its first items are not asked in vain."""
+
+    @property
+    def kept_an_item(self) -> float:
+        """Kept records to expect of an item, as --plan does."""
+
+
 @dataclass
 class Tally:
     """What the fold has counted so far."""
@@ -92,6 +105,8 @@ class Tally:
     reasons: Counter[str] = field(default_factory=Counter)  # "filter: reason" of replies that could not be read
     merged: int = 0  # exact duplicates of an earlier candidate
     kept_by_task: Counter[str] = field(default_factory=Counter)
+    firsts: dict[str, Rejection] = field(default_factory=dict)  # filter -> its first rejection, as an example
+    ended: Literal["", "target", "barren", "exhausted"] = ""  # why the items were not gone on with; "": it was stopped
 
 
 class Line:
@@ -117,8 +132,10 @@ class Line:
         self._judge_of, self._pairs, self._pair_asks = judge, pairs, pair_asks
         self._generator, self._ask, self._files, self._filters = generator, ask, files, filters
         self._target, self._concurrency = target, concurrency
+        self._pool = next((NoveltyIndex(float(f.threshold or 0)) for f in filters if f.name == "novelty"), None)
+        self._pool_texts: dict[str, str] = {}
         self._summarize, self._progress = summarize, progress
-        self._outlook = Outlook(target)
+        self._outlook = Outlook(target, generator.kept_an_item if isinstance(generator, Expecting) else 1.0)
         self._seen: set[str] = set()
         self._being_made = 0
         self._barren = 0  # items folded since a record was kept
@@ -135,11 +152,13 @@ class Line:
         self._ask.catch_up()
         try:
             stopped = await self._make_records()
-            if self._pairs is not None:
+            if self._pairs is not None and not isinstance(stopped, BrokenFilter):
                 stopped = await self._make_pairs(self._pairs, stopped)
         finally:
             ticker.cancel()
             await asyncio.gather(ticker, return_exceptions=True)
+        if isinstance(stopped, BrokenFilter):  # what stood there before stays
+            raise stopped
         await self._publish()
         return stopped
 
@@ -186,6 +205,7 @@ class Line:
                 head = pending[0] if pending else None
                 waits = [task for task in (pull, head) if isinstance(task, asyncio.Task)]
                 if not waits:
+                    self.tally.ended = "exhausted" if source_stopped is None else ""
                     return source_stopped
                 catching_up_s = CATCHING_UP_S if self._ask.is_catching_up else None
                 done, _ = await asyncio.wait(waits, timeout=catching_up_s, return_when=asyncio.FIRST_COMPLETED)
@@ -250,6 +270,7 @@ class Line:
                 self._fold(head.result())
             pending.popleft()
             if self._target is not None and (self.tally.kept >= self._target or self._barren >= GIVE_UP_AFTER):
+                self.tally.ended = "target" if self.tally.kept >= self._target else "barren"
                 return True
         return False
 
@@ -274,6 +295,8 @@ class Line:
     def _judge(self, candidate: Candidate) -> None:
         record = candidate.record
         self._seen.add(record.id)
+        if self._pool is not None:
+            candidate = replace(candidate, pool=self._pool, pool_texts=self._pool_texts)
         judged = judge(self._filters, candidate)
         if not isinstance(judged, Record):
             self._reject(rejection_of(*judged, scores=candidate.scores))
@@ -285,6 +308,9 @@ class Line:
             self._files.merge(judged.id, judged.source[0])
         else:
             self._seen.add(judged.id)
+            if self._pool is not None:
+                self._pool.add(judged.instruction, judged.id)
+                self._pool_texts[judged.id] = judged.instruction
             self._files.keep(judged.model_copy(update={"scores": {**judged.scores, **candidate.scores}}))
             self.tally.kept += 1
             self.tally.kept_by_task[judged.task] += 1
@@ -295,6 +321,7 @@ class Line:
     def _reject(self, rejection: Rejection) -> None:
         self._files.reject(rejection)
         self.tally.rejected[rejection.filter] += 1
+        self.tally.firsts.setdefault(rejection.filter, rejection)
         self._cover(rejection, kept=False)
         if rejection.stage == "reply":
             self.tally.reasons[str(rejection.value)] += 1

@@ -2,32 +2,45 @@
 
 config.json      resolved settings and versions; never a key
 journal.sqlite   every request and reply (journal.py)
-records.jsonl    what was kept        } written aside and renamed: the old file
+records.jsonl    what was kept        } published together: the old set
 rejected.jsonl   what was not, why    } or the new one, never a mix
 preferences.jsonl  pairs of answers, with --pairs
-summary.json     counts, tokens, seconds
+summary.json     counts, tokens, seconds, and the size and SHA-256 of the other two
+
+No file system renames three files at once. So all three are written aside first, and the renaming of summary.json is
+the moment that counts: it names the contents that belong to it, each of which is still aside or has taken its place.
+`open_set` finds them in either, at whatever moment it comes, and wherever a run was killed.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
 import socket
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, BinaryIO
 
 from pipeline import crash
 from pipeline.errors import FolderBusy, StorageError, UsageError
 from pipeline.records import Preference, Record, Rejection, Source
 
+SET = ("records.jsonl", "rejected.jsonl")  # published together with summary.json
+PREFERENCES = "preferences.jsonl"  # published along with them, with --pairs
+EDITED_AFTER = 5  # looks at one summary; a rename between two of them explains no more than two
+
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold a run folder, creating it. Raises FolderBusy naming the holder; a killed holder leaves no lock behind."""
+def locked(folder: Path) -> Iterator[int]:
+    """Hold a run folder, creating it. Raises FolderBusy naming the holder; a killed holder leaves no lock behind.
+
+    The lock's file descriptor: a process that inherits it holds the folder, too, as long as it lives.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / ".lock").open("a+", encoding="utf-8")
@@ -46,7 +59,7 @@ def locked(folder: Path) -> Iterator[None]:
         lock.write(f"process {os.getpid()} on {socket.gethostname()} since {since}")
         lock.flush()
         crash.point("folder.locked")
-        yield
+        yield lock.fileno()
 
 
 def read_config(folder: Path) -> dict[str, Any] | None:
@@ -78,7 +91,7 @@ class DerivedFiles:
     """
 
     def __init__(self, folder: Path, *, preferences: bool = False) -> None:
-        """With `preferences` there is a third file, preferences.jsonl; without, one from before is taken away."""
+        """With `preferences` there is one file more, preferences.jsonl; without, one from before is taken away."""
         self._folder = folder
         self._names = ("records", "rejected", *(["preferences"] if preferences else []))
         self._merged: dict[str, list[Source]] = {}
@@ -86,6 +99,7 @@ class DerivedFiles:
         self._broken: StorageError | None = None  # a line is missing: nothing is published any more
 
     def __enter__(self) -> DerivedFiles:
+        _finish(self._folder)
         for name in self._names:
             with _storage_errors(self._folder):
                 self._parts[name] = self._part(name).open("w", encoding="utf-8", buffering=2**18)
@@ -111,17 +125,32 @@ class DerivedFiles:
         self._merged.setdefault(id_, []).append(source)
 
     def publish(self, summary: dict[str, Any]) -> None:
-        """Bring records.jsonl, rejected.jsonl, preferences.jsonl where it is wanted, and summary.json up to date."""
+        """Bring records.jsonl, rejected.jsonl and summary.json up to date, all at once."""
         if self._broken is not None:
             raise self._broken
+        contents = {}
         for name, part in self._parts.items():
-            with _storage_errors(self._folder):
+            path = self._folder / f"{name}.jsonl"
+            with _storage_errors(path):
                 part.flush()
-            with _aside(self._folder / f"{name}.jsonl") as file, self._part(name).open(encoding="utf-8") as lines:
-                file.writelines(map(self._with_sources, lines))
-        if "preferences" not in self._names:
-            (self._folder / "preferences.jsonl").unlink(missing_ok=True)
-        write_json(self._folder / "summary.json", summary)
+                contents[path.name] = self._write_aside(name, path)
+        write_json(self._folder / "summary.json", summary | {"files": contents})  # from here on the new set holds
+        for name in contents:
+            _take_place(self._folder / name)
+        if PREFERENCES not in contents:
+            (self._folder / PREFERENCES).unlink(missing_ok=True)
+
+    def _write_aside(self, name: str, path: Path) -> dict[str, Any]:
+        """Write a part's lines aside; what summary.json is to say of them."""
+        digest, size = hashlib.sha256(), 0
+        with self._part(name).open("rb") as lines, _aside_of(path).open("wb") as file:
+            for line in map(self._with_sources, lines):
+                file.write(line)
+                digest.update(line)
+                size += len(line)
+            _sync(file)
+        crash.point("file.written")
+        return {"bytes": size, "sha256": digest.hexdigest()}
 
     def _write(self, name: str, line: str) -> None:
         try:
@@ -131,7 +160,7 @@ class DerivedFiles:
             self._broken = error
             raise
 
-    def _with_sources(self, line: str) -> str:
+    def _with_sources(self, line: bytes) -> bytes:
         if not self._merged:
             return line
         fields = json.loads(line)
@@ -139,29 +168,131 @@ class DerivedFiles:
         if not more:
             return line
         fields["source"] += [source.model_dump(mode="json") for source in more]
-        return json.dumps(fields, ensure_ascii=False, separators=(",", ":")) + "\n"
+        return (json.dumps(fields, ensure_ascii=False, separators=(",", ":")) + "\n").encode()
 
     def _part(self, name: str) -> Path:
         return self._folder / f".{name}.part"
 
 
+# ---------------------------------------------------------------- reading what was published
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedSet:
+    """The derived files as they were published together: the summary, and the others, open, where they are there."""
+
+    summary: dict[str, Any]
+    files: dict[str, BinaryIO]
+
+    def records(self) -> Iterator[Record]:
+        return map(Record.model_validate_json, self.files.get("records.jsonl", ()))
+
+    def rejections(self) -> Iterator[Rejection]:
+        return map(Rejection.model_validate_json, self.files.get("rejected.jsonl", ()))
+
+
+@contextlib.contextmanager
+def open_set(folder: Path) -> Iterator[PublishedSet]:
+    """The derived files of one moment, whatever is being published meanwhile.
+
+    A file that is none of those the summary names, look after look, was edited by hand, and is taken as it is.
+    """
+    with contextlib.ExitStack() as stack:
+        summary: dict[str, Any] = {}
+        looks = 0
+        while looks < EDITED_AFTER:
+            before, summary = summary, _read_summary(folder)
+            looks = looks + 1 if summary == before else 1
+            with contextlib.ExitStack() as look:
+                found = {name: _find(folder / name, summary, look) for name in SET}
+                if None not in found.values():
+                    stack.enter_context(look.pop_all())
+                    break
+        else:
+            found = {name: stack.enter_context((folder / name).open("rb")) for name in SET if (folder / name).exists()}
+        yield PublishedSet(summary, {name: file for name, file in found.items() if file is not None})
+
+
 def read_records(folder: Path) -> Iterator[Record]:
     """The kept records of a run folder, in order."""
-    with (folder / "records.jsonl").open(encoding="utf-8") as lines:
-        yield from map(Record.model_validate_json, lines)
+    with open_set(folder) as published:
+        yield from published.records()
+
+
+def _read_summary(folder: Path) -> dict[str, Any]:
+    """summary.json; empty where there is none, or none that can be read."""
+    try:
+        summary = json.loads((folder / "summary.json").read_bytes())
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise StorageError(f"{folder / 'summary.json'}: cannot be read ({error.strerror}).") from error
+    except ValueError:
+        return {}
+    return summary if isinstance(summary, dict) else {}
+
+
+def _named(summary: dict[str, Any], name: str) -> dict[str, Any] | None:
+    """What the summary says of a file; None where it is of a time before it said anything."""
+    named: dict[str, Any] | None = summary.get("files", {}).get(name)
+    return named
+
+
+def _find(path: Path, summary: dict[str, Any], stack: contextlib.ExitStack) -> BinaryIO | None:
+    """The file that the summary names, by its content: in its place, or still aside; None where it is neither."""
+    named = _named(summary, path.name)
+    for candidate in (path,) if named is None else (path, _aside_of(path)):
+        with contextlib.suppress(FileNotFoundError):
+            file = stack.enter_context(candidate.open("rb"))
+            if named is None or _holds(file, named):
+                return file
+    return None
+
+
+def _holds(file: BinaryIO, named: dict[str, Any]) -> bool:
+    if os.fstat(file.fileno()).st_size != named["bytes"]:
+        return False
+    found = hashlib.file_digest(file, "sha256").hexdigest()
+    file.seek(0)
+    return found == named["sha256"]
+
+
+def _finish(folder: Path) -> None:
+    """Rename what a run that was killed while it published had still aside; the folder's lock is held."""
+    summary = _read_summary(folder)
+    for path in (folder / name for name in (*SET, PREFERENCES)):
+        named, aside = _named(summary, path.name), _aside_of(path)
+        if named is not None and aside.is_file():
+            with aside.open("rb") as file:
+                belongs = _holds(file, named)
+            if belongs:
+                _take_place(path)
 
 
 @contextlib.contextmanager
 def _aside(path: Path) -> Iterator[IO[str]]:
     """A file that takes the place of `path` once it is complete and on the disk."""
-    aside = path.with_name(f".{path.name}.new")
     with _storage_errors(path):
-        with aside.open("w", encoding="utf-8") as file:
+        with _aside_of(path).open("w", encoding="utf-8") as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
+            _sync(file)
         crash.point("file.written")
-        aside.replace(path)
+    _take_place(path)
+
+
+def _aside_of(path: Path) -> Path:
+    return path.with_name(f".{path.name}.new")
+
+
+def _sync(file: IO[Any]) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _take_place(path: Path) -> None:
+    """Rename what was written aside, for good."""
+    with _storage_errors(path):
+        _aside_of(path).replace(path)
         directory = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(directory)

@@ -18,7 +18,7 @@ import random
 import re
 import sys
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from pipeline import filters, instances
 from pipeline.ask import Ask
 from pipeline.cli import run_command
 from pipeline.errors import UsageError
-from pipeline.filters import NewInstruction
+from pipeline.filtering import NewInstruction, chosen, first_objection
 from pipeline.instances import WRITING_TEMPERATURE, WRITING_TOP_P, Examples, InstanceWriter, NewTask, list_schema
 from pipeline.llm import Reply, Request
 from pipeline.money import Expected, Plan, plan_of
@@ -41,7 +41,7 @@ from pipeline.settings import GeneratorSettings, setting
 from pipeline.text import estimate_tokens, language_of, one_line, replace_surrogates
 
 MAX_TOKENS, MAX_TOKENS_BUNDLED = 1024, 320  # of a reply; the bundled model often finds no end
-SHAPING_VERSION = 1  # of the code below that builds prompts, samples the pool and reads instructions
+SHAPING_VERSION = 2  # of the code that builds prompts, reads instructions, and decides which join the pool
 SEEDS_SHOWN, POOL_SHOWN = 6, 2  # tasks in an instruction prompt
 NEW_OF_ASKED, KEPT_OF_ASKED, INSTANCE_TOKENS = 0.5, 0.5, 80  # what --plan assumes, and says
 PLANNED_FROM = 20  # prompts, and tasks, that stand for all in --plan
@@ -65,9 +65,13 @@ class SelfInstruct:
     """A `run.Generator` whose items are the instructions it keeps."""
 
     name = "self_instruct"
+    at_its_end = f"{BARREN_PROMPTS} prompts in a row brought no new instruction"
 
-    def __init__(self, settings: SelfInstructSettings) -> None:
-        seeds = load_seed_tasks(settings.seeds)
+    def __init__(self, settings: SelfInstructSettings, leave_out: Collection[str] = ()) -> None:
+        """`leave_out` are ids of seed tasks that are not used."""
+        seeds = [task for task in load_seed_tasks(settings.seeds) if task.id not in leave_out]
+        if not seeds:
+            raise UsageError(f"{settings.seeds}: no seed task is left.")
         if settings.classification_only:
             seeds = [task for task in seeds if task.is_classification]
             if not seeds:
@@ -92,7 +96,8 @@ class SelfInstruct:
             top_p=settings.top_p,
             extra=settings.extra_body,
         )
-        self._filters = filters.chosen(filters.INSTRUCTION, settings.filters)
+        self._brought_by: dict[str, str] = {}  # kept instruction -> the request whose reply held it first
+        self._filters = chosen(filters.INSTRUCTION, settings.filters)
         self._pool = Pool(seeds, next((float(f.threshold or 0) for f in self._filters if f.name == "novelty"), None))
         self.shaping: dict[str, Any] = {
             "seeds": fingerprint(seeds),
@@ -122,7 +127,8 @@ class SelfInstruct:
                     seen = asked + 1 - min(self._settings.window, 1 + asked // 2)  # prompts it may draw from
                     source = self._draw(asked, self._pool.ids[: pool_sizes[seen]])
                     request = self._instruction_request(source)
-                    reply = asyncio.ensure_future(ask(request, retry=False))  # asked anew, it would change the pool
+                    # asked anew, it would change the pool
+                    reply = asyncio.ensure_future(ask(request, retry=False, shows=self._shown_in(source)))
                     under_way.append((source, ask.key(request), reply))
                     asked += 1
                 source, key, reply = under_way[0]
@@ -147,6 +153,16 @@ class SelfInstruct:
         wanted = SEEDS_SHOWN + POOL_SHOWN - len(kept)
         seeds = random_.sample(list(self._seeds), min(wanted, len(self._seeds)))
         return PromptSource(prompt=number, seeds=tuple(seeds), pool=tuple(kept))
+
+    @property
+    def live(self) -> set[str]:
+        """An id for each seed, of all that the prompts can see of it."""
+        return {fingerprint([task]) for task in self._seeds.values()}
+
+    def _shown_in(self, source: PromptSource) -> list[tuple[str, str]]:
+        """What an instruction prompt shows: seeds, and, by the requests that brought them, kept instructions."""
+        seeds = [fingerprint([self._seeds[id_]]) for id_ in source.seeds]
+        return [("", id_) for id_ in (*seeds, *(self._brought_by[id_] for id_ in source.pool))]
 
     def _instruction_request(self, source: PromptSource) -> Request:
         shown = [self._seeds[id_].instruction for id_ in source.seeds] + [self._pool.texts[id_] for id_ in source.pool]
@@ -192,9 +208,11 @@ class SelfInstruct:
                 continue
             instruction = clean_instruction(value)
             seen = NewInstruction(instruction, self._pool.index, self._pool.texts)
-            objection = filters.first_objection(self._filters, seen)
+            objection = first_objection(self._filters, seen)
             if objection is None:
-                yield NewTask(self._pool.add(instruction), instruction, source, key, known["prompts"])
+                id_ = self._pool.add(instruction)
+                self._brought_by.setdefault(id_, key)
+                yield NewTask(id_, instruction, source, key, known["prompts"])
                 continue
             filter_, found = objection
             yield self._reject_instruction(

@@ -17,35 +17,35 @@ import json
 import math
 import sys
 from bisect import bisect_left
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
-from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator
 
-from kg.graph import PHRASE_FIELDS, Graph, GraphError, Phrases
+from kg.graph import PHRASE_FIELDS, Fact, GraphError, Phrases
 from kg.load import load
 from kg.names import split_name
 from kg.questions import KINDS, Question, Sampler
 from pipeline.ask import Ask
-from pipeline.checks.graph_check import Asked
+from pipeline.checks.graph_check import Asked, check
 from pipeline.cli import run_command
 from pipeline.errors import UsageError
-from pipeline.filters import Candidate
+from pipeline.filtering import Candidate
 from pipeline.instances import WRITING_TEMPERATURE, WRITING_TOP_P, list_schema, object_schema
-from pipeline.kg_examples import EXAMPLES, RELATION_EXAMPLES
-from pipeline.kg_phrases import Draft, Speaker
+from pipeline.kg_examples import EXAMPLES, RELATION_EXAMPLES, REPHRASED
+from pipeline.kg_phrases import Draft, Speaker, graph_language
+from pipeline.kg_replies import read_draft, read_phrases, relations_in, tidy
 from pipeline.llm import JsonObject, Request
+from pipeline.models import NoModel
 from pipeline.money import Expected, Plan, plan_of
 from pipeline.parsing import Unreadable, read_items, read_object
 from pipeline.prompts import Prompts
-from pipeline.records import GraphSource, Record, Rejection, Stage, make_record
+from pipeline.records import GraphSource, Record, Rejection, Stage, content_id, make_record
 from pipeline.run import Made, Outlook
 from pipeline.run_folder import write_json
 from pipeline.settings import GeneratorSettings, setting
-from pipeline.text import language_of, one_line, replace_surrogates
 
 MAX_TOKENS, MAX_TOKENS_BUNDLED = 1024, 256  # of a reply
 SHAPING_VERSION = 1  # of the code that samples questions, drafts them and builds prompts
@@ -81,23 +81,42 @@ class SelfKGSettings(GeneratorSettings):
     kinds: Kinds = setting(KINDS, "shaping", "what to ask, comma between: " + ",".join(KINDS), metavar="KIND,…")
     hops: int = setting(2, "shaping", "relations of a path, at most", ge=2, le=4)
     per_fact: int = setting(2, "shaping", "questions that start at a fact, at most", ge=1, le=len(KINDS))
+    rephrase: Literal["auto", "both", "question"] = setting(
+        "auto", "shaping", "what the model words: question and answer, or the question alone (auto: bundled model)"
+    )
+    fallback: Literal["auto", "on", "off"] = setting(
+        "auto", "deriving", "keep the template's wording where the model's fails the check (auto: bundled model)"
+    )
     max_tokens: int | None = setting(None, "shaping", "of a reply (none: 1024; the bundled model 256)", gt=15)
 
     @property
     def needs_model(self) -> bool:
         return not self.template
 
+    @property
+    def words_the_question_alone(self) -> bool:
+        """Whether the answer is the template's: more than the question is too much for the bundled model."""
+        chosen = "question" if self.model is None else "both"
+        return self.style == "plain" and (chosen if self.rephrase == "auto" else self.rephrase) == "question"
+
+    @property
+    def falls_back(self) -> bool:
+        return self.fallback == "on" or (self.fallback == "auto" and self.model is None)
+
 
 class SelfKG:
     """A `run.Generator` whose items are questions of the graph: one each, or in scenario style up to five."""
 
     name = "self_kg"
+    at_its_end = "every question that the graph allows has been asked"
 
-    def __init__(self, settings: SelfKGSettings) -> None:
+    def __init__(self, settings: SelfKGSettings, leave_out: Collection[str] = ()) -> None:
+        """`leave_out` names files of the graph that are not read."""
         if not settings.graphs:
             raise UsageError("Which graph? python -m pipeline.self_kg kg/planets.ttl --template")
         try:
-            self.graph, self._complaints = load(settings.graphs, settings.labels)
+            graphs = [path for path in settings.graphs if path.name not in leave_out]
+            self.graph, self._complaints = load(graphs, settings.labels)
         except GraphError as error:
             raise UsageError(str(error)) from error
         self._settings = settings
@@ -107,8 +126,11 @@ class SelfKG:
             self.graph, seed=settings.seed, kinds=settings.kinds, hops=settings.hops, per_fact=settings.per_fact
         )
         self._prompts = Prompts(self._language, settings.prompts)
-        self._template = "self_kg_scenario" if settings.style == "scenario" else "self_kg_question"
+        self._template = "self_kg_rephrase" if settings.words_the_question_alone else "self_kg_question"
+        if settings.style == "scenario":
+            self._template = "self_kg_scenario"
         self._max_tokens = settings.max_tokens or (MAX_TOKENS_BUNDLED if settings.model is None else MAX_TOKENS)
+        self.passed_over: frozenset[str] = frozenset()  # ids of facts and entities; what shows no others is not asked
         self._learning: dict[int, asyncio.Lock] = {}
         self._refused: dict[int, str] = {}  # awkward relations for which no way to say them was found, and why
         self._asked_about: dict[int, str] = {}  # awkward relation -> key of the request about it
@@ -139,10 +161,33 @@ class SelfKG:
             if questions:
                 yield questions
 
+    @property
+    def live(self) -> set[str]:
+        """The ids of all facts there are, and of all that they speak of."""
+        return set(self._ids(self.graph.facts()))
+
+    def shown_by(self, item: tuple[Question, ...]) -> list[str]:
+        """The ids of the facts and entities that some questions speak of."""
+        facts = [fact for question in item for fact in question.facts]
+        nodes = [node for question in item for node in (*question.asked, *question.answers)]
+        nodes += [question.claimed[2] for question in item if question.claimed is not None]
+        return list(dict.fromkeys((*self._ids(facts), *(content_id(self.graph.keys[node]) for node in nodes))))
+
+    def _ids(self, facts: Iterable[Fact]) -> Iterator[str]:
+        for fact in facts:
+            keys = self.graph.key_fact(fact)
+            yield content_id(*keys)
+            yield content_id(keys[0])
+            yield content_id(keys[2])
+
     def _groups(self) -> Iterator[tuple[Question, ...]]:
         if self._settings.style == "scenario":
-            return self._sampler.groups(PAIRS_A_REQUEST)
-        return ((question,) for question in self._sampler.questions())
+            groups = self._sampler.groups(PAIRS_A_REQUEST)
+        else:
+            groups = ((question,) for question in self._sampler.questions())
+        if not self.passed_over:
+            return groups
+        return (item for item in groups if not self.passed_over.issuperset(self.shown_by(item)))
 
     def _awkward(self, question: Question) -> list[int]:
         return [r for r in dict.fromkeys(relations_in(question)) if self._speaker.is_awkward(r)]
@@ -151,7 +196,7 @@ class SelfKG:
         key = self.graph.relation_keys[relation]
         reason = (
             f"the relation {key!r} reads badly and nobody said how to say it: its questions are left out."
-            f" Name it in {self._settings.out / 'relations.json'} and pass that as --labels, or let a model do it"
+            " Name it in relations.json, beside this file, and pass that as --labels, or let a model do it"
         )
         return self._rejection(ask, "file", "awkward_relation", reason, value=key)
 
@@ -167,21 +212,38 @@ class SelfKG:
                 keys.append(self._asked_about[relation])
         drafts = [self._speaker.draft(q, scenario=scenario and self._settings.template) for q in item]
         if self._settings.template:
-            return [self._candidate(ask, q, draft, []) for q, draft in zip(item, drafts, strict=True)]
+            return [self._from_template(q, draft) for q, draft in zip(item, drafts, strict=True)]
         request = self._scenario_request(item, drafts) if scenario else self._question_request(item[0], drafts[0])
         keys.append(ask.key(request))
-        reply = await ask(request)
+        reply = await ask(request, shows=[("", id_) for id_ in self.shown_by(item)])
+        made: Made = []
         try:
-            if not scenario:
-                return [self._candidate(ask, item[0], read_draft(read_object(reply)), keys)]
-            pairs = read_items(reply, "pairs")
+            if scenario:
+                made += self._read_pairs(ask, item, read_items(reply, "pairs").values, keys)
+            else:
+                draft = read_draft(read_object(reply), drafts[0] if self._settings.words_the_question_alone else None)
+                made.append(self._candidate(ask, item[0], draft, keys))
         except Unreadable as unreadable:
             ask.counts.unreadable += 1
-            rejection = self._rejection(
-                ask, "reply", "parse", unreadable.detail, value=unreadable.reason, questions=item, requests=keys
-            )
-            return [rejection]
-        return self._read_pairs(ask, item, pairs.values, keys)
+            why, detail = unreadable.reason, unreadable.detail
+            made.append(self._rejection(ask, "reply", "parse", detail, value=why, questions=item, requests=keys))
+        return made + self._fallbacks(item, made)
+
+    def _fallbacks(self, item: tuple[Question, ...], made: Made) -> Made:
+        """The template's wording of each question whose wording by the model the graph does not vouch for.
+
+        Of relations that the model itself had to put into words there is none: nobody vouches for those.
+        """
+        if not self._settings.falls_back or self._settings.filters.get("graph") is False:
+            return []
+        sound = {
+            entry.asked.question
+            for entry in made
+            if isinstance(entry, Candidate) and entry.asked is not None and is_sound(entry)
+        }
+        left = [q for q in item if q not in sound and not self._awkward_ever(q)]
+        scenario = self._settings.style == "scenario"
+        return [self._from_template(q, self._speaker.draft(q, scenario=scenario)) for q in left]
 
     def _read_pairs(self, ask: Ask, item: tuple[Question, ...], values: list[Any], keys: list[str]) -> Made:
         """The pairs by their ids, in the order of the questions, whatever order they came in."""
@@ -204,26 +266,38 @@ class SelfKG:
         return made
 
     def _candidate(self, ask: Ask, question: Question, draft: Draft, keys: list[str]) -> Candidate:
-        names = [] if self._settings.template else [self._template]
-        if len(keys) > 1:
-            names.append("self_kg_relation")
+        """A question as a model worded it."""
+        names = [self._template, *(["self_kg_relation"] if len(keys) > 1 else [])]
+        plain = self._speaker.draft(question).instruction if self._settings.words_the_question_alone else ""
+        return self._made(question, draft, ask.model.identity, self._prompts.hashes(*names), keys, plain)
+
+    def _from_template(self, question: Question, draft: Draft) -> Candidate:
+        return self._made(question, draft, NoModel.identity, {}, [])
+
+    def _made(
+        self, question: Question, draft: Draft, model: str, prompts: dict[str, str], keys: list[str], plain: str = ""
+    ) -> Candidate:
         record = make_record(
             instruction=draft.instruction,
             output=draft.output,
             task="kg",
             generator=self.name,
-            model=ask.model.identity,
+            model=model,
             language=self._language,
             source=self._source([question]),
-            prompts=self._prompts.hashes(*names),
+            prompts=prompts,
             requests=keys,
         )
-        asked = Asked(question, self._speaker, scenario=self._settings.style == "scenario")
-        return Candidate(record, asked=asked)
+        return Candidate(record, asked=Asked(question, self._speaker, self._settings.style == "scenario", plain))
 
     # ---------------------------------------------------------------- requests
 
     def _question_request(self, question: Question, draft: Draft) -> Request:
+        if self._settings.words_the_question_alone:
+            examples = [({"question": plain}, json.dumps({"instruction": said}, ensure_ascii=False))
+                        for plain, said in REPHRASED[self._language]]  # fmt: skip
+            messages = self._prompts.chat(self._template, {"question": draft.instruction}, examples)
+            return self._request(messages, object_schema({"instruction": {"type": "string"}}))
         values = {"facts": self._facts([question]), "question": draft.instruction, "answer": draft.output}
         return self._request(
             self._prompts.chat(self._template, values, EXAMPLES[self._language]),
@@ -252,9 +326,9 @@ class SelfKG:
         )
 
     def _facts(self, questions: Sequence[Question]) -> str:
-        facts = dict.fromkeys(fact for question in questions for fact in question.facts)
+        said = dict.fromkeys(sentence for question in questions for sentence in self._speaker.sentences(question))
         none = "图谱中没有相关事实。" if self._language == "zh" else "the graph holds none that answers this."
-        return ("" if self._language == "zh" else " ").join(map(self._speaker.sentence, facts)) or none
+        return ("" if self._language == "zh" else " ").join(said) or none
 
     # ---------------------------------------------------------------- --plan
 
@@ -274,6 +348,10 @@ class SelfKG:
                 break
         expected = Expected(min(records, most), PAIR_TOKENS / 2, PAIR_TOKENS / 2, PAIR_TOKENS / 2)
         return replace(plan, expected=expected)
+
+    @property
+    def kept_an_item(self) -> float:
+        return KEPT_OF_ASKED * (PAIRS_A_REQUEST if self._settings.style == "scenario" else 1)
 
     def _expected(self, target: int | None, stored: Callable[[Request], bool]) -> Iterator[tuple[Request, float]]:
         if self._settings.template:
@@ -304,7 +382,8 @@ class SelfKG:
             if relation in self._asked_about:
                 return
             request = self._relation_request(relation)
-            reply = await ask(request)
+            examples = self._sampler.examples(relation, EXAMPLE_FACTS)
+            reply = await ask(request, shows=[("", id_) for id_ in self._ids(examples)])
             try:
                 phrases = read_phrases(read_object(reply))
             except Unreadable as unreadable:
@@ -381,49 +460,10 @@ class SelfKG:
         )
 
 
-# ---------------------------------------------------------------- reading replies
-
-
-def read_draft(value: Any) -> Draft:
-    """A question and its answer out of a reply's object. Raises Unreadable."""
-    texts = [value.get(name) if isinstance(value, dict) else None for name in ("instruction", "answer")]
-    if not all(isinstance(text, str) for text in texts):
-        raise Unreadable("wrong_shape", f"no instruction and answer: {str(value)[:80]}")
-    instruction, output = (replace_surrogates(str(text)).strip() for text in texts)
-    return Draft(instruction, output)
-
-
-def read_phrases(value: dict[str, Any]) -> Phrases:
-    """How a relation is said; each part must hold the names it needs and no other. Raises Unreadable."""
-    texts = {
-        name: one_line(replace_surrogates(str(value.get(name, "")))) for name in ("label", "statement", "tail", "head")
-    }
-    needs = {"label": (False, False), "statement": (True, True), "tail": (True, False), "head": (False, True)}
-    for name, text in texts.items():
-        holds = (text.count("{s}"), text.count("{o}"))
-        if not text or holds != needs[name]:
-            raise Unreadable("wrong_shape", f"{name!r} needs {needs[name]} of {{s}} and {{o}}: {text[:80]!r}")
-    texts["statement"] = texts["statement"].rstrip(".。")
-    return Phrases(**texts)
-
-
-def relations_in(question: Question) -> tuple[int, ...]:
-    """All relations that its draft speaks of."""
-    return (*question.relations, *(fact[1] for fact in question.facts))
-
-
-def tidy(label: str) -> str:
-    """A relation's name without words that follow themselves: "film film genre" is "film genre"."""
-    words = label.replace(".", " ").split()
-    return " ".join(word for at, word in enumerate(words) if not at or word != words[at - 1])
-
-
-def graph_language(graph: Graph) -> str:
-    """The language of a graph's names: English where there are English labels, else what most names look like."""
-    tagged = {language for names in islice(graph.labels.values(), 1000) for language in names}
-    if tagged:
-        return "en" if "en" in tagged or "zh" not in tagged else "zh"
-    return language_of(" ".join(map(split_name, (*graph.relation_keys[:200], *graph.keys[:500]))))
+def is_sound(candidate: Candidate) -> bool:
+    """Whether the graph vouches for it; the filter `graph` says so again, and why not."""
+    assert candidate.asked is not None
+    return check(candidate.asked, candidate.record.instruction, candidate.record.output) is None
 
 
 def main(argv: Sequence[str] | None = None) -> int:

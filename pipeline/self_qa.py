@@ -17,16 +17,17 @@ import math
 import random
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from pipeline import cache
 from pipeline.ask import Ask
 from pipeline.checks.grounding import quotes_in
 from pipeline.cli import run_command
 from pipeline.errors import UsageError
-from pipeline.filters import Candidate
+from pipeline.filtering import Candidate
 from pipeline.llm import Reply, Request
 from pipeline.money import Expected, Plan, plan_of
 from pipeline.parsing import Unreadable, read_items, read_value
@@ -36,6 +37,7 @@ from pipeline.reading.blocks import Document
 from pipeline.reading.chunks import Chunk, chunk_document
 from pipeline.reading.corpus import Corpus
 from pipeline.reading.documents import read_documents
+from pipeline.reading.extraction import KIND, Extractor
 from pipeline.records import DocumentSource, Neighbour, Quote, Record, Rejection, Stage, content_id, make_record
 from pipeline.run import Made, Outlook
 from pipeline.self_qa_examples import DECLINES, STYLES
@@ -70,9 +72,12 @@ class SelfQA:
     """A `run.Generator` whose items are the chunks of the documents."""
 
     name = "self_qa"
+    at_its_end = "every passage has been asked about"
 
-    def __init__(self, settings: SelfQASettings) -> None:
-        self._settings = settings
+    def __init__(self, settings: SelfQASettings, leave_out: Collection[str] = ()) -> None:
+        """`leave_out` names documents that are not read, as records name them."""
+        self._settings, self._leave_out = settings, leave_out
+        self.passed_over: frozenset[str] = frozenset()  # ids of chunks that are not asked
         self._max_tokens = settings.max_tokens or (MAX_TOKENS_BUNDLED if settings.model is None else MAX_TOKENS)
         languages = LANGUAGES if settings.language == "auto" else (settings.language,)
         self._prompts = {language: Prompts(language, settings.prompts) for language in languages}
@@ -95,6 +100,7 @@ class SelfQA:
             "style": self._styles if settings.mode in ("closed", "open") else {},
             "code": SHAPING_VERSION,
         }
+        self._fresh_texts: dict[bytes, bytes] = {}  # out of files that no earlier run on this folder has read
         self._rejected: list[Rejection] = []
         self._documents: list[Document] = []
         self._chunks: list[Chunk] = []
@@ -106,8 +112,23 @@ class SelfQA:
     def _read(self) -> None:
         """Take in what the paths hold: documents, or the descriptions of APIs."""
         settings = self._settings
-        read = read_descriptions if settings.mode == "api" else read_documents
-        for entry in read(settings.paths, generator=self.name):
+        with Extractor(cache=settings.out / cache.NAME) as extractor:
+            if settings.mode == "api":
+                self._take(read_descriptions(settings.paths, generator=self.name, leave_out=self._leave_out))
+            else:
+                documents = read_documents(
+                    settings.paths,
+                    generator=self.name,
+                    extractor=extractor,
+                    language=settings.language,
+                    leave_out=self._leave_out,
+                )
+                self._take(documents)
+        self._fresh_texts = extractor.fresh
+
+    def _take(self, entries: Iterable[Document | Description | Rejection]) -> None:
+        settings = self._settings
+        for entry in entries:
             if isinstance(entry, Document):
                 self._documents.append(entry)
                 self._chunks += chunk_document(entry, tokens=settings.chunk_tokens, overlap=settings.overlap)
@@ -124,14 +145,29 @@ class SelfQA:
 
     async def items(self, ask: Ask, outlook: Outlook) -> AsyncIterator[Chunk | Rejection]:
         """The files that could not be read, then the chunks in an order that spreads a small target over them all."""
+        if self._fresh_texts:  # only now is the folder there, and ours
+            with cache.Cache(self._settings.out / cache.NAME) as texts:
+                texts.put(KIND, self._fresh_texts)
+            self._fresh_texts = {}
         for rejection in self._rejected:
             yield rejection.model_copy(update={"model": ask.model.identity})
         for chunk in self._in_order():
             yield chunk
 
+    @property
+    def live(self) -> set[str]:
+        """The ids of all chunks there are."""
+        return {chunk.id for chunk in self._chunks}
+
+    @property
+    def chunks(self) -> dict[str, Chunk]:
+        """All chunks by id; of equal ones the first."""
+        return {chunk.id: chunk for chunk in reversed(self._chunks)}
+
     def _in_order(self) -> list[Chunk]:
         seed = str(self._settings.seed)
-        return sorted(self._chunks, key=lambda c: (content_id(seed, c.id), c.document, c.start))
+        wanted = (chunk for chunk in self._chunks if chunk.id not in self.passed_over)
+        return sorted(wanted, key=lambda c: (content_id(seed, c.id), c.document, c.start))
 
     async def make(self, item: Chunk, ask: Ask) -> Made:
         """The chunk's candidates: questions first, then each one's answer from the same text."""
@@ -182,6 +218,11 @@ class SelfQA:
         records = min(wanted * KEPT_OF_ASKED, target or math.inf)
         source = read / max(1, wanted) if answers else 0.0
         return replace(plan, expected=Expected(records, QUESTION_TOKENS, ANSWER_TOKENS, source))
+
+    @property
+    def kept_an_item(self) -> float:
+        asked = sum(questions_wanted(chunk, self._settings.per_chunk) for chunk in self._chunks)
+        return KEPT_OF_ASKED * asked / max(1, len(self._chunks))
 
     def _writer_answer(self, chunk: Chunk, language: str, question: str) -> Request:
         return self._writer.answer(chunk, language, question, choose=self._settings.model is None)
@@ -281,7 +322,7 @@ class SelfQA:
         """The reply to a request; it and its template are noted on the trail."""
         trail.prompts |= self._prompts[trail.language].hashes(template)
         trail.requests.append(trail.ask.key(request))
-        return await trail.ask(request)
+        return await trail.ask(request, shows=[(trail.chunk.document, trail.chunk.id)])
 
     # ---------------------------------------------------------------- what did not work, and what was covered
 

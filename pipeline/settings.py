@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import importlib.metadata
 import json
 import re
 import tomllib
@@ -19,11 +20,22 @@ from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, TypeVar, get_args, get_origin
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    InstanceOf,
+    PlainSerializer,
+    ValidationError,
+    ValidationInfo,
+)
 
-from pipeline import filters
+from pipeline import filters, own_filters
 from pipeline.backends.endpoint import without_secrets
 from pipeline.errors import UsageError
+from pipeline.own_filters import OwnFilters
 
 Kind = Literal["shaping", "deriving", "running"]
 
@@ -80,11 +92,13 @@ def _filter_settings(value: object) -> object:
     return result
 
 
-def _known_filters(value: dict[str, float | str | bool]) -> dict[str, float | str | bool]:
+def _known_filters(value: dict[str, float | str | bool], info: ValidationInfo) -> dict[str, float | str | bool]:
+    own: OwnFilters | None = info.data.get("own_filters")
+    known = filters.ALL | {filter_.name: filter_ for filter_ in (own.filters if own is not None else ())}
     for name, wanted in value.items():
-        if name not in filters.ALL:
-            raise ValueError(f"there is no filter {name!r}; {nearest(name, filters.ALL)}")
-        filter_ = filters.ALL[name]
+        if name not in known:
+            raise ValueError(f"there is no filter {name!r}; {nearest(name, known)}")
+        filter_ = known[name]
         if isinstance(wanted, bool) or wanted in filter_.choices:
             continue
         if filter_.choices or isinstance(wanted, str) or filter_.threshold is None:
@@ -102,6 +116,17 @@ def _known_filters(value: dict[str, float | str | bool]) -> dict[str, float | st
 FilterSettings = Annotated[
     dict[str, bool | float | str], BeforeValidator(_filter_settings), AfterValidator(_known_filters)
 ]  # fmt: skip
+
+
+def _own_filters(value: object) -> object:
+    return own_filters.load(Path(value)) if isinstance(value, str | Path) else value
+
+
+OwnFilterSetting = Annotated[
+    InstanceOf[OwnFilters] | None,
+    BeforeValidator(_own_filters),
+    PlainSerializer(lambda own: own.as_json() if own is not None else None),
+]
 JsonSetting = Annotated[dict[str, Any], BeforeValidator(_json_object), AfterValidator(_not_ours)]
 
 
@@ -150,8 +175,11 @@ class GeneratorSettings(AskingSettings):
     seed: int = setting(0, "shaping", "of every random choice")
     target: int | None = setting(None, "running", "kept records to end with", gt=0)
     max_tokens: int | None = setting(None, "shaping", "of a reply (none: 1024; the bundled model 320)", gt=15)
+    own_filters: OwnFilterSetting = setting(
+        None, "deriving", "your own filters, the functions of a Python file", metavar="FILE.py"
+    )
     filters: FilterSettings = setting(
-        {}, "running", "filters off, or thresholds: keywords=off,too_short=2", metavar="NAME=…"
+        {}, "deriving", "filters off, or thresholds: keywords=off,too_short=2", metavar="NAME=…"
     )
     pairs: int | None = setting(
         None, "running", "write preferences.jsonl, N further answers to each question (0: what comes for free)",
@@ -219,6 +247,8 @@ def flags_of(model: type[BaseModel], *, command: str, about: str) -> argparse.Ar
             parser.add_argument(name, **options | {"nargs": "*"})
         else:
             parser.add_argument(_flag(name), **options)
+    version = importlib.metadata.version("instructloop")
+    parser.add_argument("--version", action="version", version=f"instructloop {version}")
     parser.add_argument("--config", metavar="FILE", type=Path, help="a TOML file with the same keys; flags win")
     return parser
 

@@ -26,8 +26,13 @@ DATA = Path(os.environ.get("INSTRUCTLOOP_DATA", ROOT.parent / "shared" / "data")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Hypothesis: no time limits, since machines differ; in `make quick` a tenth of the examples."""
+    """Hypothesis: no time limits, since machines differ; in `make quick` a tenth of the examples.
+
+    And there torch gets one thread: its tests have tiny models, in which several mostly wait for each other.
+    """
     quick = "not slow" in config.getoption("markexpr", "")
+    if quick:
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
     settings.register_profile("here", deadline=None, max_examples=20 if quick else 200, print_blob=True)
     settings.load_profile("here")
 

@@ -133,7 +133,7 @@ class Exchange:
         prompt = "\n\n".join(text_of(message) for message in messages)
         users = [message for message in messages if message.get("role") == "user"]
         source = text_of(users[-1]) if users else ""
-        writer = Writer(int(self.key[:16], 16), source, self.options.dirty, self.options.plant)
+        writer = Writer(int(self.key[:16], 16), source, self.options.dirty, self.options.plant, self.options.full_lists)
         prepared = self.options.prepared.get(source)
         text, finish = (prepared, "stop") if prepared is not None else writer.answer(self.schema(prompt))
         limit = self.body.get("max_completion_tokens") or self.body.get("max_tokens")

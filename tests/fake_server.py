@@ -253,6 +253,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--answers", type=Path, help="JSON file: the last user message -> the reply to it")
     parser.add_argument("--latency-ms", type=float, default=0.0, help="before each answer; faults have their own times")
     parser.add_argument("--dirty", type=float, default=0.0, help="share of bad instructions, empty outputs, chatter, …")
+    parser.add_argument("--full-lists", action="store_true", help="every list is as long as its schema lets it be")
     parser.add_argument("--plant", type=float, default=0.0, help="share of answers to a passage that invent something")
     parser.add_argument("--schema-in-prompt", action="store_true", help="answer by a schema in a ```json fence")
     parser.add_argument("--refuse", type=lambda text: text.split(","), default=[], help="json_schema,temperature,…")

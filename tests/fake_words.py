@@ -228,12 +228,15 @@ COMMON_SHARE = 0.04  # instructions that every model writes again and again
 class Writer:
     """Writes one answer. `source` is the last user message: its language is spoken, its sentences can be quoted."""
 
-    def __init__(self, seed: int, source: str, dirty: float = 0.0, plant: float = 0.0) -> None:
+    def __init__(
+        self, seed: int, source: str, dirty: float = 0.0, plant: float = 0.0, full_lists: bool = False
+    ) -> None:
         self.random = Random(seed).random
         self.language = ZH if CJK.search(source) else EN
         self.source = source
         self.dirty = dirty
         self.plant = plant
+        self.full_lists = full_lists
         self.planted: str | None = None  # what the last reading invented
         self.defs: Schema = {}
 
@@ -320,7 +323,7 @@ class Writer:
     def array(self, schema: Schema, name: str, depth: int) -> list[Any]:
         low = schema.get("minItems", min(2, schema.get("maxItems", 2)))
         high = schema.get("maxItems", max(8, low))
-        length = schema.get("minItems", 0) if depth > DEEPEST else self.between(low, high)
+        length = schema.get("minItems", 0) if depth > DEEPEST else high if self.full_lists else self.between(low, high)
         items = [self.value(schema.get("items", {}), name, depth + 1) for _ in range(length)]
         if schema.get("uniqueItems"):
             more = (self.value(schema.get("items", {}), name, depth + 1) for _ in range(100))

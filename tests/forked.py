@@ -25,10 +25,10 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 class Forked:
-    """One command at a time; `output` holds what the last one wrote to stdout and stderr. `main` names its module."""
+    """One command at a time; `output` holds what the last one wrote to stdout and stderr."""
 
-    def __init__(self, scratch: Path, main: str = "pipeline.self_instruct") -> None:
-        self._output, self._main = scratch / "output.txt", main
+    def __init__(self, scratch: Path, module: str = "pipeline.self_instruct") -> None:
+        self._output, self._module = scratch / "output.txt", module
 
     def __enter__(self) -> Forked:
         self.process = subprocess.Popen(
@@ -56,7 +56,7 @@ class Forked:
     ) -> int:
         """Start a command; its process id."""
         job = {
-            "main": self._main,
+            "module": self._module,
             "arguments": list(arguments),
             "env": dict(env or {}),
             "output": str(self._output),
@@ -92,7 +92,7 @@ class Forked:
 
 
 def _child(job: dict[str, object]) -> None:
-    main = importlib.import_module(str(job["main"])).main
+    main = importlib.import_module(str(job["module"])).main
     output = os.open(str(job["output"]), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(output, 1)
@@ -124,6 +124,7 @@ def serve() -> None:
     import openai.types.chat  # noqa: F401
 
     import pipeline.backends.capped
+    import pipeline.regenerate
     import pipeline.self_instruct  # noqa: F401
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C at the terminal is for the tests to handle

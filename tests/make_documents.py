@@ -143,6 +143,56 @@ TABLES: dict[str, Callable[[Path], object]] = {
 }
 
 
+SAID = (
+    "The invention of Rittinger is the heat pump.",
+    "The town of Rittinger is Ebensee.",
+    "The year of birth of Rittinger is 1811.",
+)
+
+
+def _turtle(path: Path) -> None:
+    path.write_text(
+        """@prefix : <https://example.org/> .\n@prefix rdfs: <http://www.w3.org/2000/01/rdf-schema#> .
+        :Rittinger :invention [ rdfs:label "the heat pump"@en, "热泵"@zh ] ; :yearOfBirth 1811 ; :town :Ebensee .
+        :invention rdfs:label "invention"@en, "发明"@zh . :yearOfBirth rdfs:label "year of birth"@en, "出生年份"@zh .
+        :town rdfs:label "town"@en, "城镇"@zh . :Rittinger rdfs:label "Rittinger"@en, "里廷格"@zh .
+        :Ebensee rdfs:label "Ebensee"@en, "埃本塞"@zh .""",
+        encoding="utf-8",
+    )
+
+
+def _rdf(path: Path, format_: str) -> None:
+    import rdflib
+
+    _turtle(path)
+    graph = rdflib.Graph().parse(data=path.read_text(encoding="utf-8"), format="turtle")
+    graph.serialize(path, format=format_, encoding="utf-8")
+
+
+def _graphml(path: Path) -> None:
+    nodes = {"r": "Rittinger", "h": "the heat pump", "e": "Ebensee", "y": "1811"}
+    edges = {"h": "invention", "e": "town", "y": "year of birth"}
+    path.write_text(
+        '<graphml xmlns="http://graphml.graphdrawing.org/xmlns"><key id="l" for="all" attr.name="label"/><graph>'
+        + "".join(f'<node id="{id_}"><data key="l">{name}</data></node>' for id_, name in nodes.items())
+        + "".join(f'<edge source="r" target="{to}"><data key="l">{name}</data></edge>' for to, name in edges.items())
+        + "</graph></graphml>",
+        encoding="utf-8",
+    )
+
+
+GRAPHS: dict[str, Callable[[Path], object]] = {
+    ".ttl": _turtle,
+    ".n3": _turtle,
+    ".nt": lambda path: _rdf(path, "nt"),
+    ".nq": lambda path: _rdf(path, "nt"),
+    ".jsonld": lambda path: _rdf(path, "json-ld"),
+    ".rdf": lambda path: _rdf(path, "xml"),
+    ".owl": lambda path: _rdf(path, "xml"),
+    ".graphml": _graphml,
+}
+
+
 def scanned_page() -> bytes:
     """A PDF whose one page is a picture."""
     from PIL import Image

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import re
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline import __main__ as overview
 from tests.conftest import Run, StartServer, against, command, read_lines, write_lines
 from tests.fake_server import ROOT, FakeServer
 
@@ -153,7 +155,8 @@ def test_a_run_says_what_it_did_and_what_to_do_next(tmp_path: Path, run: Run, st
     assert ran.returncode == 0
     summary = json.loads(ran.stdout)
     stored = json.loads((out / "summary.json").read_bytes())
-    assert {k: v for k, v in summary.items() if k != "seconds"} == {k: v for k, v in stored.items() if k != "seconds"}
+    assert stored.pop("files").keys() == {"records.jsonl", "rejected.jsonl"}
+    assert summary | {"seconds": 0} == stored | {"seconds": 0}
     assert summary["kept"] == len(read_lines(out / "records.jsonl")) == 12
     assert sum(summary["rejected"].values()) == len(read_lines(out / "rejected.jsonl"))
     *_, last = ran.stderr.rstrip().split("\n")
@@ -202,6 +205,37 @@ def test_help_imports_nothing_heavy() -> None:
     )
     said = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert said.endswith("HEAVY []\n")
+
+
+def test_the_package_lists_its_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    assert overview.main([]) == 0
+    said = capsys.readouterr().out
+    commands = {path.stem for path in (ROOT / "pipeline").glob("*.py") if "\ndef main(" in path.read_text()}
+    for name in commands - {"__main__"}:
+        assert f"python -m pipeline.{name} " in said
+    assert overview.COMMANDS.keys() == commands - {"__main__"}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [(["self_qa", "docs/"], "run it as: python -m pipeline.self_qa"), (["self_qqa"], "there is no command 'self_qqa'")],
+)
+def test_a_command_after_the_package_is_pointed_to(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as left:
+        overview.main(words)
+    assert left.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+def test_the_version_is_said_by_the_package_and_by_each_command(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    version = f"instructloop {importlib.metadata.version('instructloop')}\n"
+    ran = run("--version")
+    assert (ran.returncode, ran.stdout) == (0, version)
+    with pytest.raises(SystemExit):
+        overview.main(["--version"])
+    assert capsys.readouterr().out == version
 
 
 # ---------------------------------------------------------------- signals

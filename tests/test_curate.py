@@ -20,6 +20,8 @@ from typing import Any
 import pytest
 
 from pipeline import curate
+from pipeline.curation.parents import open_parent, read_parent
+from pipeline.errors import UsageError
 from pipeline.records import PromptSource, Record, make_record
 from pipeline.run_folder import DerivedFiles, read_records, write_json
 
@@ -113,6 +115,18 @@ def test_the_config_names_parents_by_path_and_hash(tmp_path: Path) -> None:
     ]
     assert config["against"] == [{"path": str(against), "sha256": sha[against]}]
     assert config["settings"]["near_duplicates"] == 0.7
+
+
+def test_a_parent_that_is_replaced_while_it_is_read_is_refused(tmp_path: Path) -> None:
+    """Its hash would stand in config.json beside records that it is not the hash of."""
+    a = run_folder(tmp_path / "a", [record("Name a river."), record("Count to three.")])
+    parent = open_parent(a)
+    reading = read_parent(parent)
+    assert next(reading).instruction == "Name a river."
+    with DerivedFiles(a) as files:
+        files.publish({})
+    with pytest.raises(UsageError, match="changed while it was read"):
+        list(reading)
 
 
 @pytest.mark.parametrize("name", ["x.jsonl", "x.json", "x.jsonl.gz", "x.json.gz", "x.csv"])
@@ -266,7 +280,9 @@ def test_the_funnel_is_printed_and_kept(tmp_path: Path, capsys: pytest.CaptureFi
     summary = json.loads(printed.out)
     assert summary["funnel"] == {"below_score": 2, "near_duplicate": 1, "not_selected": 1}
     assert summary["rejected"] == {"below_score": 1, "near_duplicate": 1}
-    assert json.loads((tmp_path / "c" / "summary.json").read_text()) == summary
+    written = json.loads((tmp_path / "c" / "summary.json").read_text())
+    assert written.pop("files").keys() == {"records.jsonl", "rejected.jsonl"}
+    assert written == summary
 
 
 # ---------------------------------------------------------------- selection

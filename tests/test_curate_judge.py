@@ -186,7 +186,7 @@ def test_a_judge_that_refuses_the_key_is_said(
 def test_a_killed_judging_goes_on_and_asks_nothing_twice(tmp_path: Path, start_server: StartServer) -> None:
     server, source, out = start_server(), run_folder(tmp_path / "a", made_before()), tmp_path / "c"
     command = flags(server, source, out, "--concurrency", 2)
-    with Forked(tmp_path, main="pipeline.curate") as forked:
+    with Forked(tmp_path, module="pipeline.curate") as forked:
         assert forked.run(command, env={"INSTRUCTLOOP_CRASH_AT": "reply.stored:4"}) == -signal.SIGKILL
         sent = len(server.ledger())
         assert forked.run(command) == 0, forked.output

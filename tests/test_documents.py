@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -11,15 +12,28 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.cache import Cache
 from pipeline.errors import UsageError
 from pipeline.hygiene import CONTROL_TOKEN, clean, hidden_instruction
+from pipeline.reading import extraction
 from pipeline.reading.blocks import Document
 from pipeline.reading.chunks import chunk_document
 from pipeline.reading.documents import read_documents
-from pipeline.reading.extraction import READERS, ExtractionFailed, Extractor
+from pipeline.reading.extraction import KIND, READERS, ExtractionFailed, Extractor
 from pipeline.records import Rejection
 from tests import make_documents
-from tests.make_documents import FACTS, HEADING, PROSE, ROWS, TABLES, flowing, make_pdf, write_zip
+from tests.make_documents import (
+    FACTS,
+    GRAPHS,
+    HEADING,
+    PROSE,
+    ROWS,
+    SAID,
+    TABLES,
+    flowing,
+    make_pdf,
+    write_zip,
+)
 
 
 def read(*paths: Path) -> tuple[dict[str, Document], dict[str, Rejection]]:
@@ -63,9 +77,104 @@ def test_a_row_becomes_attribute_and_value(suffix: str, tmp_path: Path) -> None:
     assert texts(one(path), "row") == expected
 
 
+@pytest.mark.parametrize("suffix", GRAPHS)
+def test_an_entitys_facts_become_a_paragraph(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"file{suffix}"
+    GRAPHS[suffix](path)
+    document = one(path)
+    [paragraph] = texts(document, "paragraph")
+    assert all(sentence in paragraph for sentence in SAID)
+    assert len(paragraph) == len(" ".join(SAID))
+    assert document.language == "en"
+
+
+def test_a_graph_is_said_in_the_language_that_is_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "file.ttl"
+    GRAPHS[".ttl"](path)
+    [document] = read_documents([path], generator="self_qa", language="zh")
+    assert isinstance(document, Document)
+    assert "里廷格发明热泵。里廷格的城镇是埃本塞。" in document.text
+    assert document.language == "zh"
+
+
+def test_a_node_without_a_name_is_told_by_way_of_the_one_that_has_it(tmp_path: Path) -> None:
+    path = tmp_path / "air.ttl"
+    path.write_text(
+        """@prefix : <urn:x:> . :Mars :radius 3390 ; :moon :Phobos, :Deimos ;
+        :atmosphere [ :mainGas :Argon ; :layer [ :height 80 ] ] . _:a :knows _:b . _:b :knows _:a .
+        [] :colour :Red .""",
+        encoding="utf-8",
+    )
+    paragraphs = texts(one(path), "paragraph")
+    assert sorted(paragraphs) == [
+        "The colour of an entry without a name is Red.",
+        "The height of the layer of the atmosphere of Mars is 80. The main gas of the atmosphere of Mars is Argon."
+        " One moon of Mars is Deimos; another is Phobos. The radius of Mars is 3390.",
+    ]
+
+
+def test_a_fact_more_changes_one_paragraph_of_a_graph(tmp_path: Path) -> None:
+    path = tmp_path / "planets.ttl"
+    turtle = (Path(__file__).parent.parent / "kg" / "planets.ttl").read_text(encoding="utf-8")
+    path.write_text(turtle, encoding="utf-8")
+    before = texts(one(path), "paragraph")
+    first = turtle.index("\n:")  # behind the prefixes, so that it comes before all other facts
+    path.write_text(turtle[:first] + "\n:Nereid :radius 170 ." + turtle[first:], encoding="utf-8")
+    after = texts(one(path), "paragraph")
+    assert len(before) == len(after) > 140
+    changed = [new for old, new in zip(before, after, strict=True) if old != new]
+    assert len(changed) == 1
+    assert "170" in changed[0]
+
+
+def test_a_broken_graph_is_one_rejection_and_a_broken_line_a_remark(tmp_path: Path) -> None:
+    (tmp_path / "a.ttl").write_text("@prefix : <urn:x:> . :a :b", encoding="utf-8")
+    (tmp_path / "b.nt").write_text("<urn:x:a> <urn:x:b> <urn:x:c> .\nbroken\n", encoding="utf-8")
+    documents, rejected = read(tmp_path)
+    assert documents.keys() == {"b.nt"}
+    assert rejected["a.ttl"].filter == "damaged"
+    assert rejected["a.ttl"].reason == "a.ttl: it: not turtle (it ends in the middle of a statement)."
+    assert (rejected["b.nt"].filter, rejected["b.nt"].reason[:13]) == ("bad_row", "b.nt: line 2:")
+
+
 def test_every_format_has_a_file_that_is_read() -> None:
-    made = {*PROSE, *TABLES}
-    assert {READERS[suffix] for suffix in READERS} == {READERS[suffix] for suffix in made & READERS.keys()}
+    assert {*PROSE, *TABLES, *GRAPHS} >= READERS.keys() - {".htm", ".xhtml"}
+
+
+# ---------------------------------------------------------------- the cache
+
+
+def test_what_is_in_the_cache_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache, path = tmp_path / "cache.sqlite", tmp_path / "a.pdf"
+    PROSE[".pdf"](path)
+    pdf, damaged = path.read_bytes(), b"%PDF-1.7 broken"
+    with Extractor(cache=cache) as extractor:
+        first = extractor.extract(".pdf", pdf)
+        with pytest.raises(ExtractionFailed) as failed:
+            extractor.extract(".pdf", damaged)
+    assert not cache.exists(), "the folder may belong to another run"
+    with Cache(cache) as opened:
+        opened.put(KIND, extractor.fresh)
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")  # a child that is started now ends the test
+    with Extractor(cache=cache) as extractor:
+        assert extractor.extract(".pdf", pdf) == first
+        with pytest.raises(ExtractionFailed) as again:
+            extractor.extract(".pdf", damaged)
+        assert (again.value.kind, str(again.value)) == (failed.value.kind, str(failed.value))
+        assert extractor.fresh == {}
+        with pytest.raises(FileNotFoundError):
+            extractor.extract(".pdf", pdf + b"\n")
+    monkeypatch.setattr(extraction, "_version", lambda packages: "a later reader")
+    with Extractor(cache=cache) as extractor, pytest.raises(FileNotFoundError):
+        extractor.extract(".pdf", pdf)
+
+
+def test_what_was_too_large_for_one_child_is_tried_again(tmp_path: Path) -> None:
+    rows = b"a,b\n" + b"1,2\n" * 100_000
+    with Extractor(memory=80 << 20) as extractor:
+        with pytest.raises(ExtractionFailed):
+            extractor.extract(".csv", rows * 60)
+        assert extractor.fresh == {}
 
 
 def test_what_a_page_hides_is_left_out_and_counted(tmp_path: Path) -> None:

@@ -17,9 +17,9 @@ from typing import Any
 
 import pytest
 
-from pipeline.errors import StorageError
+from pipeline.errors import FolderBusy, StorageError
 from pipeline.records import PromptSource, make_record
-from pipeline.run_folder import DerivedFiles
+from pipeline.run_folder import DerivedFiles, locked
 from tests.fake_server import FakeServer
 from tests.forked import Forked
 
@@ -99,17 +99,23 @@ def test_odd_replies_are_rejections_with_a_reason_and_counted_once(tmp_path: Pat
 
 
 def test_a_failure_for_good_is_an_outcome_and_asked_again_only_when_told_to(tmp_path: Path, forked: Forked) -> None:
-    with serve(tmp_path, {"fault": "bad_request", "nth": [5]}) as server:
+    fresh = tmp_path / "fresh"
+    with serve(tmp_path) as server:
+        assert forked.run(command(fresh, server)) == 0
+        kept_first = json.loads((fresh / "records.jsonl").read_text().splitlines()[0])["instruction"]
+        about_it = (line for line in server.ledger() if kept_first in line["body"]["messages"][-1]["content"])
+        spoiled = next(about_it)["body"]["messages"][-1]["content"]
+    (tmp_path / "ledger.jsonl").unlink()
+    spoil = {"match": re.escape(json.dumps(spoiled, ensure_ascii=False)), "attempts": [1]}
+    with serve(tmp_path, {"fault": "bad_request", **spoil}) as server:
         assert forked.run(command(tmp_path / "out", server)) == 3, forked.output
         assert "--retry-failed" in forked.output
         asked = len(server.ledger())
-        bad = server.ledger()[4]["key"]
+        (bad,) = (line["key"] for line in server.ledger() if line["status"] == 400)
         assert forked.run(command(tmp_path / "out", server)) == 3
         assert len(server.ledger()) == asked
         assert forked.run(command(tmp_path / "out", server, "--retry-failed")) == 0, forked.output
         assert [line["key"] for line in server.ledger()[asked:]][:1] == [bad]
-        fresh = tmp_path / "fresh"
-        assert forked.run(command(fresh, server)) == 0
     assert derived(tmp_path / "out") == derived(fresh)
 
 
@@ -346,6 +352,57 @@ def test_a_run_outlives_the_reader_of_its_messages(tmp_path: Path) -> None:
         run.stderr.close()
         assert run.wait(120) == 0
     assert summary(tmp_path / "out")["kept"] == 30
+
+
+TERMINAL = "import pty, sys; pty.spawn(['/bin/sh', '-c', '\"$@\"; true', 'sh', *sys.argv[1:]])"  # a shell in a window
+PARENT = "import subprocess, sys; subprocess.run(sys.argv[1:], stderr=subprocess.PIPE)"
+
+
+def is_free(folder: Path) -> bool:
+    try:
+        with locked(folder):
+            return True
+    except FolderBusy:
+        return False
+
+
+def killed_parent(parent: str, arguments: list[str], server: FakeServer, folder: Path) -> None:
+    """Start the run as a grandchild, kill -9 what started it in the middle, and wait for the run's own end."""
+    run = [sys.executable, "-m", "pipeline.self_instruct", *arguments]
+    silent: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
+    with subprocess.Popen([sys.executable, "-c", parent, *run], **silent) as process:
+        wait_for(lambda: len(server.ledger()) >= 6)
+        assert not is_free(folder)
+        os.kill(process.pid, signal.SIGKILL)
+    wait_for(lambda: is_free(folder))
+
+
+@pytest.mark.slow
+def test_a_terminal_that_is_killed_ends_the_run_in_order(tmp_path: Path, forked: Forked) -> None:
+    """Its shell and the run get SIGHUP from the kernel: what is in flight is finished and stored, and it goes on."""
+    with serve(tmp_path, latency_ms=150) as server:
+        arguments = command(tmp_path / "out", server, "--concurrency", "4", target=60)
+        killed_parent(TERMINAL, arguments, server, tmp_path / "out")
+        stored = len(server.ledger())
+        assert all(line["answered"] for line in server.ledger())
+        journal = sqlite3.connect(tmp_path / "out/journal.sqlite")
+        assert journal.execute("SELECT count(*) FROM outcomes").fetchone()[0] == stored
+        assert (summary(tmp_path / "out")["possibly_paid"], summary(tmp_path / "out")["sent_ever"]) == (0, stored)
+        assert summary(tmp_path / "out")["kept"] < 60
+    with serve(tmp_path) as server:
+        assert forked.run([*arguments, "--base-url", server.base_url]) == 0, forked.output
+        assert {line["attempt"] for line in server.ledger()} == {1}
+        assert forked.run(command(tmp_path / "clean", server, target=60)) == 0
+    assert derived(tmp_path / "out") == derived(tmp_path / "clean")
+
+
+@pytest.mark.slow
+def test_a_run_whose_parent_is_killed_goes_on_to_its_end(tmp_path: Path) -> None:
+    with serve(tmp_path, latency_ms=30) as server:
+        arguments = command(tmp_path / "out", server, "--concurrency", "2", target=30)
+        killed_parent(PARENT, arguments, server, tmp_path / "out")
+        assert all(line["answered"] for line in server.ledger())
+    assert (summary(tmp_path / "out")["kept"], summary(tmp_path / "out")["possibly_paid"]) == (30, 0)
 
 
 def test_two_processes_on_one_folder(tmp_path: Path, forked: Forked) -> None:

@@ -12,9 +12,9 @@ import pytest
 
 from kg.graph import GraphBuilder
 from kg.questions import KINDS, Sampler
-from pipeline import filters
+from pipeline import filtering, filters
 from pipeline.checks.graph_check import Asked
-from pipeline.filters import Candidate, Filter, NewInstruction
+from pipeline.filtering import Candidate, Filter, NewInstruction
 from pipeline.kg_phrases import Speaker
 from pipeline.novelty import NoveltyIndex
 from pipeline.records import DocumentSource, Neighbour, PromptSource, Quote, Record, make_record
@@ -52,6 +52,19 @@ def qa(question: str, answer: str, evidence: str = "X is Y. 甲是乙。", quote
     source = DocumentSource(document="a.md", chunk="c", start=0, end=len(evidence), quotes=quotes)
     own = record("", answer, instruction=question, task="qa", language=language_of(question))
     return Candidate(own.model_copy(update={"source": (source,)}), evidence=evidence)
+
+
+def talk(*firsts: tuple[str, str, str]) -> Candidate:
+    """The last of some conversations that begin with (input, answer) and go on as the user says."""
+    turns = [
+        make_record(
+            instruction=more, output="So.", history=[(f"Do it.\n\n{given}".strip(), answer)], task="generation",
+            generator="g", model="m", language="en", source=PromptSource(prompt=0, seeds=(), pool=()), prompts={},
+            requests=(),
+        )
+        for given, answer, more in firsts
+    ]  # fmt: skip
+    return Candidate(turns[-1], turns)
 
 
 NEAR = Neighbour(id="c", text="X is Y.")
@@ -106,6 +119,9 @@ INSTRUCTIONS: dict[str, list[tuple[str, str | None]]] = {
         ("Write a profile of a young baker.", None),
         ("Explain the paragraph on imagery and filed taxes.", None),
         ("How does one plan a good plotline?", None),
+        ("Is the article on politics, music, or sports?", None),  # a subject among subjects
+        ("Sum up the plot of a novel you like.", None),
+        ("Which music do you hear?", "'music'"),
         ("Undergo tobacco counselling: list pros and cons.", None),  # "go to" across two words
         ("根据图片写一段描述。", "'图片'"),
         ("请画一只猫。", "'画一'"),
@@ -137,6 +153,7 @@ INSTRUCTIONS: dict[str, list[tuple[str, str | None]]] = {
         ("", "''"),
         ("3 colours of the rainbow, please.", None),
         ("Élan: what does the word mean?", None),
+        ('"Hope" by Dickinson: what is it about?', None),
         ("“Hope” by Dickinson: what is it about?", None),
         ("，请说出一种颜色。", "'，'"),
         ("请说出一种颜色。", None),
@@ -154,23 +171,39 @@ INSTRUCTIONS: dict[str, list[tuple[str, str | None]]] = {
 
 # filter -> rows of (candidate, what the reason says; None: kept)
 RECORDS: dict[str, list[tuple[Candidate, str | None]]] = {
-    "graph": [
-        (capital("en", "What is the capital of France?", "Rome."), "names 'Rome'"),
-        (capital("en", "What is the capital of France?", "Paris."), None),
-        (capital("zh", "法国的首都是哪座城市？", "罗马。"), "names '罗马'"),
-        (capital("zh", "法国的首都是哪座城市？", "巴黎。"), None),
-        (candidate("", "Rome, which no graph was asked about."), None),
-    ],
     "cut_off": [
         (candidate("in", "An answer that", cut=True), "token limit"),
         (candidate("in", "An answer that ends."), None),
         (candidate("输入", "一个没有写完的", cut=True), "token limit"),
         (candidate("输入", "一个写完的答案。"), None),
     ],
+    "unfinished": [
+        (candidate("", "Salt melts ice. It lowers the point at which wat"), "the point at which wat"),
+        (candidate("", "She would like to know which of the two houses is the older one and"), "breaks off"),
+        (candidate("", "1. Boil the water.\n2. Add the rice.\n3. Stir"), "breaks off at 'Stir'"),
+        (candidate("", "盐能降低冰点，所以冰会融化。撒盐以后路面就不容易结"), "breaks off"),
+        (candidate("", "先把水烧开，再放米，然后"), "breaks off"),
+        (candidate("", "Salt melts ice. It lowers the point at which water freezes."), None),
+        (candidate("", "Rivers, lakes and the sea"), None),  # a list needs no stop
+        (candidate("", "- boil the water\n- add the rice"), None),
+        (candidate("", "Dear Anna,\nI am coming on Friday. Please wait for me.\nBest,\nTom"), None),
+        (candidate("", "So proud of the team. We did it together! #work #team"), None),
+        (candidate("", "for word in words:\n    if word in known:\n        return known"), None),
+        (candidate("", "The road goes on\nand so do I with all that I have ever loved and lost\nuntil the sea"), None),
+        (candidate("", "春天来了，花开了。"), None),
+        (candidate("", "苹果、香蕉、葡萄"), None),
+    ],
     "empty_output": [
         (candidate("some text", ""), "empty"),
         (candidate("some text", " \n\t\u3000"), "empty"),
         (candidate("一段文字", "\u3000"), "empty"),
+        (candidate("some text", "\u200b"), "says nothing"),
+        (candidate("some text", "..."), "says nothing"),
+        (candidate("some text", "N/A"), "says nothing"),
+        (candidate("一段文字", "（空）"), "says nothing"),
+        (candidate("some text", "N/A", instruction="Answer, or say N/A."), None),  # it was asked for
+        (candidate("some text", "?"), None),
+        (candidate("some text", "none"), None),
         (candidate("", "0"), None),
         (candidate("", "好"), None),
     ],
@@ -180,13 +213,16 @@ RECORDS: dict[str, list[tuple[Candidate, str | None]]] = {
         (candidate("你好，世界", "你好，世界"), "the input"),
         (candidate("", "写一首诗", instruction="写一首诗"), "the instruction"),
         (candidate("", "do IT.", instruction="Do it."), "the instruction"),
+        (candidate("I am very happy today", 'Output: "I am very happy today"'), "the input"),
+        (candidate("", "Yes: Name three rivers of Peru.", instruction="Name three rivers of Peru."), "the instruction"),
         (candidate("Hello there", "HELLO THERE"), None),  # case may be the task
+        (candidate('"racecar"', "racecar"), None),
         (candidate("Hello there", "Hello there, you"), None),
         (candidate("", "Done.", instruction="Do it."), None),
         (candidate("你好", "你好吗"), None),
     ],
     "ends_with_colon": [
-        (candidate("Steps:", "One."), "the input ends"),
+        (candidate("Vaswani et al. MLA:", "One."), None),
         (candidate("", "The answer is: \n"), "the output ends"),
         (candidate("", "步骤如下："), "the output ends"),
         (candidate("Time: 10:30", "A note: late"), None),
@@ -206,6 +242,10 @@ RECORDS: dict[str, list[tuple[Candidate, str | None]]] = {
         (candidate("", ENGLISH), None),
         (candidate("", CHINESE, language="zh"), None),
         (candidate("", CHINESE, instruction="Translate the weather report into Chinese."), None),
+        (candidate("", "Это было очень давно и никто не помнит."), "'ru'"),
+        (candidate("", "его, him", instruction="Find the pronoun in: я встречал его"), None),
+        (candidate("", "Pizza alla romana, risotto alla milanese, pasta alla norma, spaghetti alla carbonara, polenta",
+                   instruction="Name five dishes of Italy."), None),
         (candidate("", "Oui, merci."), None),  # too short to tell
         (candidate("", "def total(values):\n    return sum(value for value in values if value)"), None),
     ],
@@ -213,7 +253,11 @@ RECORDS: dict[str, list[tuple[Candidate, str | None]]] = {
         (candidate("", "I am happy. " * 20), "of the output's"),
         (candidate("ha ha " * 20, "Laughter."), "of the input's"),
         (candidate("", "我很开心。" * 20), "of the output's"),
-        (candidate("", "I am happy. " * 5), None),  # under 24 tokens
+        (candidate("", "It was fine and we all went to the lake. " + "Then we swam. " * 6), "of the output's"),
+        (candidate("", "".join(f"{n}. We are happy.\n" for n in range(1, 9))), "of the output's"),  # a loop counts on
+        (candidate("", "That is so funny, ha" + "ha" * 40), "of the output's"),
+        (candidate("", "I am happy. " * 3), None),  # too short to tell
+        (candidate("", "Binary: 00000000000000000000000000001010, and so the number ten is written."), None),
         (candidate("", "<tr><td>1</td><td>2</td></tr>\n" * 9), None),  # markup repeats by nature
         (candidate("", " ".join(f"word{n}" for n in range(40))), None),
         (candidate("", "春眠不觉晓，处处闻啼鸟。夜来风雨声，花落知多少。白日依山尽，黄河入海流。"), None),
@@ -224,13 +268,24 @@ RECORDS: dict[str, list[tuple[Candidate, str | None]]] = {
         (candidate("", "I am unable to access the link you sent."), "declines"),
         (candidate("", "作为一个人工智能，我没有感情。"), "declines"),
         (candidate("", "抱歉，我无法回答这个问题。"), "declines"),
+        (candidate("", "Thank you for asking, I must decline."), "declines"),
+        (candidate("", "Unfortunately, I do not have access to real-time data."), "declines"),
+        (candidate("", "很遗憾，我目前没有权限查看这些内容。"), "declines"),
+        (candidate("", "As an AI-powered platform, it sorts mail."), None),
+        (candidate("", "I'm sorry, but I can't come to your party on Saturday."), None),
         (candidate("", "I can't live without my family."), None),
         (candidate("", "I'm sorry to hear that your dog is ill."), None),
         (candidate("", "作为一名医生，他每天早起。"), None),
     ],
     "leaked_prompt": [
         (candidate("", 'Answer with JSON: {"x": 1}'), "a piece of a prompt"),
-        (candidate("<noinput>", "Blue."), "the input holds '<noinput>'"),
+        (candidate("", "<noinput>"), "the output holds '<noinput>'"),
+        (candidate("<noinput>", "Blue."), "mended: Blue."),
+        (candidate("", "Blue.\n;;\n13. Instruction: Name a fruit."), "';;'"),
+        (candidate("", "Write tasks that people could give to an assistant who works with words."), "a piece of"),
+        (candidate("", "好的。也就是所有正确答案是否都出自一小组固定的标签。"), "a piece of a prompt"),
+        (candidate("", "Blue.\nUser: And the sea?\nAssistant: Blue, too."), "as another speaker"),
+        (candidate("", "User: Hi.\nUser: And?\nBot: Yes.", instruction="Write a dialogue with a bot."), None),
         (candidate("", "### Response:\nBlue."), "a piece of a prompt"),
         (candidate("", "请用 JSON 回答：蓝色。"), "a piece of a prompt"),
         (candidate("", "JSON is a text format; answer the phone with care."), None),
@@ -257,12 +312,15 @@ RECORDS: dict[str, list[tuple[Candidate, str | None]]] = {
         (candidate("", "Call +1 415-555-2671."), "mended: Call [phone number]."),
         (candidate("", "请拨打13800138000联系我。"), "mended: 请拨打[phone number]联系我。"),
         (candidate("", "身份证号11010519491231002X已登记。"), "mended: 身份证号[identity number]已登记。"),
+        (candidate("", "a@b.de", instruction="Find the e-mail address of Anna."), "which its task is about"),
+        (candidate("", "请联系客服abc@qq.com吧。"), "mended: 请联系客服[e-mail address]吧。"),
         (candidate("", "Write to someone@example.com, order 1234 5678 9012 3456."), None),
         (candidate("", "身份证号110105194912310021不对，订单号20230801。"), None),
     ],
     "links": [
         (candidate("", "See https://www.nytimes.com/2020/05/24/economy.html."), "nobody gave"),
         (candidate("", "想了解更多内容，请打开这个网页：http://zhihu.com/q"), "nobody gave"),
+        (candidate("", "Look at https://www.wikipedia.org/ first."), None),  # a site alone
         (candidate("https://a.org/x", "The page is https://a.org/x."), None),
         (candidate("", "Open https://www.example.com first."), None),
         (candidate("", "想了解更多内容，请打开这个网页：http://example.org"), None),
@@ -317,10 +375,20 @@ RECORDS: dict[str, list[tuple[Candidate, str | None]]] = {
         (replace(qa("什么是甲？", "不便猜测。", evidence=""), nearest=(0.2, NEAR)), None),
         (qa("What is X?", "Y."), None),
     ],
+    "graph": [
+        (capital("en", "What is the capital of France?", "Rome."), "names 'Rome'"),
+        (capital("en", "What is the capital of France?", "Paris."), None),
+        (capital("zh", "法国的首都是哪座城市？", "罗马。"), "names '罗马'"),
+        (capital("zh", "法国的首都是哪座城市？", "巴黎。"), None),
+        (candidate("", "Rome, which no graph was asked about."), None),
+    ],
     "contradiction": [
         (candidate("2+2", "5", ("2+2", "4")), "in two ways: '2+2'"),
         (candidate("3+3", "6", ("2+2", "4"), ("2+2", "5")), "in two ways: '2+2'"),  # a bystander goes too
         (candidate("一加一", "三", ("一加一", "二")), "in two ways: '一加一'"),
+        (talk(("2+2", "4", "Why?"), ("2+2", "5", "Why?")), "in two ways: '2+2'"),
+        (talk(("2+2", "4", "Why?"), ("2+2", "4", "How?")), None),  # later turns go where they like
+        (talk(("", "a poem", "More."), ("", "another poem", "More.")), None),
         (candidate("2+2", "4", ("2+2", "4")), None),
         (candidate("", "a poem", ("", "another poem")), None),
         (candidate("一", "甲", ("二", "乙")), None),
@@ -328,6 +396,8 @@ RECORDS: dict[str, list[tuple[Candidate, str | None]]] = {
     "repeated_output": [
         (candidate("a", "same", ("b", "same")), "the same output"),
         (candidate("甲", "同样", ("乙", "同样")), "the same output"),
+        (talk(("a", "same", "Why?"), ("b", "same", "How?")), "the same output"),
+        (talk(("a", "one", "Why?"), ("b", "two", "Why?")), None),
         (candidate("a", "yes", ("b", "yes"), task="classification"), None),  # labels repeat
         (candidate("a", "one", ("b", "two")), None),
         (candidate("甲", "一", ("乙", "二")), None),
@@ -350,7 +420,7 @@ THRESHOLDS: dict[str, tuple[Any, float, float]] = {
     "overlong": (candidate("", "word " * 100), 103, 101),
     "poor": (replace(candidate("", "Blue."), scores={"judge": 3.0}), 3, 4),
     "language": (candidate("", ENGLISH, language="zh"), 1.0, 0.5),
-    "looping": (candidate("", "I am happy. " * 20), 0.97, 0.9),
+    "looping": (candidate("", "I am happy. " * 12 + "That is how the song goes on and on."), 0.9, 0.6),
 }
 
 ALL: list[Filter[Any]] = [*filters.INSTRUCTION]
@@ -365,9 +435,9 @@ ROWS: list[tuple[str, Any, str | None]] = [
 def reason(filter_: Filter[Any], seen: Any) -> str | None:
     """Why it is turned away; "mended: OUTPUT" where it goes on changed; None where it is kept as it is."""
     if isinstance(seen, NewInstruction):
-        objection = filters.first_objection([filter_], seen)
+        objection = filtering.first_objection([filter_], seen)
         return None if objection is None else objection[1].reason
-    judged = filters.judge([filter_], seen)
+    judged = filtering.judge([filter_], seen)
     if isinstance(judged, Record):
         return None if judged is seen.record else f"mended: {judged.output}"
     return judged[2].reason
@@ -406,7 +476,7 @@ def test_a_filter_can_be_switched_off_and_on(name: str) -> None:
     seen = next(seen for row, seen, said in ROWS if row == name and said is not None)
 
     def objecting(setting: dict[str, float | bool]) -> set[str]:
-        return {f.name for f in filters.chosen(stage, setting) if reason(f, seen) is not None}
+        return {f.name for f in filtering.chosen(stage, setting) if reason(f, seen) is not None}
 
     assert name in objecting({})
     assert objecting({name: True}) == objecting({})
@@ -418,7 +488,7 @@ def test_thresholds_act(name: str) -> None:
     if name == "novelty":  # its threshold is the index's, which the pool sets
         return check_novelty_threshold()
     seen, keeps, rejects = THRESHOLDS[name]
-    found = [reason(filters.chosen([REGISTERED[name]], {name: value})[0], seen) for value in (keeps, rejects)]
+    found = [reason(filtering.chosen([REGISTERED[name]], {name: value})[0], seen) for value in (keeps, rejects)]
     assert found[0] is None
     assert found[1] is not None
     return None
@@ -434,7 +504,7 @@ def test_thresholds_act(name: str) -> None:
     ],
 )
 def test_choices_act(name: str, choice: str, said: str) -> None:
-    chosen = filters.chosen([REGISTERED[name]], {name: choice})[0]
+    chosen = filtering.chosen([REGISTERED[name]], {name: choice})[0]
     assert reason(chosen, candidate("", "Mail a@b.de.<|im_end|>")) == said
 
 
@@ -445,8 +515,8 @@ def test_every_choice_is_tried() -> None:
 
 def test_a_mended_record_has_the_id_of_its_texts_and_is_seen_by_what_follows() -> None:
     seen = candidate("", "Write to jane.doe@gmail.com <|im_end|>")
-    chosen = filters.chosen(filters.RECORD, {"control_tokens": "neutralise"})
-    judged = filters.judge(chosen, seen)
+    chosen = filtering.chosen(filters.RECORD, {"control_tokens": "neutralise"})
+    judged = filtering.judge(chosen, seen)
     assert isinstance(judged, Record)
     assert judged == record("", "Write to [e-mail address] < |im_end|>")
 
@@ -456,7 +526,7 @@ def check_novelty_threshold() -> None:
     for threshold, novel in ((0.93, False), (0.94, True)):
         pool = Pool([], threshold)
         pool.add(POOL["s1"])
-        chosen = filters.chosen([REGISTERED["novelty"]], {"novelty": threshold})[0]
+        chosen = filtering.chosen([REGISTERED["novelty"]], {"novelty": threshold})[0]
         assert (reason(chosen, NewInstruction(text, pool.index, pool.texts)) is None) == novel
 
 
@@ -468,7 +538,7 @@ def test_the_published_limits_are_the_defaults() -> None:
 
 
 def test_novelty_names_what_it_collided_with() -> None:
-    objection = filters.first_objection([REGISTERED["novelty"]], new(POOL["s1"]))
+    objection = filtering.first_objection([REGISTERED["novelty"]], new(POOL["s1"]))
     assert objection is not None
     assert objection[1].neighbour is not None
     assert (objection[1].neighbour.id, objection[1].neighbour.text, objection[1].value) == ("s1", POOL["s1"], 1.0)
@@ -482,6 +552,6 @@ def test_a_contradiction_takes_all_siblings() -> None:
 
 
 def test_the_first_filter_that_objects_is_named() -> None:
-    objection = filters.first_objection(filters.RECORD, candidate("in:", "", cut=True))
+    objection = filtering.first_objection(filters.RECORD, candidate("in:", "", cut=True))
     assert objection is not None
     assert objection[0].name == "cut_off"

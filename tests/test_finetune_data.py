@@ -119,8 +119,9 @@ def test_what_cannot_be_read_is_said_in_a_sentence(text: str, said: str, tmp_pat
 
 
 def test_a_missing_file_and_a_folder_that_is_no_run_folder(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="cannot be read"):
-        read(tmp_path / "nothing.jsonl")
+    for name in ("nothing.jsonl", "nothing"):
+        with pytest.raises(UsageError, match=f"{name}: there is no such file or folder"):
+            read(tmp_path / name)
     with pytest.raises(UsageError, match="no run folder"):
         read(tmp_path)
 

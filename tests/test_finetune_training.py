@@ -31,6 +31,7 @@ from pipeline.backends import weights  # noqa: E402
 from pipeline.backends.local_model import LocalModel  # noqa: E402
 from pipeline.errors import UsageError  # noqa: E402
 from pipeline.llm import Request  # noqa: E402
+from tests.conftest import StartServer  # noqa: E402
 from tests.tiny_models import little_rows, save_tiny, write_rows  # noqa: E402
 
 methods.prepare()
@@ -224,6 +225,17 @@ def test_a_checkpoint_that_was_not_written_to_its_end_is_named(tiny: Path, tmp_p
         train(tiny, tmp_path, recipe)
 
 
+def test_training_stops_early_and_keeps_the_best(tiny: Path, tmp_path: Path) -> None:
+    recipe = replace(QUICK, learning_rate=0.3, warmup=0.0, steps=60)  # far too fast: it gets worse soon
+    trainer, result = train(tiny, tmp_path, recipe)
+    losses = dict(result.watched)
+    assert result.stopped_early
+    assert result.steps < 60
+    assert result.best_step == min(losses, key=lambda step: losses[step])
+    assert result.steps > result.best_step
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(losses[result.best_step], abs=1e-3)
+
+
 def test_a_folder_begun_with_something_else_is_refused(tmp_path: Path) -> None:
     training.fingerprint(tmp_path, {"data": "a", "seed": 1})
     training.fingerprint(tmp_path, {"data": "a", "seed": 1})
@@ -352,7 +364,7 @@ def test_arguments_reach_the_trainer(tmp_path: Path) -> None:
     assert found == (2e-4, 0.3, 5.0, 7, 0.03)
     assert (made.lr_scheduler_type, made.train_sampling_strategy) == ("constant_with_warmup", "group_by_length")
     assert (made.optim, made.gradient_checkpointing, made.packing) == ("paged_adamw_32bit", True, False)
-    assert made.report_to == []
+    assert (made.report_to, made.push_to_hub) == ([], False)
 
 
 # ---------------------------------------------------------------- the estimate
@@ -490,6 +502,25 @@ def test_rows_that_collide_with_the_tasks_are_left_out(
     assert "nothing to train on" in capfd.readouterr().err
 
 
+def test_tensorboard_files_are_written_where_they_are_asked_for(tiny: Path, tasks: Path, tmp_path: Path) -> None:
+    data, out = write_rows(tmp_path / "data.jsonl", little_rows()), tmp_path / "out"
+    arguments = [data, "--base", tiny, "--out", out, "--tasks", tasks, "--new-tokens", 2, "--steps", 2, "--log"]
+    assert finetune(*arguments) == 0
+    (events,) = (out / "log").glob("events.out.tfevents.*")
+    assert b"train/loss" in events.read_bytes()
+
+
+def test_prefix_tuning_and_checkpointing_do_not_go_together(
+    tiny: Path, tasks: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    data = write_rows(tmp_path / "data.jsonl", little_rows())
+    arguments = [data, "--base", tiny, "--tasks", tasks, "--method", "prefix", "--plan"]
+    assert finetune(*arguments, "--checkpointing", "on") == 2
+    assert "--checkpointing on does not go with --method prefix" in capfd.readouterr().err
+    assert finetune(*arguments) == 0
+    assert "Note: prefix cannot be merged or exported" in capfd.readouterr().err
+
+
 def test_one_row_is_enough(tiny: Path, tasks: Path, tmp_path: Path) -> None:
     data = write_rows(tmp_path / "data.jsonl", little_rows(1))
     out = tmp_path / "out"
@@ -605,6 +636,10 @@ def test_merging_keeps_what_was_learnt(tuned: Path, tmp_path: Path) -> None:
     tasks = [Example((("user", row["instruction"]), ("assistant", row["output"])), "") for row in little_rows(12)]
     found = merging.merge(tuned, tmp_path / "merged", onto="dequantised", tasks=tasks)
     assert found["kl"] < 1e-2
+    assert (found["dtype"], list(found["kls"])) == ("bfloat16", ["bfloat16"])
+    exact = merging.merge(tuned, tmp_path / "exact", onto="dequantised", tasks=tasks, dtype="float32")
+    assert exact["kl"] < found["kl"]
+    assert json.loads((tmp_path / "exact" / "config.json").read_text())["dtype"] == "float32"
     assert found["merged"]["answer_loss"] == pytest.approx(found["adapter"]["answer_loss"], abs=0.02)
     other = merging.merge(tuned, tmp_path / "original", onto="original", tasks=tasks)
     assert other["kl"] > found["kl"]  # it was not made for that base
@@ -618,6 +653,20 @@ def test_merging_keeps_what_was_learnt(tuned: Path, tmp_path: Path) -> None:
     assert 'PARAMETER stop "<|im_end|>"' in modelfile
     with pytest.raises(UsageError, match="exists already"):
         merging.merge(tuned, merged, onto="dequantised", tasks=tasks)
+
+
+def test_a_merge_that_rounding_takes_too_far_is_written_in_fp32(
+    tuned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks = read(tuned.parent / "tasks.jsonl").examples
+    in_bf16 = merging.merge(tuned, tmp_path / "a", onto="dequantised", tasks=tasks, dtype="bfloat16")
+    monkeypatch.setattr(merging, "FURTHEST", in_bf16["kl"] * 0.99)
+    found = merging.merge(tuned, tmp_path / "b", onto="dequantised", tasks=tasks)
+    assert found["dtype"] == "float32"
+    assert found["kl"] < found["kls"]["bfloat16"] == in_bf16["kl"]
+    assert f"in bfloat16 it would be {in_bf16['kl']:.4f}" in "\n".join(merging.describe(found))
+    with pytest.raises(UsageError, match="there is no such folder"):
+        merging.merge(tmp_path / "nowhere", tmp_path / "c", onto="dequantised", tasks=tasks)
 
 
 async def test_the_merged_model_and_the_adapter_answer_in_process(tuned: Path, tmp_path: Path) -> None:
@@ -644,6 +693,40 @@ def test_evaluating_again_gives_the_same_verdict(tuned: Path, tmp_path: Path) ->
     after = json.loads((tuned / "verdict.json").read_text())
     assert after["difference_nats"] == pytest.approx(before["difference_nats"], abs=1e-4)
     assert after["verdict"] == before["verdict"]
+
+
+def test_a_judge_reads_the_answers_within_its_budget(
+    tuned: Path, start_server: StartServer, capfd: pytest.CaptureFixture[str]
+) -> None:
+    server = start_server()
+    flags = ["--tasks", tuned.parent / "tasks.jsonl", "--new-tokens", 8, "--judge-model", "j"]
+    flags += ["--judge-base-url", server.base_url]
+    command = [str(argument) for argument in (tuned, *flags)]
+    assert evaluate.main([*command, "--max-requests", "6"]) == 4
+    said = capfd.readouterr().err
+    assert "--max-requests 6 is reached" in said
+    verdict = json.loads((tuned / "verdict.json").read_text())
+    assert verdict["judge"]["judged"] < 10
+    assert len(server.ledger()) == 6
+
+    assert evaluate.main([*command, "--json"]) == 0
+    verdict = json.loads(capfd.readouterr().out)
+    assert (verdict["judge"]["judged"], verdict["judge"]["against"]) == (10, "base")
+    page = (tuned / "verdict.html").read_text()
+    assert verdict["judge"]["sentence"] in page
+    sent = len(server.ledger())
+    assert 6 < sent <= 20
+    assert evaluate.main(command) == 0
+    assert len(server.ledger()) == sent
+
+
+def test_a_judge_without_its_key_is_refused_before_training(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    data = write_rows(tmp_path / "data.jsonl", little_rows())
+    assert finetune(data, "--base", tiny, "--judge-model", "j", "--judge-base-url", "https://api.example.org/v1") == 2
+    assert "needs a key: set OPENAI_API_KEY" in capfd.readouterr().err
 
 
 def test_chat_answers_and_forgets(tuned: Path) -> None:

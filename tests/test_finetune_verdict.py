@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,7 +17,8 @@ pytest.importorskip("sacrebleu", reason="the trainer needs the extra: pip instal
 
 from finetune.data import Example
 from finetune.measure import Loss, Reply, mean_loss, rouge_l, scores
-from finetune.verdict import decide, describe, judge, paired_interval, write
+from finetune.verdict import decide, describe, judge, judged, paired_interval, write
+from pipeline.pairwise import Opinions, Pair
 
 
 def task(question: str, answer: str, kind: str = "generation") -> Example:
@@ -87,6 +89,51 @@ def test_without_a_control_nothing_is_said_about_filtering() -> None:
 def test_few_tasks_tell_nothing() -> None:
     ours, base = losses(9, -1.0, 0.01, seed=3)
     assert judge({}, {"base": base, "ours": ours}, control=None, overlap=0.0)["verdict"] == "cannot tell"
+
+
+def verdict_of_judge(*opinions: tuple[Opinions, int]) -> dict[str, Any]:
+    """What is made of so many of each opinion, on pairs whose first answer is the longer."""
+    heard = [opinion for opinion, count in opinions for _ in range(count)]
+    return judged([Pair("Q", "a longer answer", "short", "en")] * len(heard), heard, "j", "control")
+
+
+WON, LOST, TIED = (Opinions(said, said) for said in ("first", "second", "neither"))
+TORN, UNHEARD = Opinions("first", "second"), Opinions("first", None)
+
+
+def test_a_judge_counts_where_it_agrees_with_itself() -> None:
+    found = verdict_of_judge((WON, 40), (LOST, 8), (TIED, 4), (TORN, 12), (UNHEARD, 6))
+    assert (found["tasks"], found["judged"]) == (70, 64)
+    assert (found["won"], found["lost"], found["tied"]) == (40, 8, 16)
+    assert found["win_rate"] == pytest.approx((40 + 16 / 2) / 64)
+    low, high = found["interval_95"]
+    assert 0.5 < low < found["win_rate"] < high < 1
+    assert found["agrees_with_itself"] == pytest.approx(52 / 64)
+    assert found["longer_won"] == pytest.approx(40 / 48)
+    assert "read 64 of 70 pairs in both orders: against the control won 40, lost 8, tied 16" in found["sentence"]
+
+
+def test_a_judge_that_follows_the_order_counts_for_nothing() -> None:
+    found = verdict_of_judge((WON, 5), (TORN, 15))
+    assert found["agrees_with_itself"] == 0.25
+    assert "its word counts for nothing" in found["sentence"]
+
+
+def test_few_opinions_say_nothing() -> None:
+    found = verdict_of_judge((WON, 3), (UNHEARD, 30))
+    assert (found["win_rate"], found["longer_won"]) == (None, 1.0)
+    assert "too few to say anything" in found["sentence"]
+    assert verdict_of_judge((UNHEARD, 3))["agrees_with_itself"] is None
+
+
+def test_what_a_judge_says_decides_nothing_and_is_shown(tmp_path: Path) -> None:
+    ours, base = losses(40, 0.2, 0.05, seed=3)
+    verdict = judge({"base": MEASURES, "ours": MEASURES}, {"base": base, "ours": ours}, control=None, overlap=0.0)
+    verdict["judge"] = verdict_of_judge((WON, 40))
+    assert verdict["verdict"] == "worse"
+    assert describe(verdict)[-2:] == [verdict["judge"]["sentence"], verdict["sentence"]]
+    write(tmp_path, verdict, [])
+    assert verdict["judge"]["sentence"] in (tmp_path / "verdict.html").read_text()
 
 
 def test_chinese_is_compared_by_characters() -> None:

@@ -16,7 +16,7 @@ from pipeline.kg_phrases import Speaker
 from tests.fake_kg import teller_of
 
 PLANETS = Path(__file__).parent.parent / "kg" / "planets.ttl"
-SEEDS = (0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2)))
+SAMPLE_OR_ALL = (10, pytest.param(1, marks=pytest.mark.slow))  # every so-manieth question
 
 
 @cache
@@ -25,36 +25,39 @@ def planets() -> Graph:
     return load([PLANETS])[0]
 
 
+@cache
 def questions(seed: int = 0) -> list[Question]:
     return list(Sampler(planets(), seed=seed, per_fact=len(KINDS), hops=3).questions())
 
 
+@pytest.mark.parametrize("step", SAMPLE_OR_ALL)
 @pytest.mark.parametrize("language", ["en", "zh"])
-def test_templates_always_pass(language: str) -> None:
+def test_templates_always_pass(language: str, step: int) -> None:
     speaker = Speaker(planets(), language)
-    for question in questions():
+    for question in questions()[::step]:
         for scenario in (False, True):
             draft = speaker.draft(question, scenario=scenario)
             assert check(Asked(question, speaker, scenario), draft.instruction, draft.output) is None, draft
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize(("seed", "step"), [(0, 10), *(pytest.param(s, 1, marks=pytest.mark.slow) for s in (0, 1, 2))])
 @pytest.mark.parametrize("language", ["en", "zh"])
-def test_no_lie_passes(language: str, seed: int) -> None:
+def test_no_lie_passes(language: str, seed: int, step: int) -> None:
     """Wrong tails, missing members, swapped entities, negated booleans and more, of every question there is."""
     teller = teller_of(planets(), language, seed)
     told: dict[str, int] = {}
-    for question in questions(seed):
+    for question in questions(seed)[::step]:
         for kind, draft in teller.lies(question):
             told[kind] = told.get(kind, 0) + 1
             broken = check(Asked(question, teller.speaker), draft.instruction, draft.output)
             assert broken is not None, (kind, question.kind, draft)
             assert broken.triple or not question.facts, "a lie breaks a triple"
-    assert sum(told.values()) > 5000
-    assert len(told) >= 30, "kinds of lies"
+    assert sum(told.values()) > 5000 / step
+    assert len(told) >= (30 if step == 1 else 20), "kinds of lies"
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize("language", ["en", "zh"])
 def test_of_500_true_pairs_in_free_words_95_of_100_pass(language: str, seed: int) -> None:
     teller = teller_of(planets(), language, seed)

@@ -202,6 +202,7 @@ def test_numbers_have_the_value_they_say(text: str, value: float | None) -> None
 # ---------------------------------------------------------------- through the whole line
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not (DATA / "docs_en").is_dir(), reason=f"real documents are not at {DATA}")
 def test_planted_inventions_are_caught_and_paraphrases_kept(tmp_path: Path) -> None:
     out = tmp_path / "out"

@@ -82,7 +82,7 @@ async def made(model: Scripted, folder: Path, **settings: Any) -> tuple[list[Jso
             generator,
             Ask(model, journal, concurrency=4),
             files,
-            filters=filters.chosen(filters.RECORD, given["filters"]),
+            filters=filters.of_records(given["filters"]),
             target=given["target"],
             concurrency=4,
             summarize=summarize,
@@ -111,6 +111,7 @@ def answers(*pairs: tuple[str, str]) -> list[Json]:
 
 BAD_INSTANCES: dict[str, tuple[str, list[Json] | tuple[str, str]]] = {
     "cut_off": ("Tell a tale about old lighthouses.", ('{"instances": [{"input": "x", "output": "Once', "length")),
+    "unfinished": ("Explain how salt melts ice.", answers(("", "Salt melts ice. It lowers the point at which wat"))),
     "empty_output": ("Advise a baker on stale bread.", answers(("", " "))),
     "echo": ("Repeat after me, my dear parrot.", answers(("Hello", "Hello"))),
     "ends_with_colon": ("List some tools for every garden.", answers(("", "The tools:"))),

@@ -77,7 +77,7 @@ async def test_old_and_new_journals_have_the_same_tables(tmp_path: Path) -> None
         with Journal(tmp_path / f"{name}.sqlite"):
             pass
         connection = sqlite3.connect(tmp_path / f"{name}.sqlite")
-        tables = ("requests", "attempts", "outcomes", "refused_parameters")
+        tables = ("requests", "attempts", "outcomes", "refused_parameters", "shown")
         shapes.append([connection.execute(f"PRAGMA table_info({table})").fetchall() for table in tables])
         connection.close()
     assert shapes[0] == shapes[1]
@@ -90,7 +90,25 @@ def test_a_journal_from_the_future_and_a_file_that_is_none_are_refused(tmp_path:
     with pytest.raises(UsageError, match="newer instructloop"), Journal(tmp_path / "new.sqlite"):
         pass
     (tmp_path / "text.sqlite").write_bytes(b"this is no database, whatever its name says\n" * 40)
-    with pytest.raises(StorageError, match="cannot be opened"), Journal(tmp_path / "text.sqlite"):
+    with pytest.raises(UsageError, match=r"text\.sqlite: is damaged, or no journal"), Journal(tmp_path / "text.sqlite"):
+        pass
+    connection = sqlite3.connect(tmp_path / "other.sqlite")
+    connection.execute("CREATE TABLE addresses (name)")
+    connection.close()
+    with pytest.raises(UsageError, match="of something else"), Journal(tmp_path / "other.sqlite"):
+        pass
+    tables = sqlite3.connect(tmp_path / "other.sqlite").execute("SELECT name FROM sqlite_master").fetchall()
+    assert tables == [("addresses",)], "it is as it was"
+
+
+async def test_a_journal_with_a_damaged_page_is_refused(tmp_path: Path) -> None:
+    with Journal(tmp_path / "j.sqlite") as journal:
+        for number in range(200):
+            await answer(journal, f'{{"a":{number}}}'.encode(), b"x" * 500)
+    data = bytearray((tmp_path / "j.sqlite").read_bytes())
+    data[4096:] = b"\xff" * (len(data) - 4096)
+    (tmp_path / "j.sqlite").write_bytes(data)
+    with pytest.raises(UsageError, match="is damaged, or no journal"), Journal(tmp_path / "j.sqlite"):
         pass
 
 

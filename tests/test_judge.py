@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ def record(**fields: Any) -> Record:
 
 
 def judge(answer: object) -> Judge:
-    async def ask(request: Request) -> Reply:
+    async def ask(request: Request, *, shows: Sequence[tuple[str, str]]) -> Reply:
         text = answer if isinstance(answer, str) else json.dumps(answer)
         return Reply(text, "stop", None, None, b"")
 

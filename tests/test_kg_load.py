@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from kg.complaints import COMPLAINTS_A_FILE
 from kg.graph import Graph, GraphError
-from kg.load import COMPLAINTS_A_FILE, LONGEST_LINE, load
+from kg.load import LONGEST_LINE, load
 from kg.names import is_awkward, normal, split_name, split_relation
 from kg.values import Value, same_number, unit_in, value_of, values_in
 
@@ -49,6 +50,49 @@ def test_formats_give_the_same_facts(name: str, tmp_path: Path) -> None:
     graph, complaints = load([written(tmp_path, name, FILES[name])])
     assert keys_of(graph) == ONE
     assert complaints == []
+
+
+YED = """<?xml version="1.0"?><graphml xmlns="http://graphml.graphdrawing.org/xmlns" xmlns:y="http://www.yworks.com/xml">
+    <key for="node" id="d0" yfiles.type="nodegraphics"/><key for="edge" id="d1" yfiles.type="edgegraphics"/>
+    <key for="edge" id="d2" attr.name="relation"><default>orbits</default></key>
+    <key for="node" id="d3" attr.name="type"/>
+    <graph edgedefault="directed"><node id="n0"><data key="d0"><y:ShapeNode><y:NodeLabel>Saturn  V</y:NodeLabel>
+    </y:ShapeNode></data><data key="d3">rocket</data><graph id="n0:"><node id="n1" name="Moon"/></graph></node>
+    <edge source="n1" target="n0"/><edge source="n0" target="n1"><data key="d1"><y:PolyLineEdge>
+    <y:EdgeLabel>flew to</y:EdgeLabel></y:PolyLineEdge></data><data key="d2"/></edge><edge source="n0"/>
+    <hyperedge><endpoint node="n0"/></hyperedge></graph></graphml>"""
+
+
+def test_graphml_has_defaults_names_types_and_the_labels_of_yed(tmp_path: Path) -> None:
+    graph, complaints = load([written(tmp_path, "g.graphml", YED)])
+    assert keys_of(graph) == {("n1", "orbits", "n0"), ("n0", "orbits", "n1")}
+    assert [graph.label(graph.node(key), "en") for key in ("n0", "n1")] == ["Saturn V", "Moon"]
+    assert graph.types == {graph.node("n0"): [graph.node("rocket")]}
+    assert [complaint.why for complaint in complaints] == [
+        "no source or no target",
+        "joins more than two nodes, and is no fact",
+    ]
+    labelled = YED.replace('attr.name="relation"', 'attr.name="weight"')
+    assert keys_of(load([written(tmp_path, "g.graphml", labelled)])[0]) == {("n0", "flew to", "n1")}
+
+
+def test_n_quads_are_triples_whose_graphs_are_dropped(tmp_path: Path) -> None:
+    pytest.importorskip("rdflib")
+    lines = '<urn:x:a> <urn:x:b> _:c <urn:g:1> .\n_:c <urn:x:d> "e"@en .\nbroken\n<urn:x:a> <urn:x:b> <urn:x:f> _:g .\n'
+    graph, complaints = load([written(tmp_path, "g.nq", lines)])
+    assert keys_of(graph) == {
+        ("urn:x:a", "urn:x:b", "_:0"),
+        ("_:0", "urn:x:d", '"e"@en'),
+        ("urn:x:a", "urn:x:b", "urn:x:f"),
+    }
+    assert [complaint.where for complaint in complaints] == ["g.nq, line 3"]
+
+
+def test_named_graphs_of_json_ld_are_read(tmp_path: Path) -> None:
+    pytest.importorskip("rdflib")
+    value = {"@context": {"@vocab": "urn:x:"}, "@id": "urn:g", "@graph": [{"@id": "urn:x:a", "b": {"@id": "urn:x:c"}}]}
+    graph, _ = load([written(tmp_path, "g.jsonld", json.dumps(value))])
+    assert keys_of(graph) == {("urn:x:a", "urn:x:b", "urn:x:c")}
 
 
 RDF = {
@@ -158,12 +202,21 @@ def test_a_million_broken_lines_are_not_listed_one_by_one(tmp_path: Path) -> Non
 
 BROKEN_FILES = [
     ("g.ttl", b":a :b :c .", "not turtle"),  # an unknown prefix
-    ("g.ttl", b"@prefix : <urn:x:> . :a :b", "not turtle"),
+    ("g.ttl", b"@prefix : <urn:x:> . :a :b", "it ends in the middle of a statement"),
+    ("g.ttl", b'@prefix : <urn:x:> .\n:a :b "open ;\n:c :d :e .\n', "line 2: newline found in string"),
     ("g.nt", b"<urn:a> <urn:b> .\n", "no facts; the first complaint: g.nt, line 1"),
-    ("g.rdf", b"<rdf:RDF", "not xml"),
+    ("g.rdf", b"<rdf:RDF", "not xml .line 1: unclosed token"),
+    ("g.nq", b"<urn:a> <urn:b> .\n", "no facts; the first complaint: g.nq, line 1"),
+    ("g.jsonld", b'{"@context": "https://x.invalid/c", "@id": "urn:a"}', "context lies at https://x.invalid/c"),
+    (
+        "g.jsonld",
+        b'[{"@graph": [{"@context": [{}, {"@import": "http://x.invalid"}]}]}]',
+        "put the context into the file",
+    ),
     ("g.jsonld", b"{", "not json-ld"),
     ("g.json", b"{", "not JSON"),
     ("g.graphml", b"<graphml", "not GraphML"),
+    ("g.graphml", b"<svg/>", "no element graphml"),
     ("g.docx", b"", "is no graph format"),
     ("g.tsv", b"", "no facts"),
     ("g.tsv", b"a\tb\n", "no facts; the first complaint: g.tsv, line 1: 2 columns"),
@@ -187,6 +240,15 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
     for path in (tmp_path / "none.tsv", tmp_path / "none.ttl"):
         with pytest.raises(GraphError, match="cannot be read"):
             load([path])
+
+
+def test_a_folder_is_refused_with_the_graph_that_lies_in_it(tmp_path: Path) -> None:
+    with pytest.raises(GraphError, match="there are none in it"):
+        load([tmp_path])
+    for name in ("a.json", "b.tsv", "notes.md"):
+        written(tmp_path, name, GOOD)
+    with pytest.raises(GraphError, match=f"a folder; name the graph's files, such as {tmp_path / 'b.tsv'}"):
+        load([tmp_path])
 
 
 CYCLE = """@prefix : <urn:x:> .

@@ -1,7 +1,7 @@
 """kill -9 at every marked point and at random moments: resume ends byte-identical, and nothing stored is asked again.
 
-    python -m pytest tests/test_kill.py              each point once or twice, a dozen random moments
-    python -m pytest tests/test_kill.py -m slow      every passing of every point, fifty random moments
+    python -m pytest tests/test_kill.py -m "not slow"    some of the points, each once or twice
+    python -m pytest tests/test_kill.py                  every passing of every point, fifty random moments and a dozen
 
 The oracle stands outside the process that dies: the fake server's ledger, written by a process of its own.
 """
@@ -22,6 +22,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import crash
+from pipeline.journal import LAYOUT
 from tests.fake_server import FakeServer
 from tests.forked import ROOT, Forked
 
@@ -29,7 +30,9 @@ CONCURRENCY = 4
 ARGUMENTS = ["--model", "fake", "--target", "12", "--concurrency", str(CONCURRENCY)]
 DERIVED = ("records.jsonl", "rejected.jsonl")
 LAYOUT_1 = ROOT / "tests/data/journal_layout_1.sqlite"
+QUICK = ("attempt.begun", "commit.before", "reply.arrived", "file.renamed")  # the most different ones
 MARKED = sorted({name for name in crash.POINTS if name != "journal.migrate"})
+QUICK_FIRST = [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in MARKED if name not in QUICK)]
 
 
 @pytest.fixture(scope="module")
@@ -120,10 +123,12 @@ def test_every_point_in_the_code_is_in_the_list_and_the_other_way_round() -> Non
     for path in (ROOT / "pipeline").rglob("*.py"):
         for call in re.findall(r"crash\.point\((.*?)\)", path.read_text(encoding="utf-8")):
             marked.update(re.findall(r'"([a-z]+\.[a-z]+)"', call))
-    assert set(marked) == set(crash.POINTS)
+    assert set(marked) == {*crash.POINTS, *crash.TICK_POINTS, *crash.PROJECT_POINTS}
 
 
-@pytest.mark.parametrize("point", MARKED)
+@pytest.mark.parametrize(
+    "point", [*QUICK, *(pytest.param(p, marks=pytest.mark.slow) for p in MARKED if p not in QUICK)]
+)
 def test_killed_at_a_marked_point_and_again_later(case: Case, clean: dict[str, bytes], point: str) -> None:
     assert case.run(f"{point}:1") == -signal.SIGKILL, f"{point} was never passed"
     case.run(f"{point}:3")
@@ -162,6 +167,7 @@ def killed_at_random(case: Case, clean: dict[str, bytes], kills: int, seed: int)
     case.ends_as(clean)
 
 
+@pytest.mark.slow
 def test_killed_at_a_dozen_random_moments(case: Case, clean: dict[str, bytes]) -> None:
     killed_at_random(case, clean, 12, seed=1)
 
@@ -204,5 +210,5 @@ def test_a_migration_is_done_whole_or_not_at_all(tmp_path: Path, forked: Forked,
     layout = connection.execute("PRAGMA user_version").fetchone()[0]
     columns = {row[1] for row in connection.execute("PRAGMA table_info(attempts)")}
     connection.close()
-    assert (layout, "flaws" in columns) == ((1, False) if crash_at == "journal.migrate:1" else (2, True))
+    assert (layout, "flaws" in columns) == ((1, False) if crash_at == "journal.migrate:1" else (LAYOUT, True))
     assert forked.run(arguments) == 3, forked.output

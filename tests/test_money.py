@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-from collections.abc import Iterator
+import signal
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pipeline import crash
 from pipeline.ask import Ask
 from pipeline.errors import BudgetReached, StopRun, UsageError
 from pipeline.journal import Journal, Totals, Used
@@ -107,9 +109,10 @@ async def one_life(journal: Journal, server: RandomServer, limits: Limits, rando
     assert not bugs
 
 
-async def test_a_thousand_random_servers_cross_no_limit(tmp_path: Path) -> None:
+@pytest.mark.parametrize("seeds", [range(100), pytest.param(range(100, 1000), marks=pytest.mark.slow)], ids=str)
+async def test_a_thousand_random_servers_cross_no_limit(tmp_path: Path, seeds: range) -> None:
     stopped = 0
-    for seed in range(1000):
+    for seed in seeds:
         random_ = random.Random(seed)
         server, limits = RandomServer(random_), random_limits(random_)
         with Journal(tmp_path / f"{seed}.sqlite") as journal:
@@ -121,7 +124,7 @@ async def test_a_thousand_random_servers_cross_no_limit(tmp_path: Path) -> None:
         assert limits.total_tokens is None or spent <= limits.total_tokens, seed
         assert limits.cost is None or server.cost <= limits.cost, seed
         stopped += limits != Limits()
-    assert stopped > 500
+    assert stopped > len(seeds) / 2
 
 
 async def test_a_limit_is_used_up_and_not_given_away(tmp_path: Path) -> None:
@@ -195,11 +198,13 @@ def test_a_plan_adds_up_and_scales() -> None:
 # ---------------------------------------------------------------- the whole command
 
 
-def run(forked: Forked, tmp_path: Path, server: FakeServer, *more: str) -> tuple[int, Any]:
+def run(
+    forked: Forked, tmp_path: Path, server: FakeServer, *more: str, env: Mapping[str, str] | None = None
+) -> tuple[int, Any]:
     (tmp_path / "prices.toml").write_text(PRICES_TOML)
     folder = tmp_path / "out"
     arguments = ["--model", "fake", "--base-url", server.base_url, "--out", str(folder), *more]
-    code = forked.run([*arguments, "--prices", str(tmp_path / "prices.toml")])
+    code = forked.run([*arguments, "--prices", str(tmp_path / "prices.toml")], env=env)
     path = folder / "summary.json"
     return code, json.loads(path.read_text()) if path.exists() else None
 
@@ -213,8 +218,8 @@ def bill(server: FakeServer) -> tuple[int, int]:
     ("flag", "value", "spent"),
     [
         ("--max-cost", 0.02, lambda server: PRICES["fake"].of(*bill(server))),
-        ("--max-total-tokens", 9000, lambda server: sum(bill(server))),
-        ("--max-requests", 9, lambda server: len(server.ledger())),
+        pytest.param("--max-total-tokens", 9000, lambda server: sum(bill(server)), marks=pytest.mark.slow),
+        pytest.param("--max-requests", 9, lambda server: len(server.ledger()), marks=pytest.mark.slow),
     ],
 )
 def test_a_limit_holds_over_runs_and_a_higher_one_goes_on(
@@ -229,6 +234,49 @@ def test_a_limit_holds_over_runs_and_a_higher_one_goes_on(
         code, found = run(forked, tmp_path, server, "--target", "40", flag, str(value * 20))
         assert (code, found["kept"]) == (0, 40), forked.output
         assert max(line["attempt"] for line in server.ledger()) == 1
+
+
+PASSING = ("server_error", "reset", "cut_body", "garbage_json", "empty_choices", "rate_limit")
+FLAWED = ("missing_usage", "negative_usage", "nan", "length", "refusal", "reasoning_only", "think_block")
+
+
+@pytest.mark.parametrize("seeds", [range(2), pytest.param(range(2, 100), marks=pytest.mark.slow)], ids=str)
+def test_whole_runs_against_random_servers_cross_no_limit(tmp_path: Path, forked: Forked, seeds: range) -> None:
+    """The same over sockets, with processes that are killed; the server's ledger is the bill."""
+    reached = 0
+    for seed in seeds:
+        random_ = random.Random(seed)
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        plan = [{"fault": fault, "share": random_.uniform(0, 0.08)} for fault in (*PASSING, *FLAWED)]
+        plan[PASSING.index("rate_limit")] |= {"retry_after": 0.01, "form": "ms"}
+        limits = {
+            "--max-cost": random_.uniform(0.004, 0.03),
+            "--max-total-tokens": random_.randint(3_000, 20_000),
+            "--max-requests": random_.randint(1, 40),
+        }
+        chosen = random_.sample(sorted(limits), random_.randint(1, 3))
+        flags = [word for name in chosen for word in (name, str(limits[name]))]
+        flags += [
+            "--concurrency",
+            str(random_.choice([1, 4, 16])),
+            "--max-tokens",
+            str(random_.choice([100, 400, 1024])),
+        ]
+        with FakeServer(ledger=folder / "ledger.jsonl", plan=plan) as server:
+            for life in range(random_.choice([1, 2, 3])):
+                point = (
+                    f"{random_.choice(['attempt.begun', 'reply.arrived', 'commit.before'])}:{random_.randint(1, 30)}"
+                )
+                dies = {crash.VARIABLE: point} if random_.random() < 0.4 else {}
+                code, _ = run(forked, folder, server, "--target", str(10 * (life + 1)), *flags, env=dies)
+                assert code in (0, 3, 4, 5, -signal.SIGKILL), (seed, forked.output)
+                reached += code == 4
+            asked, tokens, cost = len(server.ledger()), sum(bill(server)), PRICES["fake"].of(*bill(server))
+        assert asked <= limits["--max-requests"] or "--max-requests" not in chosen, seed
+        assert tokens <= limits["--max-total-tokens"] or "--max-total-tokens" not in chosen, seed
+        assert cost <= limits["--max-cost"] or "--max-cost" not in chosen, seed
+    assert reached >= len(seeds) / 2, "limits that nobody reaches show nothing"
 
 
 def test_cost_is_what_the_server_billed_and_survives_a_second_run(tmp_path: Path, forked: Forked) -> None:
@@ -250,6 +298,36 @@ def test_max_cost_without_a_price_sends_nothing(tmp_path: Path, forked: Forked) 
         assert forked.run(arguments) == 2
         assert "the price of 'other' is unknown" in forked.output
         assert server.ledger() == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--max-cost", "0.05"], ["--max-cost 0.05 would stop it: "]),
+        (["--max-requests", "89", "--max-total-tokens", "500"], ["--max-requests 89 would stop it: 90 with those",
+                                                                 "--max-total-tokens 500 would stop it: "]),
+        (["--max-cost", "9", "--max-requests", "90", "--max-total-tokens", "9999999"], []),
+    ],
+)  # fmt: skip
+def test_a_plan_says_which_limit_would_stop_the_run(
+    tmp_path: Path, forked: Forked, flags: list[str], said: list[str]
+) -> None:
+    with FakeServer(ledger=tmp_path / "ledger.jsonl") as server:
+        code, _ = run(forked, tmp_path, server, "--target", "100", "--plan", "--json", *flags)
+        assert (code, server.ledger()) == (0, [])
+    plan = json.loads(next(line for line in forked.output.splitlines() if line.startswith("{")))
+    assert [sentence[: len(start)] for sentence, start in zip(plan["stopped_by"], said, strict=True)] == said
+    assert forked.output.count("Warning: ") == len(said)
+
+
+def test_what_was_spent_before_counts_in_a_plan(tmp_path: Path, forked: Forked) -> None:
+    with FakeServer(ledger=tmp_path / "ledger.jsonl") as server:
+        assert run(forked, tmp_path, server, "--target", "10")[0] == 0
+        spent = len(server.ledger())
+        run(forked, tmp_path, server, "--target", "100", "--plan", "--max-requests", str(90 + spent))
+        assert "Warning: " not in forked.output
+        run(forked, tmp_path, server, "--target", "100", "--plan", "--max-requests", str(89 + spent))
+        assert f"Warning: --max-requests {89 + spent} would stop it: {90 + spent} with those sent" in forked.output
 
 
 def test_a_plan_sends_and_writes_nothing_and_says_what_it_assumes(tmp_path: Path, forked: Forked) -> None:

@@ -146,9 +146,12 @@ def test_lsh_finds_what_a_full_comparison_finds() -> None:
         assert match.similarity == similarity(prints[place], prints[match.place]) >= 0.7
 
 
-def test_many_records_of_one_template_stay_fast_and_apart_and_their_copies_are_found() -> None:
+@pytest.mark.parametrize("number", [400, pytest.param(2000, marks=pytest.mark.slow)])
+def test_many_records_of_one_template_stay_fast_and_apart_and_their_copies_are_found(number: int) -> None:
     """Thousands share most of their words; a full comparison of them all would be millions of pairs."""
-    records = [record(LONG, "yes", f"film number {n} was seen by {n * 7} people in {n * 3} towns") for n in range(2000)]
+    records = [
+        record(LONG, "yes", f"film number {n} was seen by {n * 7} people in {n * 3} towns") for n in range(number)
+    ]
     copies = [record(one.instruction, one.output, one.input + "!") for one in records[::200]]
     compared = 0
 
@@ -159,8 +162,8 @@ def test_many_records_of_one_template_stay_fast_and_apart_and_their_copies_are_f
 
     keys = band_keys(map(text_of, records + copies))
     found = find_near_duplicates(keys, range(len(records) + len(copies)), counting)  # type: ignore[arg-type]
-    assert {place: match.place for place, match in found.items()} == {2000 + n: n * 200 for n in range(10)}
-    assert compared < 65 * 2010
+    assert {place: match.place for place, match in found.items()} == {number + n: n * 200 for n in range(number // 200)}
+    assert compared < 65 * len(records + copies)
 
 
 def test_the_same_keys_in_any_batch_and_process() -> None:

@@ -12,7 +12,7 @@ import pytest
 from pipeline import filters
 from pipeline.ask import Ask
 from pipeline.backends.endpoint import parse_reply
-from pipeline.filters import Candidate, Found
+from pipeline.filtering import Candidate, Found
 from pipeline.journal import Journal
 from pipeline.llm import Reply, Request
 from pipeline.pairs import ABOUT_THE_ANSWER, BOUND_TO_SOURCE, UNFIT, Manner, Pairs, answer_request
@@ -78,7 +78,7 @@ async def made(
 ) -> tuple[list[Json], Json]:
     """The pairs written, and the counts, after the fold has kept and turned away these."""
     asked_for = len(model.answers) if wanted is None else wanted
-    pairs = Pairs(asked_for, filters.chosen(filters.RECORD, {}), PROMPTS, MANNER)
+    pairs = Pairs(asked_for, filters.of_records({}, (), has_pool=True), PROMPTS, MANNER)
     for candidate, name in rejected:
         pairs.rejected(candidate, name, Found("said so"))
     for candidate in kept:

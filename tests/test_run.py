@@ -14,7 +14,7 @@ import pytest
 from pipeline import filters
 from pipeline.ask import Ask
 from pipeline.errors import Offline, StopRun
-from pipeline.filters import Candidate
+from pipeline.filtering import Candidate
 from pipeline.journal import Journal
 from pipeline.llm import Reply, Request
 from pipeline.records import PromptSource, Rejection, make_record
@@ -99,7 +99,7 @@ async def run(
         if offline:
             ask.stop(Offline("offline"))
         line = Line(
-            generator, ask, files, filters=filters.chosen(filters.RECORD, {}), target=target, concurrency=concurrency,
+            generator, ask, files, filters=filters.of_records({}), target=target, concurrency=concurrency,
             summarize=summarize, progress=lambda tally: None,
         )  # fmt: skip
         stopped = await line.run()

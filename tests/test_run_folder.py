@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -15,9 +16,10 @@ from typing import Any
 
 import pytest
 
+from pipeline import crash
 from pipeline.errors import FolderBusy, UsageError
 from pipeline.records import PromptSource, Record, Rejection, make_record
-from pipeline.run_folder import DerivedFiles, locked, read_config, read_records, write_json
+from pipeline.run_folder import DerivedFiles, locked, open_set, read_config, read_records, write_json
 from tests.conftest import Run, StartServer, against, read_lines
 from tests.fake_server import ROOT
 
@@ -139,7 +141,15 @@ def test_published_files_hold_what_was_given_in_its_order(tmp_path: Path) -> Non
     assert next(read_records(tmp_path)) == record(3, "\u2028 中文 \ufffd")
     rejected = (tmp_path / "rejected.jsonl").read_bytes().splitlines()
     assert [Rejection.model_validate_json(line) for line in rejected] == [rejection(n) for n in (3, 1, 2)]
-    assert json.loads((tmp_path / "summary.json").read_bytes()) == {"kept": 3}
+    summary = json.loads((tmp_path / "summary.json").read_bytes())
+    assert summary == {
+        "kept": 3,
+        "files": {
+            name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+            for name in ("records.jsonl", "rejected.jsonl")
+            for data in [(tmp_path / name).read_bytes()]
+        },
+    }
 
 
 def test_nothing_shows_before_it_is_published_and_all_is_replaced_then(tmp_path: Path) -> None:
@@ -191,16 +201,112 @@ def test_a_reader_sees_whole_versions_only(tmp_path: Path) -> None:
     with DerivedFiles(tmp_path) as files:
         reader.start()
         lines = b""
-        for number in range(40):
-            one = record(number, "long " * 2000)
+        for number in range(1000):
+            one = record(number, "long " * 200)
             files.keep(one)
             lines += one.model_dump_json().encode() + b"\n"
             versions.add(lines)
             files.publish({})
+            if len(seen) > 3:
+                break
         over.set()
         reader.join()
-    assert len(seen) > 3
+    assert len(seen) > 3, "the reader never came in between"
     assert seen <= versions
+
+
+# ---------------------------------------------------------------- the files are one set
+
+PUBLISH_2 = """
+import sys
+from pathlib import Path
+from tests.test_run_folder import publish
+publish(Path(sys.argv[1]), 2)
+"""
+
+
+def publish(folder: Path, version: int) -> None:
+    """As a run does that has so many records and rejections."""
+    with DerivedFiles(folder) as files:
+        for number in range(version):
+            files.keep(record(number))
+            files.reject(rejection(number))
+        files.publish({"version": version})
+
+
+def versions_in(folder: Path) -> tuple[int, int, int]:
+    """What a reader of the set finds: the summary's version, and how many records and rejections."""
+    with open_set(folder) as published:
+        return published.summary["version"], len(list(published.records())), len(list(published.rejections()))
+
+
+@pytest.mark.parametrize(
+    ("point", "new"),
+    [
+        pytest.param("file.written:1", False, marks=pytest.mark.slow),
+        pytest.param("file.written:2", False, marks=pytest.mark.slow),
+        ("file.written:3", False),
+        ("file.renamed:1", True),
+        pytest.param("file.renamed:2", True, marks=pytest.mark.slow),
+        pytest.param("file.renamed:3", True, marks=pytest.mark.slow),
+    ],
+)
+def test_between_all_marked_points_a_reader_finds_one_set(tmp_path: Path, point: str, new: bool) -> None:
+    """What lies on the disk where the publishing process dies is what a reader finds who comes at that moment."""
+    publish(tmp_path, 1)
+    command = [sys.executable, "-c", PUBLISH_2, str(tmp_path)]
+    assert subprocess.run(command, cwd=ROOT, env=os.environ | {crash.VARIABLE: point}).returncode == -signal.SIGKILL
+    assert versions_in(tmp_path) == ((2, 2, 2) if new else (1, 1, 1))
+    assert len(list(read_records(tmp_path))) == (2 if new else 1)
+    with DerivedFiles(tmp_path):  # the next run, before it has anything to say
+        assert len((tmp_path / "records.jsonl").read_bytes().splitlines()) == (2 if new else 1)
+        assert len((tmp_path / "rejected.jsonl").read_bytes().splitlines()) == (2 if new else 1)
+        assert versions_in(tmp_path) == ((2, 2, 2) if new else (1, 1, 1))
+    publish(tmp_path, 2)
+    assert versions_in(tmp_path) == (2, 2, 2)
+    assert published(tmp_path).keys() == {"records.jsonl", "rejected.jsonl", "summary.json"}
+
+
+def test_a_reader_of_several_files_never_sees_a_mix(tmp_path: Path) -> None:
+    seen: list[tuple[int, int, int]] = []
+    over = threading.Event()
+
+    def read() -> None:
+        while not over.is_set():
+            seen.append(versions_in(tmp_path))
+
+    reader = threading.Thread(target=read)
+    with DerivedFiles(tmp_path) as files:
+        for number in range(1000):
+            files.keep(record(number))
+            files.reject(rejection(number))
+            files.publish({"version": number + 1})
+            if not number:
+                reader.start()
+            if len(set(seen)) > 3:
+                break
+        over.set()
+        reader.join()
+    assert len(set(seen)) > 3, "the reader never came in between"
+    assert all(version == records == rejections for version, records, rejections in seen)
+
+
+@pytest.mark.parametrize("summary", [None, "{", "[]", '{"kept": 2}'])
+def test_a_set_that_was_edited_or_is_of_an_earlier_time_is_taken_as_it_is(tmp_path: Path, summary: str | None) -> None:
+    with DerivedFiles(tmp_path) as files:
+        files.keep(record(1))
+        files.publish({})
+    with (tmp_path / "records.jsonl").open("ab") as file:
+        file.write(record(2).model_dump_json().encode() + b"\n")
+    assert list(read_records(tmp_path)) == [record(1), record(2)]
+    if summary is None:
+        (tmp_path / "summary.json").unlink()
+    else:
+        (tmp_path / "summary.json").write_text(summary)
+    assert list(read_records(tmp_path)) == [record(1), record(2)]
+    (tmp_path / "rejected.jsonl").unlink()
+    with open_set(tmp_path) as published:
+        assert published.files.keys() == {"records.jsonl"}
 
 
 # ---------------------------------------------------------------- exact duplicates

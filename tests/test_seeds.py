@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import filters
-from pipeline.filters import NewInstruction, first_objection
+from pipeline.filtering import NewInstruction, first_objection
 from pipeline.novelty import NoveltyIndex, tokens
 from pipeline.seed_tasks import SeedTask, load_seed_tasks
 from pipeline.text import language_of

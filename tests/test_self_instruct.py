@@ -244,7 +244,7 @@ def test_chinese_seeds_speak_chinese(tmp_path: Path, run: Run, start_server: Sta
 # ---------------------------------------------------------------- the same records, whatever the way
 
 
-@pytest.mark.parametrize("dirty", [0.0, 0.2])
+@pytest.mark.parametrize("dirty", [pytest.param(0.0, marks=pytest.mark.slow), 0.2])
 def test_records_do_not_depend_on_concurrency_or_latency(
     dirty: float, tmp_path: Path, run: Run, start_server: StartServer
 ) -> None:

@@ -19,7 +19,7 @@ from pipeline.records import DocumentSource, Record, Rejection
 from pipeline.run_folder import read_records
 from pipeline.self_qa import main
 from pipeline.self_qa_examples import DECLINES
-from tests.fake_server import FakeServer
+from tests.fake_server import ROOT, FakeServer
 
 DATA = Path(os.environ.get("INSTRUCTLOOP_DATA", Path(__file__).parent.parent.parent / "shared" / "data"))
 needs_data = pytest.mark.skipif(not (DATA / "docs_en").is_dir(), reason=f"real documents are not at {DATA}")
@@ -147,6 +147,7 @@ def test_an_edit_asks_for_its_own_chunk_alone(server: FakeServer, docs: Path, tm
     assert not any("100 connections" in record.output for record in read_records(out))
 
 
+@pytest.mark.slow
 @needs_data
 def test_real_documents_are_covered_and_their_quotes_match(server: FakeServer, tmp_path: Path) -> None:
     out, folders = tmp_path / "out", (DATA / "docs_en", DATA / "docs_zh")
@@ -405,3 +406,23 @@ def test_the_plan_sends_nothing_and_knows_what_will_be_sent(
     capsys.readouterr()
     assert self_qa(server, out, docs, "--mode", "refuse", "--plan", "--json") == 0
     assert json.loads(capsys.readouterr().out)["requests"] == 0
+
+
+@pytest.mark.parametrize("flags", [("--target", 40), pytest.param((), marks=pytest.mark.slow)], ids=str)
+def test_a_plan_is_within_a_fifth_of_what_a_run_then_sends(
+    flags: tuple[object, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a model that asks as many questions as it is asked for."""
+    with FakeServer(ledger=tmp_path / "ledger.jsonl", full_lists=True) as server:
+        fixed = ["--model", "fake", "--base-url", server.base_url, "--out", str(tmp_path / "out")]
+        command = [str(ROOT / "docs"), *fixed, *map(str, flags)]
+        assert main([*command, "--plan", "--json"]) == 0
+        plan = json.loads(capsys.readouterr().out)
+        assert server.ledger() == []
+        assert main(command) == 0
+        sent = server.ledger()
+    for planned, real in [
+        (plan["requests"], len(sent)),
+        (plan["prompt_tokens"], sum(line["prompt_tokens"] for line in sent)),
+    ]:
+        assert 0.8 * real <= planned <= 1.2 * real

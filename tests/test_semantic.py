@@ -267,6 +267,7 @@ def test_a_broken_cache_is_said(tmp_path: Path) -> None:
         EmbeddingCache(tmp_path / "cache.sqlite")
 
 
+@pytest.mark.slow  # it imports sentence-transformers
 def test_no_model_is_said(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="names no language"):
         EmbeddingModel(str(tmp_path))

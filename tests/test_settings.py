@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -64,6 +65,7 @@ class Seen:
 
 
 Check = Callable[[Seen, Seen], bool]
+BaseOf = Callable[["Row"], Seen]
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,7 @@ class Row:
 
 
 OWN_TEMPLATE = "Is it one? $instruction"
+OWN_FILTER = 'def every_third(record):\n    return "its turn" if int(record.id[:8], 16) % 3 == 0 else None\n'
 PRICES = "[fake]\ninput = 1\noutput = 2\n"
 OWN_SEEDS = [
     {"id": f"own_{n}", "instruction": text, "instances": [{"output": "Yes."}], "is_classification": n % 2 == 0}
@@ -138,6 +141,14 @@ ROWS: dict[str, Row] = {
         server={"dirty": 0.3},
         same=("--target", "20"),
     ),
+    "own_filters": Row(
+        "TMP/own.py",
+        '"TMP/own.py"',
+        lambda base, new: (
+            {r["filter"] for r in new.rejected} - {r["filter"] for r in base.rejected} == {"every_third"}
+            and len(new.records) == 6
+        ),
+    ),
     "judge": Row(
         None,
         "true",
@@ -182,9 +193,9 @@ ROWS: dict[str, Row] = {
     ),
     "max_requests": Row("5", "5", lambda base, new: (len(new.bodies), new.ran.returncode) == (5, 4)),
     "max_total_tokens": Row(
-        "6000",
-        "6000",
-        lambda base, new: new.ran.returncode == 4 and base.tokens() > 6000 >= new.tokens() > 0,
+        "3500",
+        "3500",
+        lambda base, new: new.ran.returncode == 4 and base.tokens() > 3500 >= new.tokens() > 0,
     ),
     "prices": Row(
         "TMP/prices.toml",
@@ -267,6 +278,7 @@ def fill(tmp_path: Path, start_server: StartServer, monkeypatch: pytest.MonkeyPa
     (tmp_path / "own").mkdir()
     (tmp_path / "own" / "self_instruct_identify.md").write_text(OWN_TEMPLATE, encoding="utf-8")
     write_lines(tmp_path / "own.jsonl", OWN_SEEDS)
+    (tmp_path / "own.py").write_text(OWN_FILTER, encoding="utf-8")
     (tmp_path / "prices.toml").write_text(PRICES, encoding="utf-8")
     monkeypatch.setenv("MY_KEY", "secret")
 
@@ -291,6 +303,31 @@ def seen(server: FakeServer, ran: Ran, out: Path) -> Seen:
     )
 
 
+@pytest.fixture(scope="module")
+def bases() -> dict[str, Seen]:
+    return {}
+
+
+@pytest.fixture
+def base_of(
+    bases: dict[str, Seen],
+    tmp_path_factory: pytest.TempPathFactory,
+    run: Run,
+    start_server: StartServer,
+    fill: Callable[[str], str],
+) -> BaseOf:
+    """The run without the setting; rows with the same flags and the same server share it."""
+
+    def base_of_(row: Row) -> Seen:
+        key = json.dumps([row.same, row.server])
+        if key not in bases:
+            server, out = start_server(**row.server), tmp_path_factory.mktemp("base") / "out"
+            bases[key] = seen(server, run(*against(server, out, *map(fill, row.same))), out)
+        return bases[key]
+
+    return base_of_
+
+
 @contextlib.contextmanager
 def interrupted_after_an_answer(server: FakeServer) -> Iterator[None]:
     """Interrupts this process, as Ctrl-C does, a while after the server's first answer, unless all is over."""
@@ -313,32 +350,28 @@ def interrupted_after_an_answer(server: FakeServer) -> Iterator[None]:
 
 @every_setting
 def test_a_changed_setting_makes_a_difference(
-    name: str, tmp_path: Path, run: Run, start_server: StartServer, fill: Callable[[str], str]
+    name: str, tmp_path: Path, run: Run, start_server: StartServer, fill: Callable[[str], str], base_of: BaseOf
 ) -> None:
     row = ROWS[name]
-
-    def run_with(folder: str, more: list[str]) -> Seen:
-        server, out = start_server(**row.server), tmp_path / folder
-        with interrupted_after_an_answer(server) if row.waits and more else contextlib.nullcontext():
-            return seen(server, run(*against(server, out, *map(fill, row.same), *more)), out)
-
-    base = run_with("base", [])
+    base = base_of(row)
     assert base.ran.returncode in (0, 5), base.ran.stderr
-    new = run_with("new", flags(name, fill))
+    server, out = start_server(**row.server), tmp_path / "new"
+    with interrupted_after_an_answer(server) if row.waits else contextlib.nullcontext():
+        new = seen(server, run(*against(server, out, *map(fill, row.same), *flags(name, fill))), out)
     assert row.differs(base, new), new.ran.stderr
     assert not row.differs(base, base), "the check sees a difference where there is none"
 
 
 @every_setting
 def test_a_change_on_an_existing_folder_is_refused_if_it_shapes_requests(
-    name: str, tmp_path: Path, run: Run, start_server: StartServer, fill: Callable[[str], str]
+    name: str, tmp_path: Path, run: Run, start_server: StartServer, fill: Callable[[str], str], base_of: BaseOf
 ) -> None:
     row = ROWS[name]
+    base = base_of(row)
     server, out = start_server(**row.server), tmp_path / "out"
+    shutil.copytree(base.tmp / "out", out)
     same = [fill(flag) for flag in row.same]
-    run(*against(server, out, *same))
-    sent, config = len(server.ledger()), (out / "config.json").read_bytes()
-    records = (out / "records.jsonl").read_bytes()
+    config, records = (out / "config.json").read_bytes(), (out / "records.jsonl").read_bytes()
     changed = against(server, out, *same, *flags(name, fill))
     ran = run(*changed)
     if row.shaping is None:
@@ -349,11 +382,12 @@ def test_a_change_on_an_existing_folder_is_refused_if_it_shapes_requests(
     assert f"{row.shaping}: " in ran.stderr
     assert "--accept-changes" in ran.stderr
     assert ran.stderr.count("\n") == 1
-    assert len(server.ledger()) == sent
+    assert server.ledger() == []
     assert ((out / "config.json").read_bytes(), (out / "records.jsonl").read_bytes()) == (config, records)
     assert run(*changed, "--accept-changes").returncode == 0
-    assert len(server.ledger()) > sent
-    assert {line["attempt"] for line in server.ledger()} == {1}, "a stored reply was asked for again"
+    asked = [line["body"] for line in server.ledger()]
+    assert asked
+    assert not any(body in base.bodies for body in asked), "a stored reply was asked for again"
     assert run(*changed).returncode == 0, "what was accepted holds from then on"
 
 
@@ -368,10 +402,14 @@ def settings(*arguments: object) -> SelfInstructSettings:
 @every_setting
 @pytest.mark.parametrize("hyphens", [False, True], ids=["underscores", "hyphens"])
 def test_flag_and_key_say_the_same(name: str, hyphens: bool, tmp_path: Path) -> None:
+    def fill(value: str) -> str:
+        return value.replace("TMP", str(tmp_path))
+
+    (tmp_path / "own.py").write_text(OWN_FILTER, encoding="utf-8")  # this one is read with the settings
     path = tmp_path / "settings.toml"
     key = name.replace("_", "-") if hyphens else name
-    path.write_text(f"{key} = {ROWS[name].toml}\n", encoding="utf-8")
-    assert settings("--config", path) == settings(*flags(name))
+    path.write_text(f"{key} = {fill(ROWS[name].toml)}\n", encoding="utf-8")
+    assert settings("--config", path) == settings(*flags(name, fill))
     assert settings("--config", path) != settings()
 
 

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from kg.graph import Fact, Graph
+from kg.names import tokens
 from kg.questions import Question
 from kg.values import same_number, value_of, values_in
-from pipeline.checks.graph_reading import NEGATION, Reading, cue_places, cues, swapped, unit_of, wanted_value
+from pipeline.checks.graph_reading import NEGATION, Reading, cue_places, cues, stem, swapped, unit_of, wanted_value
 from pipeline.kg_phrases import Speaker
 
 _ASKS_TRUTH = re.compile(
@@ -49,6 +50,23 @@ _LESS = re.compile(
 )
 
 
+_ASKS = re.compile(
+    r"[?？]|\b(?:name|list|tell|give|say|state|check|decide|judge|describe|introduce|sum|outline|explain|identify|count|"
+    r"find|compare|write|answer|complete|fill|verify|confirm|want|wants|wonder|wonders|know|true|summari[sz]e|let)\b"
+    r"|请|判断|列|说|介绍|概[括述]|核[对实]|哪|什么|谁|多少|几|吗|是否|对错|何|怎|帮|想|求|问|写出|填",
+    re.IGNORECASE,
+)
+_ONLY = re.compile(r"\b(?:only|sole|solely|exclusively|alone|no other)\b|唯一|仅仅|仅有|只有", re.IGNORECASE)
+# What a question may hold beside the words of the plain one: they ask, and say nothing.
+_NEUTRAL = frozenset(
+    stem(word)
+    for word in """a an the of in on at to by for from with and or is are was were be been do does did has have had can
+    could would you me i it that this what which who whom whose where when how many much tell name list give say know
+    please right correct true false statement claim there if s answer question check whether all one
+    请 问 是 的 吗 呢 什 么 哪 谁 个 些 有 多 少 几 告 诉 我 说 一 下 对 错 正 确 否 这 句 话 了 在 和 与 为""".split()
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Broken:
     """What is wrong, and the triple it broke ("" where it broke none)."""
@@ -59,11 +77,16 @@ class Broken:
 
 @dataclass(eq=False)
 class Asked:
-    """A question of the graph, as a record carries it to the filter. `scenario` lets the question tell a case."""
+    """A question of the graph, as a record carries it to the filter. `scenario` lets the question tell a case.
+
+    `plain` is the template's wording where a small model put that alone into other words: it may drop words of it and
+    turn them round, and bring none of its own.
+    """
 
     question: Question
     speaker: Speaker
     scenario: bool = False
+    plain: str = ""
 
     @property
     def graph(self) -> Graph:
@@ -127,10 +150,29 @@ def _check_question(asked: Asked, reading: Reading) -> Broken | None:
         if _ambiguous(asked, reading, node):
             return asked.broken(f"the question's {asked.speaker.name(node)!r} may mean several entities")
     return (
-        _gives_away(asked, reading)
+        _asks_nothing(asked, reading)
+        or _gives_away(asked, reading)
         or (None if asked.scenario else _strangers(asked, reading, "the question"))
         or _asks_otherwise(asked, reading)
+        or (_own_words(asked, reading) if asked.plain else None)
     )
+
+
+def _asks_nothing(asked: Asked, reading: Reading) -> Broken | None:
+    return None if _ASKS.search(reading.text) else asked.broken("the question asks nothing")
+
+
+def _own_words(asked: Asked, reading: Reading) -> Broken | None:
+    """A word that the plain question lacks, or none left of the relation's own."""
+    have = {stem(word) for word, _, _ in tokens(asked.plain)} | _NEUTRAL
+    strange = next((word for word, _, _ in tokens(reading.text) if stem(word) not in have), None)
+    if strange is not None:
+        return asked.broken(f"the question says {strange!r}, which the plain one does not")
+    for relation in asked.question.relations if asked.question.kind != "summary" else ():
+        own = cues(asked.speaker, relation) & have - _NEUTRAL
+        if own and not cue_places(reading, own):
+            return asked.broken("the question leaves out what is asked")
+    return None
 
 
 def _ambiguous(asked: Asked, reading: Reading, node: int) -> bool:
@@ -207,8 +249,8 @@ def _strangers(asked: Asked, reading: Reading, where: str) -> Broken | None:
         if asked.allowed.isdisjoint(meant) and any(_rival(asked, node) for node in meant):
             name = reading.text[mention.start : mention.end]
             return asked.broken(f"{where} names {name!r}, which the facts do not give")
-    if where == "the question":
-        return None
+    if where == "the answer" and _ONLY.search(reading.masked) and not _ONLY.search(asked.wording):
+        return asked.broken(f"{where} says that there is nothing else, which no graph can tell")
     numbers = [wanted_value(asked.graph, node, asked.unit(node)) for node in asked.allowed]
     known = [value for value in (*numbers, *values_in(asked.wording)) if value is not None]
     counted = len(asked.question.answers) if asked.question.kind in ("list", "count", "both") else None

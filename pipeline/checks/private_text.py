@@ -9,18 +9,31 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
+# No \b: Han characters are word characters, and a key may stand right behind one.
 _SECRETS = {
     "private key": re.compile(r"-----BEGIN (?:[A-Z]+ )*PRIVATE KEY-----"),
-    "OpenAI or Anthropic key": re.compile(r"\bsk-(?:ant-|proj-)?[A-Za-z0-9_-]{20,}"),
-    "AWS key": re.compile(r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b"),
-    "GitHub token": re.compile(r"\b(?:gh[pousr]_[A-Za-z0-9]{36,}|github_pat_[A-Za-z0-9_]{50,})"),
-    "Google key": re.compile(r"\bAIza[0-9A-Za-z_-]{35}\b"),
-    "Slack token": re.compile(r"\bxox[abprs]-[0-9A-Za-z-]{10,}"),
-    "Hugging Face token": re.compile(r"\bhf_[A-Za-z0-9]{30,}\b"),
-    "JSON web token": re.compile(r"\beyJ[A-Za-z0-9_-]{10,}\.eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,}"),
-    "password in a URL": re.compile(r"\b[a-z][a-z0-9+.-]*://[^\s/:@]+:[^\s/@]{3,}@[\w.-]+"),
+    "OpenAI or Anthropic key": re.compile(r"(?<![A-Za-z0-9])sk-(?:ant-|proj-)?[A-Za-z0-9_-]{20,}"),
+    "Stripe key": re.compile(r"(?<![A-Za-z0-9])[rs]k_(?:live|test)_[A-Za-z0-9]{16,}"),
+    "AWS key": re.compile(r"(?<![A-Za-z0-9])(?:AKIA|ASIA)[0-9A-Z]{16}(?![A-Za-z0-9])"),
+    "GitHub token": re.compile(r"(?<![A-Za-z0-9])(?:gh[pousr]_[A-Za-z0-9]{36,}|github_pat_[A-Za-z0-9_]{50,})"),
+    "GitLab token": re.compile(r"(?<![A-Za-z0-9])glpat-[A-Za-z0-9_-]{20,}"),
+    "Google key": re.compile(r"(?<![A-Za-z0-9])(?:AIza[0-9A-Za-z_-]{35}|ya29\.[0-9A-Za-z_-]{20,})"),
+    "Slack token": re.compile(r"(?<![A-Za-z0-9])xox[abprs]-[0-9A-Za-z-]{10,}|hooks\.slack\.com/services/T\w+/B\w+/\w+"),
+    "SendGrid key": re.compile(r"(?<![A-Za-z0-9])SG\.[\w-]{22}\.[\w-]{43}"),
+    "package registry token": re.compile(r"(?<![A-Za-z0-9])(?:npm_[A-Za-z0-9]{36}|pypi-[A-Za-z0-9_-]{50,})"),
+    "Telegram token": re.compile(r"(?<!\d)\d{8,10}:AA[\w-]{33}"),
+    "Hugging Face token": re.compile(r"(?<![A-Za-z0-9])hf_[A-Za-z0-9]{30,}"),
+    "JSON web token": re.compile(r"(?<![A-Za-z0-9])eyJ[A-Za-z0-9_-]{10,}\.eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,}"),
+    "password in a URL": re.compile(r"(?<![A-Za-z0-9])[a-z][a-z0-9+.-]*://[^\s/:@]+:[^\s/@]{3,}@[\w.-]+"),
+    "password or key": re.compile(  # of twelve signs and more, both cases and a digit: not "my_password_here"
+        r"(?i:passw(?:or)?d|passwd|secret|api[_-]?key|access[_-]?key|auth[_-]?token|密码|密钥|口令)[\"']?\s*(?:[:=：]|是|为)\s*"
+        r"[\"']?(?=[^\s\"']*\d)(?=[^\s\"']*[a-z])(?=[^\s\"']*[A-Z])[A-Za-z0-9!@#$%^&*+/=._-]{12,}"
+    ),
 }
-_HINT_OF_A_SECRET = re.compile(r"-----BEGIN|sk-|AKIA|ASIA|gh[pousr]_|github_pat_|AIza|xox|hf_|eyJ|://")
+_HINT_OF_A_SECRET = re.compile(
+    r"-----BEGIN|[rs]k[-_]|AKIA|ASIA|gh[pousr]_|github_pat_|glpat-|AIza|ya29|xox|hooks\.slack|SG\.|npm_|pypi-|:AA|hf_"
+    r"|eyJ|://|assw|ASSW|ecret|ECRET|[_-][kK]ey|KEY|[_-]token|TOKEN|密码|密钥|口令"
+)
 
 
 def _luhn(digits: str) -> bool:
@@ -51,10 +64,19 @@ def _always(_: re.Match[str]) -> bool:
 
 
 _PERSONAL: tuple[tuple[str, re.Pattern[str], Callable[[re.Match[str]], bool]], ...] = (
-    ("e-mail address", re.compile(r"(?<![\w.+-])[\w.+-]+@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)+"), _real_address),
+    (
+        "e-mail address",
+        re.compile(r"(?<![A-Za-z0-9_.+-])[A-Za-z0-9_.+%-]+@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)+"),
+        _real_address,
+    ),
     ("identity number", re.compile(r"(?<!\d)[1-9]\d{5}(?:18|19|20)\d{9}[\dXx](?!\d)"), _chinese_identity),
-    ("card number", re.compile(r"(?<![\d.-])(?:\d{4}[ -]?){3}\d{4}(?![\d.-])"), _card),
-    ("phone number", re.compile(r"(?<![\d+])1[3-9]\d{9}(?!\d)"), _always),
+    (
+        "identity number",
+        re.compile(r"(?<![\d.-])(?!000|666|9\d\d)\d{3}-(?!00)\d{2}-(?!0000)\d{4}(?![\d-]|\.\d)"),
+        _always,
+    ),
+    ("card number", re.compile(r"(?<![\d.-])(?:\d{4}[ -]?){3}\d{4}(?![\d-]|\.\d)"), _card),
+    ("phone number", re.compile(r"(?<![\d+.-])1[3-9]\d(?:\d{8}|([ -])\d{4}\1\d{4})(?!\d)"), _always),
     (
         "phone number",
         re.compile(r"(?<![\w+])\+\d{1,3}[ -]?(?:\(\d{1,4}\)|\d{1,4})(?:[ -]?\d{2,4}){2,4}(?!\d)"),
@@ -81,3 +103,15 @@ def redact_personal_data(text: str) -> str:
         for start, end in reversed(found):
             text = f"{text[:start]}[{kind}]{text[end:]}"
     return text
+
+
+_ABOUT = re.compile(
+    r"e-?mail address|phone number|telephone|contact (?:info|details)|credit card|card number"
+    r"|邮箱|电子邮件地址|手机号|电话号|身份证",
+    re.IGNORECASE,
+)
+
+
+def is_about_personal_data(instruction: str) -> bool:
+    """Whether a task is about addresses or numbers, so that it makes no sense without them."""
+    return _ABOUT.search(instruction) is not None

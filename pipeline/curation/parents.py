@@ -48,7 +48,10 @@ def open_parent(path: Path) -> Parent:
 
 
 def read_parent(parent: Parent) -> Iterator[Record]:
-    """The records of a parent, in order. Raises UsageError with file, line and what is wrong."""
+    """The records of a parent, in order. Raises UsageError with file, line and what is wrong.
+
+    So it does where the file was replaced since it was opened: the hash would name other records than were read.
+    """
     empty = True
     for row in read_rows(parent.file):
         empty = False
@@ -56,6 +59,8 @@ def read_parent(parent: Parent) -> Iterator[Record]:
         if not isinstance(row.value, dict):
             raise UsageError(f"{where}: a record is an object with instruction and output, not {_short(row.value)}.")
         yield _record(row.value, where) if row.value.keys() >= _RECORD_FIELDS else _imported(row, parent, where)
+    if file_hash(parent.file) != parent.hash:
+        raise UsageError(f"{parent.path}: changed while it was read; run this again when nothing writes there.")
     if empty and parent.file is parent.path:
         raise UsageError(f"{parent.path}: holds no record.")
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ast
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,9 +31,13 @@ class Description:
     chunk: Chunk
 
 
-def read_descriptions(paths: Sequence[Path], *, generator: str) -> Iterator[Description | Rejection]:
+def read_descriptions(
+    paths: Sequence[Path], *, generator: str, leave_out: Collection[str] = ()
+) -> Iterator[Description | Rejection]:
     """Every description in the JSON Lines files under the paths; a line that is none is one Rejection."""
     for file in find_files(paths):
+        if file.name in leave_out:
+            continue
         try:
             if file.path.suffix.lower() != ".jsonl":
                 raise BadFile("unsupported_format", "--mode api reads .jsonl files of API descriptions.")

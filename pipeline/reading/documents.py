@@ -1,6 +1,7 @@
 """Documents: from paths to text with structure, one file after the other, and none of them able to stop the run.
 
-    for entry in read_documents([Path("docs")]):   # a Document, or the Rejection of a file that could not be read
+    for entry in read_documents([Path("docs")], generator="self_qa"):
+        ...                    # a Document, or the Rejection of a file that could not be read
 
 Text formats are read here; binary ones in a child process with limits on memory and time (`extraction`). A file that
 is no document, is damaged, too large, or lies outside the folder that was named, is one Rejection with its reason.
@@ -8,10 +9,11 @@ is no document, is damaged, too large, or lies outside the folder that was named
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,16 +47,26 @@ class Found:
     root: Path
 
 
-def read_documents(paths: Sequence[Path], *, generator: str) -> Iterator[Document | Rejection]:
-    """Every document under the paths (folders, files, globs), in the order of their names.
+def read_documents(
+    paths: Sequence[Path],
+    *,
+    generator: str,
+    extractor: extraction.Extractor | None = None,
+    language: str = "auto",
+    leave_out: Collection[str] = (),
+) -> Iterator[Document | Rejection]:
+    """Every document under the paths (folders, files, globs) but those to leave out, in the order of their names.
+
+    `language` is that in which graphs are said; other documents have their own.
 
     :raises UsageError: for a path that does not exist, or one under which there is nothing.
     """
-    found = find_files(paths)
-    with extraction.Extractor() as extractor:
+    found = [file for file in find_files(paths) if file.name not in leave_out]
+    with contextlib.ExitStack() as stack:
+        reader = extractor or stack.enter_context(extraction.Extractor())
         for file in found:
             try:
-                document, remarks = read_file(file, extractor)
+                document, remarks = read_file(file, reader, language)
             except BadFile as bad:
                 yield rejected_file(file.name, bad.kind, bad.detail, generator)
                 continue
@@ -121,7 +133,7 @@ def _walk(root: Path) -> Iterator[Found]:
 # ---------------------------------------------------------------- reading one
 
 
-def read_file(file: Found, extractor: extraction.Extractor) -> tuple[Document, list[tuple[str, str]]]:
+def read_file(file: Found, extractor: extraction.Extractor, language: str) -> tuple[Document, list[tuple[str, str]]]:
     """The document in a file, and remarks about parts of it that could not be read."""
     suffix = file.path.suffix.lower()
     if suffix not in SUFFIXES:
@@ -130,7 +142,7 @@ def read_file(file: Found, extractor: extraction.Extractor) -> tuple[Document, l
     remarks: list[tuple[str, str]] = []
     if suffix in extraction.READERS:
         try:
-            extracted = extractor.extract(suffix, data)
+            extracted = extractor.extract(suffix, data, language if suffix in extraction.GRAPHS else "auto")
         except extraction.ExtractionFailed as failed:
             raise BadFile(failed.kind, failed.detail) from failed
         cleaned = [(kind, level, clean(text)) for kind, level, text in extracted.parts]

@@ -1,8 +1,9 @@
 """Binary and marked-up documents are read in a child process: what breaks, hangs or swells there is one rejection.
 
-    with Extractor() as extractor:
+    with Extractor(cache=folder / "cache.sqlite") as extractor:
         extracted = extractor.extract(".pdf", data)
 
+What a file of the same bytes gave before comes from the cache, if there is one, and is not read again.
 One child reads file after file, since starting one takes longer than most files. It has a limit on memory and on
 processor time and gets bytes, no path; the parent has a limit on the clock and on how much comes back. A child that
 dies takes one file with it, and the next file gets a new child.
@@ -12,7 +13,10 @@ The child (`main`) takes frames of suffix and bytes on stdin and answers each wi
 from __future__ import annotations
 
 import contextlib
+import functools
+import hashlib
 import importlib
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -29,6 +33,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
+from pipeline.cache import Cache, key_of
 from pipeline.reading.blocks import Part
 
 # suffix -> where its reader is, and the packages that it imports
@@ -43,12 +48,17 @@ READERS: dict[str, tuple[str, tuple[str, ...]]] = {
     ".xlsx": ("pipeline.reading.tables:read_xlsx", ("openpyxl",)),
     ".parquet": ("pipeline.reading.tables:read_parquet", ("pyarrow",)),
 }
-INSTALL = "pip install -c constraints.txt -e '.[docs]'"
+GRAPHS = (".ttl", ".n3", ".nt", ".nq", ".jsonld", ".rdf", ".owl", ".graphml")
+READERS |= dict.fromkeys(GRAPHS, ("pipeline.reading.graphs:read_graph", ("rdflib",)))
+READERS[".graphml"] = (READERS[".graphml"][0], ())
+INSTALL = "pip install -c constraints.txt -e '.[{}]'"
+ROOT = Path(__file__).resolve().parents[2]
 MEMORY = 3 * 2**30  # bytes of address space, most of which libraries reserve and never touch
 CPU_S = 120  # of processor time for one file
 CLOCK_S = 180.0
 LARGEST_TEXT = 64 * 2**20  # bytes that a child may send back
-_HEADER = struct.Struct("!16sQ")
+KIND = "text"  # in the cache
+_HEADER = struct.Struct("!16s8sQ")
 
 
 class ExtractionFailed(Exception):
@@ -68,28 +78,42 @@ class Extracted:
     dropped: Counter[str]
 
 
-Reader = Callable[[bytes], Extracted]
+Reader = Callable[..., Extracted]  # of the bytes; of a graph also the suffix, and the language to say it in
 
 
 class Extractor:
     """Hands files to the child, which is started when the first one comes."""
 
-    def __init__(self, *, memory: int = MEMORY, cpu_s: int = CPU_S, clock_s: float = CLOCK_S) -> None:
+    def __init__(
+        self, *, cache: Path | None = None, memory: int = MEMORY, cpu_s: int = CPU_S, clock_s: float = CLOCK_S
+    ) -> None:
         self._memory, self._cpu_s, self._clock_s = memory, cpu_s, clock_s
         self._child: subprocess.Popen[bytes] | None = None
+        self._cache = Cache(cache) if cache is not None and cache.is_file() else None
+        self.fresh: dict[bytes, bytes] = {}  # for the cache: its folder may not be ours yet
 
     def __enter__(self) -> Extractor:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._end()
+        if self._cache is not None:
+            self._cache.__exit__()
 
-    def extract(self, suffix: str, data: bytes) -> Extracted:
-        """What the file holds. Raises ExtractionFailed: damaged, too slow, too large, or a package is missing."""
+    def extract(self, suffix: str, data: bytes, language: str = "auto") -> Extracted:
+        """What the file holds; `language` is that in which a graph is said.
+
+        Raises ExtractionFailed: damaged, too slow, too large, or a package is missing.
+        """
         missing = [name for name in READERS[suffix][1] if importlib.util.find_spec(name) is None]
         if missing:
-            raise ExtractionFailed("missing_package", f"{suffix} needs {', '.join(missing)}: {INSTALL}")
-        answer = self._exchange(suffix, data)
+            install = INSTALL.format("kg" if suffix in GRAPHS else "docs")
+            raise ExtractionFailed("missing_package", f"{suffix} needs {', '.join(missing)}: {install}")
+        key = key_of(_version(READERS[suffix][1]), suffix, language, data)
+        known = self.fresh.get(key) or (self._cache.get(KIND, key) if self._cache is not None else None)
+        answer = json.loads(known) if known is not None else self._exchange(suffix, data, language)
+        if known is None and answer.get("kind") != "too_large":  # what one child could not hold, another may
+            self.fresh[key] = json.dumps(answer, ensure_ascii=False).encode("utf-8", "surrogatepass")
         if "kind" in answer:
             if answer["kind"] == "too_large":
                 self._end()  # what it took would be missing for the next file
@@ -100,19 +124,19 @@ class Extractor:
             Counter(answer["dropped"]),
         )
 
-    def _exchange(self, suffix: str, data: bytes) -> dict[str, Any]:
+    def _exchange(self, suffix: str, data: bytes, language: str) -> dict[str, Any]:
         if self._child is None:
             # By its name, so that its classes are one with the readers'.
             run = "from pipeline.reading.extraction import main; main()"
             command = [sys.executable, "-c", run, str(self._memory), str(self._cpu_s)]
-            root = str(Path(__file__).resolve().parents[2])
-            self._child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=root)
+            self._child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT)
         until = time.monotonic() + self._clock_s
         try:
             assert self._child.stdin is not None
             assert self._child.stdout is not None
             with contextlib.suppress(BrokenPipeError):  # why it died, reading will tell
-                _write_until(self._child.stdin, _HEADER.pack(suffix.encode(), len(data)) + data, until)
+                header = _HEADER.pack(suffix.encode(), language.encode(), len(data))
+                _write_until(self._child.stdin, header + data, until)
             size = int.from_bytes(_read_until(self._child.stdout, 8, until))
             if size > LARGEST_TEXT:
                 raise ExtractionFailed("too_large", f"it unpacks to more than {LARGEST_TEXT >> 20} MB of text.")
@@ -142,6 +166,16 @@ class Extractor:
                 with contextlib.suppress(OSError):
                     pipe.close()
         return child.wait()
+
+
+@functools.cache
+def _version(packages: tuple[str, ...]) -> str:
+    """What the text depends on beside the file: the readers' own code, and the packages they stand on."""
+    own = hashlib.sha256()
+    for pattern in ("pipeline/reading/*.py", "pipeline/kg_phrases.py", "kg/*.py"):
+        for path in sorted(ROOT.glob(pattern)):
+            own.update(path.read_bytes())
+    return " ".join((own.hexdigest(), *(f"{name}=={importlib.metadata.version(name)}" for name in packages)))
 
 
 def _write_until(pipe: IO[bytes], data: bytes, until: float) -> None:
@@ -206,17 +240,19 @@ def main() -> None:
         used = resource.getrusage(resource.RUSAGE_SELF)
         until = int(used.ru_utime + used.ru_stime) + cpu_s + 1
         resource.setrlimit(resource.RLIMIT_CPU, (until, resource.RLIM_INFINITY))
-        suffix, size = _HEADER.unpack(header)
-        answer = _answer(suffix.rstrip(b"\0").decode(), sys.stdin.buffer.read(size))
+        suffix, language, size = _HEADER.unpack(header)
+        data = sys.stdin.buffer.read(size)
+        answer = _answer(suffix.rstrip(b"\0").decode(), language.rstrip(b"\0").decode(), data)
         payload = json.dumps(answer).encode()
         answers.write(len(payload).to_bytes(8) + payload)
         answers.flush()
 
 
-def _answer(suffix: str, data: bytes) -> dict[str, Any]:
+def _answer(suffix: str, language: str, data: bytes) -> dict[str, Any]:
     module, _, name = READERS[suffix][0].partition(":")
     try:
-        extracted: Extracted = getattr(importlib.import_module(module), name)(data)
+        read: Reader = getattr(importlib.import_module(module), name)
+        extracted = read(data, suffix, language) if suffix in GRAPHS else read(data)
     except ExtractionFailed as failed:
         return {"kind": failed.kind, "detail": failed.detail}
     except MemoryError:

@@ -1,0 +1,61 @@
+"""What became of the candidates, in words: why a run fell short, what most likely did it, and what to do about it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from pipeline.records import Rejection
+from pipeline.run import GIVE_UP_AFTER, Tally
+
+# What helps where a reply could not be read, by the reason that came most often.
+_READING = {
+    "request_failed": "ask again what failed with --retry-failed",
+    "refusal": "the model declines what it is asked; another --model, or other seeds or documents",
+    "content_filter": "the endpoint's content filter took them; another --model, or other seeds or documents",
+    "cut_off": "give the replies more room with --max-tokens",
+    "not_json": "name a --model that can keep to JSON, or give the replies more room with --max-tokens",
+    "wrong_shape": "name a --model that can keep to a JSON schema",
+}
+_NO_READING = "name another --model"
+
+
+def why_short(tally: Tally, at_its_end: str) -> str:
+    """Which of its ends a run without enough records came to."""
+    if tally.ended == "barren":
+        return f"{GIVE_UP_AFTER} items in a row brought no record that was kept"
+    return f"{at_its_end}, and there is nothing more"
+
+
+def likeliest_cause(tally: Tally, switches: Collection[str]) -> str:
+    """What took most of the candidates: its share, an example, and what turns it off. `switches` are the filters on."""
+    took = tally.rejected.total()
+    if tally.merged > took:
+        return f"{tally.merged} candidates were exact duplicates of earlier ones: another --seed, or other sources."
+    if not took:
+        return "No candidate came at all: there was nothing to ask about, or no reply held anything."
+    name, number = tally.rejected.most_common(1)[0]
+    example = tally.firsts[name]
+    about = f" ({_short(example.instruction)})" if example.instruction else ""
+    said = (
+        f"The likeliest cause: {name} took {number} of the {took} turned away ({number / took:.0%}), the first because"
+    )
+    return f"{said} {example.reason.rstrip('.')}{about}. {_advice(name, example, tally, switches)}"
+
+
+def _advice(name: str, example: Rejection, tally: Tally, switches: Collection[str]) -> str:
+    if name == "parse":
+        reason = tally.reasons.most_common(1)[0][0] if tally.reasons else ""
+        return f"What may help: {_READING.get(reason, _NO_READING)}."
+    if name == "cut_off":
+        return f"What may help: {_READING[name]}."
+    if name not in switches:
+        return "No setting turns that off."
+    threshold = (
+        f", or {name}=X for another threshold than {example.threshold:g}" if example.threshold is not None else ""
+    )
+    afresh = "; it decides what later prompts show, so with a new --out" if example.stage == "instruction" else ""
+    return f"If that is wrong: --filters {name}=off{threshold}{afresh}."
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 60 else text[:59] + "…")

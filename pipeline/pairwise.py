@@ -1,0 +1,142 @@
+"""Which of two answers is better, by a judge that is asked in both orders, so that no place wins anything.
+
+Only what it says in both orders counts; where they disagree it is a tie, and how often they agree is reported, for a
+judge that follows the order knows nothing. Two answers alike are a tie that nobody is asked about. Its calls go
+through `ask` like all others: journalled (judge.sqlite), limited, and answered from the journal the second time.
+The rubric is prompts/*/judge_pair.md.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.ask import Ask
+from pipeline.errors import StopRun
+from pipeline.journal import Journal
+from pipeline.llm import Model, Reply, Request
+from pipeline.models import open_model
+from pipeline.money import DEFAULT_PRICES, FREE, Budget, Limits, read_prices
+from pipeline.parsing import Unreadable, read_value
+from pipeline.prompts import Prompts
+from pipeline.run_folder import locked
+from pipeline.settings import GeneratorSettings
+
+CHOICES = ("first", "second", "neither")
+CONCURRENCY = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A request and two answers to it; `language` says in which one the judge is asked."""
+
+    question: str
+    first: str
+    second: str
+    language: str
+
+    @property
+    def turned(self) -> Pair:
+        return Pair(self.question, self.second, self.first, self.language)
+
+
+@dataclass(frozen=True, slots=True)
+class Opinions:
+    """What the judge said in the pair's own order and in the other one, both told of the pair as it stands.
+
+    None stands for a reply that could not be read, or that was not asked for any more.
+    """
+
+    straight: str | None
+    turned: str | None
+
+    @property
+    def is_known(self) -> bool:
+        return self.straight is not None and self.turned is not None
+
+    @property
+    def agree(self) -> bool:
+        return self.straight == self.turned
+
+    @property
+    def winner(self) -> str:
+        """What counts: "first" or "second" where both orders say so, else "neither"."""
+        return self.straight if self.straight is not None and self.agree else "neither"
+
+
+@dataclass(frozen=True, slots=True)
+class Judge:
+    """Which model judges, and what it may cost; None: no limit."""
+
+    model: str
+    base_url: str | None
+    api_key_env: str
+    max_requests: int | None
+    max_cost: float | None
+
+    def open(self) -> tuple[Model, Budget]:
+        """The model and its budget; nothing is loaded or sent yet.
+
+        :raises UsageError: where its key or its price is not known.
+        """
+        model = open_model(GeneratorSettings(model=self.model, base_url=self.base_url, api_key_env=self.api_key_env))
+        prices = read_prices(DEFAULT_PRICES) | ({model.identity: FREE} if model.is_local else {})
+        return model, Budget(model.identity, prices, Limits(cost=self.max_cost, requests=self.max_requests))
+
+
+def ask_judge(judge: Judge, pairs: Sequence[Pair], folder: Path) -> tuple[list[Opinions], StopRun | None]:
+    """Opinions on all pairs, as far as the limits allow, and why it stopped early, if it did."""
+    return asyncio.run(_ask_judge(judge, pairs, folder))
+
+
+async def _ask_judge(judge: Judge, pairs: Sequence[Pair], folder: Path) -> tuple[list[Opinions], StopRun | None]:
+    model, budget = judge.open()
+    prompts = {language: Prompts(language) for language in ("en", "zh")}
+    with locked(folder), Journal(folder / "judge.sqlite") as journal:
+        ask = Ask(model, journal, concurrency=CONCURRENCY, budget=budget)
+        try:
+            await ask.start()
+            return await opinions(pairs, ask, prompts), ask.stopped
+        finally:
+            await ask.drain()
+            await model.close()
+
+
+async def opinions(
+    pairs: Sequence[Pair], ask: Callable[[Request], Awaitable[Reply]], prompts: Mapping[str, Prompts]
+) -> list[Opinions]:
+    """What `ask` says of every pair, in their order."""
+
+    async def both(pair: Pair) -> Opinions:
+        if pair.first.strip() == pair.second.strip():
+            return Opinions("neither", "neither")
+        straight, turned = await asyncio.gather(
+            *(_choice(ask, request(one, prompts[one.language])) for one in (pair, pair.turned))
+        )
+        back = {"first": "second", "second": "first", "neither": "neither", None: None}
+        return Opinions(straight, back[turned])
+
+    return list(await asyncio.gather(*map(both, pairs)))
+
+
+async def _choice(ask: Callable[[Request], Awaitable[Reply]], request_: Request) -> str | None:
+    try:
+        said = read_value(await ask(request_), "better")
+    except (Unreadable, StopRun):  # `ask` keeps why it stopped
+        return None
+    return said if said in CHOICES else None
+
+
+def request(pair: Pair, prompts: Prompts) -> Request:
+    """The request that compares a pair as it stands, at temperature 0. The answers are marked off as data."""
+    values = {"question": pair.question, "first": pair.first or "-", "second": pair.second or "-"}
+    properties = {"reason": {"type": "string"}, "better": {"type": "string", "enum": list(CHOICES)}}
+    schema = {
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+        "additionalProperties": False,
+    }
+    return Request(prompts.chat("judge_pair", values), max_tokens=200, temperature=0.0, schema=schema)

@@ -1,0 +1,10 @@
+"""What `pipeline.regenerate` is made of.
+
+project       the project file: sources, shared settings, [curate], [gate], [budget], [train]
+sources       one source made ready: its generator, its files with their hashes, what of it is revoked
+versions      folders written aside, checked and renamed; LATEST; the manifest; differences
+gate          whether a new version may become the latest
+training      finetune.run in a process of its own, and its verdict
+purge         replies taken out of the journal for good
+revocation    a source taken out of the set and of the journal
+"""

@@ -1,0 +1,265 @@
+"""Taking things out for good: a source that is revoked, and versions that nobody needs any more.
+
+A revocation is noted in revoked.json first and ticked off there last; in between it may be killed anywhere, and the
+next command of the project finishes it. It sends nothing: what the set loses is filled up by the next tick.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pipeline import crash
+from pipeline.errors import UsageError
+from pipeline.records import DocumentSource, GraphSource, PromptSource, Record, Rejection, Source
+from pipeline.regeneration import kept, spending
+from pipeline.regeneration.assembly import assemble
+from pipeline.regeneration.project import Project
+from pipeline.regeneration.purge import keys_showing, purge, stored_keys
+from pipeline.regeneration.sources import Revoked, files_of, item_ids, prepare
+from pipeline.regeneration.versions import Versions
+from pipeline.run_folder import DerivedFiles, read_records, write_json
+from pipeline.settings import nearest
+
+FILE = "revoked.json"
+Entry = TypeVar("Entry", Record, Rejection)
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Retraction:
+    """What a revocation takes out of one source: the keys of its replies; and what is still there."""
+
+    source: str
+    generator: str
+    name: str  # of the file or seed
+    keys: set[str]
+    live: set[str]
+
+
+# ---------------------------------------------------------------- --revoke
+
+
+def revoke(project: Project, versions: Versions, wanted: str, say: Say, *, plan_only: bool) -> dict[str, Any]:
+    """Take a source out of the set, the journal and every later tick. Returns what went."""
+    entries = _entries(project, versions, wanted)
+    retractions = _retractions(project, versions, entries)
+    records = _count(versions, retractions)
+    keys = set().union(*(one.keys for one in retractions))
+    places = ", ".join(f"{entry.name} in {entry.source}" for entry in entries)
+    found = {"revoked": [asdict(entry) for entry in entries], "records": records, "replies": len(keys)}
+    if plan_only:
+        say(f"Would revoke {places}: {records} records would go, and {len(keys)} requests with their replies.")
+        say("Nothing was written. The next tick asks what is missing then; --plan prices that once it is revoked.")
+        return found
+    _write(project.out, [*_read(project.out), *({**asdict(entry), "pending": True} for entry in entries)])
+    crash.point("revocation.noted")
+    say(f"Revoked {places}: {records} records and {len(keys)} requests with their replies go.")
+    finish_revocations(project, versions, say)
+    say(
+        "Older versions still hold what they held (--gc 1 takes them away), and so do models trained on them; to take a"
+        f" source back in, delete its entry in {project.out / FILE}."
+    )
+    return found
+
+
+def finish_revocations(project: Project, versions: Versions, say: Say) -> None:
+    """Do what is noted and not done yet: a version without the sources, and a journal without their replies."""
+    rows = _read(project.out)
+    pending = [_entry(row) for row in rows if row["pending"]]
+    if not pending:
+        return
+    retractions = _retractions(project, versions, pending)
+    if versions.latest() is not None:
+        _retract(project, versions, retractions, say)
+    purge(project.out / "journal.sqlite", set().union(*(one.keys for one in retractions)))
+    _write(project.out, [{**row, "pending": False} for row in rows])
+
+
+def read_revoked(out: Path) -> list[Revoked]:
+    """All that was ever revoked."""
+    return [_entry(row) for row in _read(out)]
+
+
+def _entries(project: Project, versions: Versions, wanted: str) -> list[Revoked]:
+    """The sources' files or seeds of this name: those there are, else those there were."""
+    latest = versions.latest()
+    known: dict[str, dict[str, str]] = {}
+    for source in project.sources:
+        before = latest.manifest["sources"].get(source.name, {}).get("files", {}) if latest else {}
+        known[source.name] = {**before, **files_of(source)}
+    found = [
+        Revoked(source, name, hash_)
+        for source, files in known.items()
+        for name, hash_ in files.items()
+        if wanted in (name, f"{source}/{name}")
+    ]
+    if not found:
+        names = {name: "" for files in known.values() for name in files}
+        raise UsageError(f"--revoke: no source has {wanted!r}; {nearest(wanted, names)}.")
+    return found
+
+
+def _retractions(project: Project, versions: Versions, entries: Sequence[Revoked]) -> list[_Retraction]:
+    """What goes, by source: requests that show what no other file holds, and what descends from them."""
+    revoked = [*read_revoked(project.out), *entries]
+    found = []
+    for entry in entries:
+        source = next((source for source in project.sources if source.name == entry.source), None)
+        if source is None:  # no longer in the project file: all it ever asked goes
+            found.append(_Retraction(entry.source, "", entry.name, _keys(project, entry.source, None, set()), set()))
+            continue
+        ready = prepare(source, versions.aside / "sources" / source.name, revoked, None)
+        live = ready.live if ready is not None else set()
+        file = entry.name if source.generator == "self_qa" else None
+        found.append(
+            _Retraction(source.name, source.generator, entry.name, _keys(project, source.name, file, live), live)
+        )
+    return found
+
+
+def _keys(project: Project, source: str, file: str | None, live: set[str]) -> set[str]:
+    return keys_showing(project.out / "journal.sqlite", source, file, live)
+
+
+def _count(versions: Versions, retractions: Sequence[_Retraction]) -> int:
+    """How many records of the latest version would go."""
+    latest = versions.latest()
+    if latest is None:
+        return 0
+    records = list(read_records(latest.folder))
+    return len(records) - len([record for record in records if _without(record, retractions) is not None])
+
+
+# ---------------------------------------------------------------- a version without it
+
+
+def _retract(project: Project, versions: Versions, retractions: Sequence[_Retraction], say: Say) -> None:
+    """The latest version again, from what its sources gave and is not revoked."""
+    latest = versions.latest()
+    assert latest is not None
+    aside = versions.start()
+    revoked = read_revoked(project.out)
+    sources: dict[str, dict[str, Any]] = {}
+    for name, before in latest.manifest["sources"].items():
+        folder, old = aside / "sources" / name, latest.folder / "sources" / name
+        folder.mkdir(parents=True)
+        own = [one for one in retractions if one.source == name]
+        number = _filter(old, folder, own)
+        purged = set().union(*(one.keys for one in own))
+        live = [one.live for one in own]
+        for list_ in (kept.ITEMS, kept.KEPT, kept.REPLIES):
+            ids = kept.read_ids(old / list_)
+            kept.write_ids(folder / list_, ids - purged if list_ == kept.REPLIES else ids.intersection(*live))
+        gone = {entry.name for entry in revoked if entry.source == name}
+        hashes = {entry.hash for entry in revoked if entry.source == name}
+        files = {file: hash_ for file, hash_ in before["files"].items() if file not in gone and hash_ not in hashes}
+        sources[name] = {**before, "files": files, "records": number, "kept": len(kept.read_ids(folder / kept.KEPT))}
+    what = ", ".join(one.name for one in retractions)
+    tick = {name: latest.manifest[name] for name in ("latest_attempt",)}
+    spent = {"sent": 0, "prompt_tokens": 0, "completion_tokens": 0, "cost": 0.0}
+    assemble(project, versions, sources, {**tick, **spent}, say, retracted=what)
+    spending.end(project.out)
+
+
+def _filter(old: Path, folder: Path, retractions: Sequence[_Retraction]) -> int:
+    """A source's records and rejections without what is revoked; returns how many records are left."""
+    records = [record for entry in read_records(old) if (record := _without(entry, retractions)) is not None]
+    ids = {record.id for record in records}
+    with DerivedFiles(folder) as files:
+        for record in records:
+            files.keep(record)
+        for entry in kept.read_rejections(old):
+            rejection = _without(entry, retractions)
+            if rejection is None:
+                continue
+            if retractions and rejection.neighbour is not None and rejection.neighbour.id not in ids:
+                rejection = rejection.model_copy(update={"neighbour": None})  # its text may be of what went
+            files.reject(rejection)
+        files.publish({"kept": len(records)})
+    return len(records)
+
+
+def _without(entry: Entry, retractions: Sequence[_Retraction]) -> Entry | None:
+    """The entry with the sources that are left; None where it has none, or rests on a reply that goes."""
+    if not retractions or not entry.source:
+        return entry
+    left = tuple(source for source in entry.source if all(_supports(source, one) for one in retractions))
+    purged = {key for one in retractions for key in one.keys}
+    rests_on = [key for key in entry.requests if key in purged]
+    if not left or (rests_on and len(entry.source) == 1):
+        return None
+    if len(left) == len(entry.source) and not rests_on:
+        return entry
+    return entry.model_copy(
+        update={"source": left, "requests": tuple(key for key in entry.requests if key not in purged)}
+    )
+
+
+def _supports(source: Source, retraction: _Retraction) -> bool:
+    """Whether a source of a record is left after the retraction."""
+    if isinstance(source, DocumentSource):
+        return retraction.generator != "self_qa" or source.document != retraction.name
+    if isinstance(source, GraphSource):
+        return retraction.generator != "self_kg" or item_ids(source.triples) <= retraction.live
+    return (
+        retraction.generator != "self_instruct"
+        or not isinstance(source, PromptSource)
+        or (retraction.name not in source.seeds)
+    )
+
+
+# ---------------------------------------------------------------- --gc
+
+
+def collect(project: Project, versions: Versions, number: int, say: Say) -> dict[str, Any]:
+    """Keep the last versions and the latest, and every reply that one of them read; what a tick asked since, too."""
+    there, latest = versions.all(), versions.latest()
+    staying = {version.name for version in there[-number:]} | ({latest.name} if latest else set())
+    going = [version for version in there if version.name not in staying]
+    for version in going:
+        versions.remove(version)
+    journal = project.out / "journal.sqlite"
+    wanted: set[str] = set()
+    adapters: set[str] = set()
+    for version in versions.all():
+        for name in version.manifest["sources"]:
+            wanted |= kept.read_ids(version.folder / "sources" / name / kept.REPLIES)
+        adapters |= {version.manifest["adapter"], (version.manifest["training"] or {}).get("adapter")} - {None}
+    unwanted = stored_keys(journal, latest.manifest["latest_attempt"]) - wanted if latest else set()
+    if unwanted:
+        purge(journal, unwanted)
+    folders = list((project.out / "adapters").glob("*")) if going else []
+    for folder in folders:
+        if folder.name not in adapters:
+            shutil.rmtree(folder)
+    say(
+        f"{len(going)} versions and {len(unwanted)} requests with their replies taken away; {len(staying)} versions kept."
+    )
+    return {"removed": [version.name for version in going], "kept": sorted(staying), "replies": len(unwanted)}
+
+
+# ---------------------------------------------------------------- revoked.json
+
+
+def _read(out: Path) -> list[dict[str, Any]]:
+    path = out / FILE
+    if not path.exists():
+        return []
+    try:
+        found: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UsageError(f"{path}: is not JSON ({error}).") from error
+    return found
+
+
+def _write(out: Path, rows: Sequence[dict[str, Any]]) -> None:
+    write_json(out / FILE, list(rows))
+
+
+def _entry(row: dict[str, Any]) -> Revoked:
+    return Revoked(row["source"], row["name"], row["hash"])

@@ -1,0 +1,377 @@
+"""pipeline.regenerate: what a plan says, what a changed setting needs, what a gate refuses, what a month may cost."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline import regenerate
+from pipeline.errors import UsageError
+from pipeline.regeneration.gate import Measured, objections
+from pipeline.regeneration.project import Gate, read_project
+from pipeline.regeneration.sources import UNREADABLE, difference
+from pipeline.regeneration.training import flags_of
+from pipeline.regeneration.versions import check_version
+from pipeline.run_folder import locked, read_records
+from tests.a_project import Folder, said
+from tests.conftest import StartServer
+from tests.fake_server import ROOT
+
+Tick = Callable[..., tuple[int, dict[str, Any]]]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, start_server: StartServer, monkeypatch: pytest.MonkeyPatch) -> Folder:
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    return Folder(tmp_path / "project", start_server())
+
+
+@pytest.fixture
+def tick(folder: Folder, capsys: pytest.CaptureFixture[str]) -> Tick:
+    """`tick("--plan")`: the command on the folder's project; its exit code and its --json."""
+
+    def tick_(*arguments: object) -> tuple[int, dict[str, Any]]:
+        code = regenerate.main([str(folder.root / "regenerate.toml"), "--json", *map(str, arguments)])
+        tick_.said = capsys.readouterr()  # type: ignore[attr-defined]
+        lines = tick_.said.out.splitlines()  # type: ignore[attr-defined]
+        assert len(lines) == 1
+        found: dict[str, Any] = json.loads(lines[0])
+        assert found["exit"] == code
+        return code, found
+
+    return tick_
+
+
+def below(folder: Path) -> set[Path]:
+    return set(folder.rglob("*"))
+
+
+# ---------------------------------------------------------------- plans, and changed settings
+
+
+def test_a_plan_sends_and_writes_nothing_and_names_what_changed(folder: Folder, tick: Tick) -> None:
+    code, plan = tick("--plan")
+    assert (code, plan["requests"] > 10) == (0, True)
+    assert not (folder.root / "out").exists()
+    tick()
+    sent, there = len(folder.server.ledger()), below(folder.root)
+    assert tick("--plan")[1]["requests"] == 0
+    folder.document("Marrowick", 31)
+    folder.document("Hobbleside")
+    (folder.root / "docs/quillfern.md").rename(folder.root / "docs/moved.md")
+    (folder.root / "docs/tansyvole.md").unlink()
+    code, plan = tick("--plan")
+    assert code == 0
+    docs = plan["sources"]["docs"]
+    assert (docs["new"], docs["changed"], docs["gone"]) == (["hobbleside.md"], ["marrowick.md"], ["tansyvole.md"])
+    assert docs["renamed"] == [["quillfern.md", "moved.md"]]
+    assert docs["items"] == [2, 2]
+    assert plan["sources"]["facts"]["requests"] == plan["sources"]["tasks"]["requests"] == 0
+    assert len(folder.server.ledger()) == sent
+    assert {path.name for path in below(folder.root) ^ there} == {
+        "hobbleside.md",
+        "moved.md",
+        "quillfern.md",
+        "tansyvole.md",
+    }
+    tick()
+    assert len(folder.server.ledger()) - sent == docs["requests"], "the plan was right"
+
+
+def test_a_changed_setting_needs_a_word_and_says_what_it_would_cost(folder: Folder, tick: Tick) -> None:
+    tick()
+    before, sent = folder.data(), len(folder.server.ledger())
+    folder.write(docs="temperature = 0.3")
+    code, found = tick()
+    assert code == 2
+    assert "docs was made with other settings (temperature: null -> 0.3)" in found["reason"]
+    assert "its 3 records would go, and about 6 requests be asked anew" in found["reason"]
+    assert "accept_changes" in found["reason"]
+    assert tick("--plan")[1]["refusal"] == found["reason"]
+    assert (folder.data(), len(folder.server.ledger())) == (before, sent)
+    code, found = tick("--accept-changes")
+    assert (code, found["sent"]) == (0, 6)
+    assert {line["body"]["temperature"] for line in folder.server.ledger()[sent:]} == {0.3}
+    assert tick()[0] == 0, "what was accepted holds from then on"
+    folder.write(docs="temperature = 0.4", extra="accept_changes = true")
+    assert tick()[1]["sent"] == 6
+
+
+def test_with_keep_only_what_is_new_is_asked_and_the_rest_is_copied(folder: Folder, tick: Tick) -> None:
+    tick()
+    before, sent = folder.records(), len(folder.server.ledger())
+    folder.write(shared="temperature = 0.3")
+    folder.document("Hobbleside")
+    (folder.root / "docs/quillfern.md").rename(folder.root / "docs/moved.md")
+    (folder.root / "docs/tansyvole.md").unlink()
+    assert tick("--keep")[0] == 0
+    new = folder.server.ledger()[sent:]
+    assert new
+    assert all("Hobbleside" in said(line) for line in new)
+    after = {record["id"]: record for record in folder.records()}
+    kept = [record for record in before if "tansyvole.md" not in json.dumps(record["source"])]
+    assert {record["id"] for record in kept} < set(after)
+    moved = [after[r["id"]]["source"][0] for r in kept if "quillfern.md" in json.dumps(r["source"])]
+    assert moved
+    assert {source["document"] for source in moved} == {"moved.md"}
+    assert tick()[1]["sent"] == 0, "what was kept stays kept"
+    folder.document("Hobbleside", 31)
+    sent = len(folder.server.ledger())
+    assert tick()[1]["sent"] == 2
+    assert all("Hobbleside" in said(line) for line in folder.server.ledger()[sent:])
+    assert tick("--accept-changes")[1]["sent"] > 10, "an accepted change asks the kept ones too"
+    assert {r["id"] for r in kept} - {r["id"] for r in folder.records()}
+
+
+def test_paths_shape_nothing(folder: Folder, tick: Tick) -> None:
+    tick()
+    before = {record["id"] for record in folder.records()}
+    (folder.root / "docs").rename(folder.root / "papers")
+    (folder.root / "papers/sub").mkdir()
+    (folder.root / "papers/marrowick.md").rename(folder.root / "papers/sub/m.md")
+    path = folder.root / "regenerate.toml"
+    path.write_text(path.read_text(encoding="utf-8").replace('"docs"]', '"papers"]'), encoding="utf-8")
+    code, found = tick()
+    assert (code, found["sent"]) == (0, 0)
+    assert {record["id"] for record in folder.records()} == before
+    assert not [line for line in folder.server.ledger() if "docs/" in said(line) or ".md" in said(line)]
+
+
+# ---------------------------------------------------------------- versions
+
+
+def test_a_version_is_whole_and_names_its_parent(folder: Folder, tick: Tick) -> None:
+    tick()
+    first = folder.latest
+    folder.document("Marrowick", 31)
+    tick()
+    second = folder.latest
+    assert second.manifest["parent"] == first.name
+    assert second.manifest["sources"]["docs"]["files"].keys() == {"marrowick.md", "quillfern.md", "tansyvole.md"}
+    assert second.manifest["sent"] == 2
+    for version in (first, second):
+        check_version(version)
+        there = {p.relative_to(version.folder).as_posix() for p in version.folder.rglob("*") if p.is_file()}
+        assert set(version.manifest["files"]) == there - {"manifest.json"}
+    code, found = tick("--diff", first.name, "LATEST")
+    ids = [{record.id for record in read_records(version.folder)} for version in (first, second)]
+    assert code == 0
+    assert set(found["added"]) | {new for _, new in found["changed"]} == ids[1] - ids[0]
+    assert set(found["removed"]) | {old for old, _ in found["changed"]} == ids[0] - ids[1]
+    assert found["added"] or found["changed"]
+    assert tick("--diff", "nothing", "LATEST")[0] == 2
+
+
+def test_gc_keeps_the_replies_that_the_kept_versions_read(folder: Folder, tick: Tick) -> None:
+    tick()
+    folder.document("Marrowick", 31)
+    tick()
+    assert folder.in_journal("12 hens") != []
+    code, found = tick("--gc", "1")
+    assert (code, len(found["removed"]), found["replies"]) == (0, 1, 2)
+    assert [version.name for version in folder.versions.all()] == [folder.latest.name]
+    sent = len(folder.server.ledger())
+    assert tick()[1]["sent"] == 0, "what the kept version was made from is there"
+    with sqlite3.connect(folder.root / "out/journal.sqlite") as connection:
+        usage = connection.execute("SELECT count(*), sum(prompt_tokens) FROM attempts").fetchone()
+    connection.close()
+    assert usage[0] == sent
+    assert usage[1] > 0
+    folder.document("Marrowick", 12)
+    assert tick()[1]["sent"] == 2, "what was collected is asked again"
+
+
+# ---------------------------------------------------------------- the gate
+
+
+def test_a_refused_version_stays_with_its_reason_and_latest_stays_where_it_is(folder: Folder, tick: Tick) -> None:
+    folder.write(tables="[gate]\nlargest_drop = 0.05")
+    tick()
+    first = folder.latest
+    (folder.root / "docs/tansyvole.md").unlink()
+    for _ in range(2):  # the second time there is nothing new to refuse
+        code, found = tick()
+        assert (code, found["published"]) == (7, False)
+        assert "above largest_drop = 0.05" in found["reasons"][0]
+        assert folder.latest.name == first.name
+        assert len(folder.versions.all()) == 2
+    refused = folder.versions.newest()
+    assert refused is not None
+    assert refused.manifest["gate"]["reasons"] == found["reasons"]
+    folder.write(tables="[gate]\nlargest_drop = 0.5")
+    assert tick()[0] == 0
+    assert folder.latest.manifest["content"] == refused.manifest["content"]
+
+
+@pytest.mark.parametrize(
+    ("rules", "found", "said"),
+    [
+        ({"least_records": 11}, {}, "10 records, fewer than least_records = 11"),
+        ({"least_records": 10}, {}, None),
+        ({"largest_drop": 0.5}, {"before": 21}, "above largest_drop"),
+        ({"largest_drop": 0.5}, {"before": 20}, None),
+        ({"largest_drop": 0.0}, {"before": None}, None),
+        ({"kept_ratio": 0.51}, {}, "10 of 20 candidates kept"),
+        ({"kept_ratio": 0.5}, {}, None),
+        ({"judge_score": 4.0}, {"judge_score": 3.99}, "below judge_score = 4"),
+        ({"judge_score": 4.0}, {}, "no record has a judge score"),
+        ({"judge_score": 4.0}, {"judge_score": 4.0}, None),
+        ({"verdict": "better"}, {"verdict": "cannot tell"}, "training says 'cannot tell'"),
+        ({"verdict": "not worse"}, {"verdict": "cannot tell"}, None),
+        ({"verdict": "not worse"}, {"verdict": "worse"}, "training says 'worse'"),
+        ({"verdict": "better"}, {"verdict": "better"}, None),
+    ],
+)
+def test_each_rule_of_the_gate(rules: dict[str, Any], found: dict[str, Any], said: str | None) -> None:
+    measured = {"records": 10, "before": None, "candidates": 20, "judge_score": None, "verdict": None} | found
+    why = objections(Gate(**rules), Measured(**measured))
+    assert len(why) == (said is not None)
+    assert said is None or said in why[0]
+
+
+# ---------------------------------------------------------------- budgets
+
+
+def test_a_tick_keeps_to_its_budget_and_the_next_goes_on(folder: Folder, tick: Tick) -> None:
+    folder.write(tables="[budget]\nmax_requests_per_tick = 7")
+    code, found = tick()
+    assert code == 4
+    assert "[budget] max_requests_per_tick 7 is reached" in found["reason"]
+    assert len(folder.server.ledger()) == 7
+    assert folder.versions.latest() is None
+    codes = [tick()[0] for _ in range(3)]
+    assert 0 in codes
+    assert {line["attempt"] for line in folder.server.ledger()} == {1}
+
+
+def test_a_month_keeps_to_its_budget_over_ticks_and_the_next_month_is_a_new_one(folder: Folder, tick: Tick) -> None:
+    folder.write(tables="[budget]\nmax_requests_per_month = 7\nmax_requests_per_tick = 100")
+    for _ in range(2):
+        code, found = tick()
+        assert code == 4
+        assert "max_requests_per_month = 7" in found["reason"]
+        assert len(folder.server.ledger()) == 7
+    with sqlite3.connect(folder.root / "out/journal.sqlite") as connection:
+        connection.execute("UPDATE attempts SET started = started - 40 * 86400")
+    connection.close()
+    assert tick()[0] == 4
+    assert len(folder.server.ledger()) == 14
+
+
+@pytest.mark.parametrize("span", ["tick", "month"])
+def test_a_limit_in_dollars_needs_a_price_and_holds(span: str, folder: Folder, tick: Tick) -> None:
+    folder.write(tables=f"[budget]\nmax_cost_per_{span} = 0.08")
+    assert tick()[0] == 2
+    assert folder.server.ledger() == []
+    (folder.root / "prices.toml").write_text("[fake]\ninput = 10\noutput = 20\n", encoding="utf-8")
+    code, found = tick()
+    assert code == 4
+    assert f"[budget] max_cost_per_{span}" in found["reason"]
+    folder.write(tables="[budget]\nmax_total_tokens_per_tick = 3000")
+    assert "max_total_tokens_per_tick" in tick()[1]["reason"]
+
+
+# ---------------------------------------------------------------- revocation
+
+
+def test_revoking_is_planned_and_what_others_support_stays(folder: Folder, tick: Tick) -> None:
+    (folder.root / "docs/copy.md").write_bytes((folder.root / "docs/marrowick.md").read_bytes())
+    tick()
+    sent, there = len(folder.server.ledger()), below(folder.root)
+    code, planned = tick("--revoke", "quillfern.md", "--plan")
+    assert (code, planned["records"], planned["replies"]) == (0, 1, 2)
+    assert below(folder.root) == there
+    assert tick("--revoke", "quillfren.md")[0] == 2
+    assert "nearest is 'quillfern.md'" in tick.said.err  # type: ignore[attr-defined]
+    assert tick("--revoke", "quillfern.md")[0] == 0
+    assert folder.traces("Quillfern") == folder.in_journal("Quillfern") == []
+    assert folder.in_journal("Marrowick") != []
+    held = [r for r in folder.records() if len(r["source"]) == 2]
+    assert held
+    assert tick("--revoke", "more.tsv")[0] == 0
+    assert folder.in_journal("Carrow") == []
+    assert folder.in_journal("Pellwick") != []
+    assert len(folder.server.ledger()) == sent, "revoking sends nothing"
+    assert tick()[1]["sent"] == 0, "and leaves nothing to ask, where no chain is touched"
+
+
+def test_revoking_a_seed_takes_what_descends_from_it(folder: Folder, tick: Tick) -> None:
+    folder.write(target=8)
+    tick()
+    before = [record for record in folder.records() if record["generator"] == "self_instruct"]
+    code, found = tick("--revoke", "seed_Abacus")
+    assert code == 0
+    left = {record["id"] for record in folder.records()}
+    drew = [record for record in before if any("seed_Abacus" in source["seeds"] for source in record["source"])]
+    assert drew
+    assert not left & {record["id"] for record in drew}
+    assert found["replies"] > 0
+    assert folder.in_journal("Abacus") == []
+    assert folder.traces("seed_Abacus") == []
+    code, found = tick()
+    assert (code, found["sent"] > 0) == (0, True), "the chain is asked anew without it"
+    assert folder.traces("Abacus") == []
+
+
+# ---------------------------------------------------------------- the file, and small parts
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ('target = 4', 'targte = 4', "[[source]] tasks: there is no setting 'targte'; the nearest is 'target'"),
+        ('target = 4', 'target = 0', "[[source]] tasks, target: Input should be greater than 0 (given: 0)"),
+        ('"self_kg"', '"self_gk"', "[[source]] 2: `generator` is one of self_instruct, self_qa, self_kg"),
+        ('name = "tasks"', 'name = "docs"', "[[source]] docs: the name stands there twice"),
+        ('[curate]', '[curat]', "there is no setting 'curat'; the nearest is 'curate'"),
+        ('near_duplicates', 'near_duplicate', "[curate]: there is no setting 'near_duplicate'"),
+        ('concurrency = 4', 'concurency = 4', "[shared]: there is no setting 'concurency'; the nearest is"),
+        ('concurrency = 4', 'max_cost = 4', "[shared]: there is no setting 'max_cost'"),
+        ('[curate]', '[gate]\nleast_record = 4\n[curate]', "[gate]: there is no setting 'least_record'; the nearest is"),
+        ('[curate]', '[gate]\nverdict = "better"\n[curate]', "[gate] verdict: there is no [train]"),
+        ('[curate]', '[budget]\nmax_cost_per_tik = 4\n[curate]', "the nearest is 'max_cost_per_tick'"),
+        ('name = "mill"', 'name = "mill" nonsense', "not TOML"),
+        ('name = "mill"', 'name = "../mill"', ", name: String should match pattern"),
+    ],
+)  # fmt: skip
+def test_a_wrong_file_gets_one_sentence(old: str, new: str, said: str, folder: Folder, tick: Tick) -> None:
+    path = folder.root / "regenerate.toml"
+    path.write_text(path.read_text(encoding="utf-8").replace(old, new, 1), encoding="utf-8")
+    code, found = tick()
+    assert code == 2
+    assert said in found["reason"]
+    assert found["reason"].startswith(str(path))
+    assert folder.server.ledger() == []
+
+
+def test_the_shipped_project_is_sound() -> None:
+    project = read_project(ROOT / "regenerate.toml")
+    assert {source.generator for source in project.sources} == {"self_qa", "self_kg", "self_instruct"}
+    assert project.out == ROOT / "outputs/example"
+    assert all(source.settings.model is None for source in project.sources)
+
+
+def test_a_project_that_is_busy_is_left_alone(folder: Folder, tick: Tick) -> None:
+    with locked(folder.root / "out"):
+        assert tick()[0] == 75
+    assert folder.server.ledger() == []
+
+
+def test_a_missing_file_is_bad_input(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="cannot be read"):
+        read_project(tmp_path / "regenerate.toml")
+
+
+def test_a_file_that_moved_is_renamed_and_an_unreadable_one_is_not() -> None:
+    found = difference({"a": "1", "b": "2", "c": UNREADABLE}, {"d": "1", "b": "3", "e": UNREADABLE})
+    assert (found.renamed, found.changed, found.new, found.gone) == ([("a", "d")], ["b"], ["e"], ["c"])
+
+
+def test_training_settings_become_flags() -> None:
+    flags = flags_of({"steps": 20, "learning_rate": 1e-4, "packing": False, "rslora": True})
+    assert flags == ["--steps", "20", "--learning-rate", "0.0001", "--no-packing", "--rslora"]
