@@ -12,6 +12,8 @@ COMMANDS = {
     "self_qa": "documents -> records       python -m pipeline.self_qa docs/",
     "self_kg": "triples -> records         python -m pipeline.self_kg kg/planets.ttl",
     "curate": "runs, files -> a good set  python -m pipeline.curate outputs/A outputs/B --out outputs/C",
+    "regenerate": "sources -> a new version   python -m pipeline.regenerate regenerate.toml",
+    "schedule": "the same, at its hours     python -m pipeline.schedule regenerate.toml",
 }
 
 

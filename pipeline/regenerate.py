@@ -21,11 +21,11 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pipeline import crash
 from pipeline.asking import interruptible, usd
-from pipeline.cli import say, show_json
+from pipeline.cli import say, show, show_json
 from pipeline.errors import DONE, REFUSED, SHORT, Interrupted, StopRun, UsageError
 from pipeline.journal import Journal
 from pipeline.money import Plan
@@ -39,6 +39,7 @@ from pipeline.regeneration.spending import Spending
 from pipeline.regeneration.versions import Version, Versions, differences
 from pipeline.run import Tally
 from pipeline.run_folder import DerivedFiles, locked, write_json
+from pipeline.scheduling.units import Kind, unit
 from pipeline.settings import resolved
 
 MOST_NAMED = 10  # files of a kind, where it is said what changed
@@ -52,6 +53,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         project = read_project(options.project)
+        if options.print:
+            show(_unit(project, options.print))
+            return DONE
         found, code = _Command(project, options, again).run()
     except StopRun as stop:
         say(f"{stop}" if isinstance(stop, UsageError) else f"{stop} Go on with: {again}")
@@ -78,7 +82,14 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--diff", nargs=2, metavar=("A", "B"), help="compare two versions, by name or the beginning of it, or LATEST")
     add("--revoke", metavar="SOURCE", help="a document, triple file or seed task; with --plan, only say what goes")
     add("--gc", type=int, metavar="N", help="keep N versions, and the replies that these were made from")
+    add("--print", choices=get_args(Kind), help="print [schedule] as a unit for one of these; docs/schedule.md")
     return parser.parse_args(argv)
+
+
+def _unit(project: Project, kind: Kind) -> str:
+    if project.schedule is None:
+        raise UsageError(f"{project.path}: has no [schedule] to print.")
+    return unit(kind, project.path, project.schedule, out=project.out)
 
 
 @dataclass(frozen=True, slots=True)

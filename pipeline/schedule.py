@@ -30,8 +30,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline import crash
-from pipeline.cli import run_deriving, show
-from pipeline.errors import DONE, SHORT, FolderBusy, Interrupted, UsageError
+from pipeline.cli import Switches, run_deriving, show
+from pipeline.errors import DONE, SHORT, FolderBusy, Interrupted, StorageError, UsageError
 from pipeline.run_folder import locked
 from pipeline.scheduling.hooks import tell
 from pipeline.scheduling.process import Clock, Regenerate, Runner, SystemClock
@@ -160,11 +160,11 @@ class Scheduler:
                 for begun in ticks.unsettled():
                     if not self.clock.stopping:
                         told += self._finish(ticks, begun, lock, again=True)
+                if not ticks.unsettled():
+                    for left in self.place.glob("*.json"):  # of processes killed right after they wrote it down
+                        left.unlink()
                 while not self.clock.stopping and (claimed := self._claim(ticks)):
                     told += self._finish(ticks, claimed, lock, again=False)
-                if not ticks.unsettled():
-                    for output in self.place.glob("*.json"):
-                        output.unlink()
         except FolderBusy:
             return None
         return told
@@ -190,9 +190,10 @@ class Scheduler:
         """Run a claimed tick, unless it has run, and tell what came of it. [] where we were stopped before its end."""
         when = self.times.shown(tick.tick)
         if tick.state == "claimed":
-            self.say(f"{when}: running {self.project.file}{', which was begun before' * again}.")
+            self.say(f"{when}: {'going on with' if again else 'running'} {self.project.file}.")
             code, end = (self._ended_alone(tick) if again else None) or self._run(ticks, tick, lock, again=again)
-            if self.clock.stopping and (code < 0 or code == Interrupted.exit_code):
+            waits = code == FolderBusy.exit_code and self.schedule.overlap == "queue"
+            if self.clock.stopping and (code < 0 or code == Interrupted.exit_code or waits):
                 self.say(f"{when}: stopped; the next start goes on with it.")
                 return []
             after, result = self.project.latest(), _result(self._output(tick))
@@ -200,6 +201,7 @@ class Scheduler:
             state = "overlap" if code == FolderBusy.exit_code else "ended" if self._hook(tick) else "settled"
             tick = dataclasses.replace(tick, state=state)
             ticks.end(tick)
+            self._output(tick).unlink(missing_ok=True)
         body = self._body(tick)
         self.say(body["text"])
         if tick.state == "ended":
@@ -214,7 +216,7 @@ class Scheduler:
         """The exit code and the end of a run that went on when its scheduler was gone; None where it came to no end."""
         result = _result(self._output(tick))
         code = result.get("exit") if isinstance(result, dict) else None
-        if code not in MEANING or code in (FolderBusy.exit_code, Interrupted.exit_code):
+        if not isinstance(code, int) or code in (FolderBusy.exit_code, Interrupted.exit_code):
             return None
         return code, max(tick.began or 0, min(self.clock.now(), self._output(tick).stat().st_mtime))
 
@@ -223,14 +225,17 @@ class Scheduler:
         while True:
             if again:
                 ticks.begin_again(tick, self.clock.now())
-            code = self.runner(lock, self._output(tick))
+            try:
+                code = self.runner(lock, self._output(tick))
+            except OSError as error:  # of the file for its output, or of the process itself
+                raise StorageError(f"{self._output(tick)}: no run could be started ({error.strerror}).") from error
             crash.point("tick.ran")
             if code != FolderBusy.exit_code or self.schedule.overlap == "skip" or self.clock.stopping:
                 return code, self.clock.now()
             self.clock.wait(BUSY_S)
 
     def _output(self, tick: Tick) -> Path:
-        """What its run prints; kept until all is settled."""
+        """What its run prints; kept until it is written down."""
         return self.place / f"{tick.tick}.json"
 
     def _hook(self, tick: Tick) -> Hook | None:
@@ -283,7 +288,10 @@ class Scheduler:
 
     @contextlib.contextmanager
     def _ticks(self) -> Iterator[Ticks]:
-        self.place.mkdir(parents=True, exist_ok=True)
+        try:
+            self.place.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StorageError(f"{self.place}: cannot be written ({error.strerror}).") from error
         ticks = Ticks(self.place / "ticks.sqlite")
         try:
             yield ticks
@@ -327,7 +335,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_deriving(ScheduleFlags, argv, command="pipeline.schedule", about=__doc__ or "", work=_work)
 
 
-def _work(flags: ScheduleFlags, say: Callable[[str], None]) -> tuple[dict[str, Any], int]:
+def _work(flags: ScheduleFlags, switches: Switches) -> tuple[dict[str, Any], int]:
+    say = switches.say
     if len(flags.project) != 1:
         raise UsageError(f"Name one project file; {len(flags.project)} are named.")
     project = Project.read(flags.project[0])

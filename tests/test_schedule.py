@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from pipeline import crash, schedule
-from pipeline.errors import UsageError
+from pipeline.errors import StorageError, UsageError
 from pipeline.schedule import MEANING, Project, Scheduler
 from pipeline.scheduling.process import Regenerate, SystemClock
 from pipeline.scheduling.ticks import Ticks
@@ -193,6 +193,13 @@ def test_a_project_that_somebody_regenerates_by_hand(case: Case, overlap: Any, s
     assert [state for _, state in case.rows()] == ["overlap" if overlap == "skip" else "settled"]
 
 
+def test_a_tick_that_waits_when_we_are_stopped_goes_on_waiting(case: Case) -> None:
+    rule, now = Schedule(cron="0 * * * *", overlap="queue"), at("2026-11-22 10:00")
+    assert case.scheduler(rule, now, now + 100, codes=[75] * 99).once() == []
+    assert case.rows() == [(now, "claimed")]
+    assert [told["exit_code"] for told in case.scheduler(rule, now + 200).once()] == [0]
+
+
 def test_a_hook_that_fails_changes_nothing_else(case: Case) -> None:
     rule = HOURLY.model_copy(update={"on_empty": ("false",)})
     (told,) = case.scheduler(rule, at("2026-11-22 10:00")).once()
@@ -324,7 +331,8 @@ def stopped(*_):
     open(sys.argv[2], "a").write("stopped\\n")
     os._exit(130)
 signal.signal(signal.SIGTERM, stopped)
-open(sys.argv[2], "a").write("started\\n")
+own_session = os.getsid(0) == os.getpid()   # a Ctrl-C at the terminal does not come to it by itself
+open(sys.argv[2], "a").write("started\\n" if own_session else "not apart\\n")
 if os.path.exists(sys.argv[1]):
     print(open(sys.argv[1]).read())   # what comes until the other end of the pipe is closed
 """
@@ -361,6 +369,8 @@ def test_a_run_whose_scheduler_was_killed_still_keeps_others_out(
         pipe.write(printed)
         os.kill(child, signal.SIGKILL)
         assert ended(child) == -signal.SIGKILL
+        with (case.folder / "demo/schedule/.lock").open() as lock, pytest.raises(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         assert running.scheduler(case, now + HOUR).run_due() is None
         assert running.lines() == ["started"]
         running.pipe.unlink()  # the next run finds none, and ends at once
@@ -402,6 +412,15 @@ def test_a_signal_stops_the_run_in_order_and_the_next_start_goes_on(
     assert (told["tick"], told["event"]) == ("2026-11-22T10:00:00+00:00", "empty")
 
 
+def test_a_signal_that_came_before_the_run_stops_it_all_the_same(tmp_path: Path) -> None:
+    clock = SystemClock()
+    clock.stop()
+    waits = "import signal; signal.alarm(60); signal.pause()"  # the alarm is only so that this fails and does not hang
+    with (tmp_path / "lock").open("w") as lock:
+        code = Regenerate([sys.executable, "-c", waits], clock)(lock.fileno(), tmp_path / "output")
+    assert code == -signal.SIGTERM
+
+
 # ---------------------------------------------------------------- the command
 
 PROJECT = 'name = "demo"\n[schedule]\ncron = "0 0 29 2 *"\ntimezone = "Europe/Berlin"\n'
@@ -439,6 +458,23 @@ def test_bad_files_get_one_sentence(tmp_path: Path, what: str, capsys: pytest.Ca
     assert [path.name for path in tmp_path.iterdir()] == ["p.toml"]
 
 
+def test_a_place_that_cannot_be_written_is_a_storage_failure(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "p.toml").write_text(PROJECT)
+    (tmp_path / "outputs").write_text("a file, and no folder")
+    assert schedule.main([str(tmp_path / "p.toml"), "--once"]) == 6
+    assert "outputs/demo/schedule: cannot be written (Not a directory)." in capsys.readouterr().err
+
+
+def test_a_run_that_cannot_be_started_keeps_its_tick(case: Case, tmp_path: Path) -> None:
+    scheduler = case.scheduler(HOURLY, at("2026-11-22 10:00"))
+    scheduler.runner = Regenerate([str(tmp_path / "no python")], scheduler.clock)
+    with pytest.raises(StorageError, match=r"no run could be started \(No such file or directory\)"):
+        scheduler.once()
+    assert len(case.scheduler(HOURLY, at("2026-11-22 10:05")).once()) == 1
+
+
 def test_the_plan_says_when_and_runs_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "p.toml").write_text(PROJECT)
     assert schedule.main([str(tmp_path / "p.toml"), "--plan"]) == 0
@@ -452,10 +488,36 @@ def test_the_project_s_folder_is_where_regenerate_puts_it(tmp_path: Path) -> Non
         assert Project.read(tmp_path / "p.toml").folder == tmp_path.resolve() / folder
 
 
+@pytest.mark.slow
+def test_with_the_real_regeneration(tmp_path: Path) -> None:
+    """A new version, nothing new, a gate that refuses: each under a rule of its own, so that each has a tick due."""
+
+    def once(day: int, more: str = "", target: int = 5) -> tuple[int, list[dict[str, Any]]]:
+        source = f"[[source]]\ngenerator = 'self_kg'\ngraphs = ['graph.ttl']\ntemplate = true\ntarget = {target}\n"
+        rule = f"[schedule]\ncron = '0 0 {day} 1 *'\non_failure = ['sh', '-c', 'cat > told.json']\n"
+        (tmp_path / "p.toml").write_text(f'name = "demo"\n{source}{rule}{more}')
+        command = [sys.executable, "-m", "pipeline.schedule", str(tmp_path / "p.toml"), "--once", "--json"]
+        ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert ran.stdout, ran.stderr
+        return ran.returncode, json.loads(ran.stdout)["ran"]
+
+    graph = (ROOT / "kg/planets.ttl").read_text(encoding="utf-8")
+    (tmp_path / "graph.ttl").write_text(graph, encoding="utf-8")
+    code, (told,) = once(1)
+    assert (code, told["event"], told["result"]["records"]) == (0, "success", 5)
+    assert told["version"] == (tmp_path / "outputs/demo/LATEST").readlink().name == told["result"]["version"]
+    assert once(1) == (0, [])
+    code, (told,) = once(2)
+    assert (code, told["event"], told["result"]["new"]) == (0, "empty", False)
+    code, (told,) = once(3, "[gate]\nleast_records = 1000\n", target=6)
+    assert (code, told["event"], told["meaning"]) == (7, "failure", "a gate refused the new version")
+    assert json.loads((tmp_path / "told.json").read_text()) == told
+
+
 def test_the_guide_is_right(case: Case, tmp_path: Path) -> None:
     """Its table names every key with its default, its example is a schedule, its JSON has the keys that hooks get."""
     guide = (ROOT / "docs/schedule.md").read_text(encoding="utf-8")
-    rows = dict(re.findall(r"^\| `(\w+)` \| `?(.*?)`? \|", guide, re.MULTILINE))
+    rows = dict(re.findall(r"^\| `(\w+)` \| (?:`(\w+)` )?\|", guide, re.MULTILINE))
     defaults = {name: field.default for name, field in Schedule.model_fields.items()}
     assert {name: text or None for name, text in rows.items()} == {
         name: "5m" if name == "grace" else None if default is None else str(default)

@@ -31,7 +31,7 @@ def test_a_tick_is_claimed_once(ticks: Ticks) -> None:
 
 def test_a_claim_is_taken_whole_or_not_at_all(ticks: Ticks) -> None:
     assert ticks.claim("daily", None, now=0, passed={100: "missed"})
-    assert not ticks.claim("daily", 300, now=301, passed={100: "missed", 200: "missed"})
+    assert not ticks.claim("daily", 300, now=301, passed={200: "missed", 100: "missed"})
     assert ticks.newest("daily", 1000) == 100
     assert ticks.unsettled() == []
     assert ticks.claim("daily", 300, now=301, passed={200: "overlap"})

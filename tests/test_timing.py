@@ -139,14 +139,14 @@ def test_half_an_hour_is_changed_in_some_places() -> None:
 
 
 @pytest.mark.parametrize("zone", ["UTC", BERLIN, "America/New_York", "Asia/Kathmandu", "Africa/Casablanca"])
-def test_a_daily_tick_comes_once_on_every_day_of_ten_years(zone: str) -> None:
+def test_a_daily_tick_comes_once_on_every_day_of_four_years(zone: str) -> None:
     times = Times(Schedule(cron="30 2 * * *", timezone=zone))
-    found = list(times.between(at("2026-01-01", zone), at("2036-01-01", zone)))
+    found = list(times.between(at("2026-01-01", zone), at("2030-01-01", zone)))
     assert [text[:5] for text in shown([*found], zone)] == shown_days(zone)
 
 
 def shown_days(zone: str) -> list[str]:
-    noons = [at("2026-01-01 12:00") + day * DAY for day in range(3652)]
+    noons = [at("2026-01-01 12:00") + day * DAY for day in range(1461)]
     return [text[:5] for text in shown(noons)]
 
 

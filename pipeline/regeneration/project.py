@@ -3,7 +3,7 @@
     name = "handbook"                 its folder is outputs/handbook, unless `out` says otherwise
     [shared]                          settings of all sources, as the generators' flags name them
     [[source]]                        name, generator, and that generator's own settings
-    [curate] [gate] [budget] [train]  each may be missing
+    [curate] [gate] [budget] [train] [schedule]  each may be missing
 
 Paths are relative to the file, so that it does not matter where a scheduler starts the command.
 """
@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pipeline.curate import CurateSettings
 from pipeline.errors import UsageError
 from pipeline.money import DEFAULT_PRICES
+from pipeline.scheduling.timing import Schedule
 from pipeline.self_instruct import SelfInstruct, SelfInstructSettings
 from pipeline.self_kg import SelfKG, SelfKGSettings
 from pipeline.self_qa import SelfQA, SelfQASettings
@@ -79,6 +80,7 @@ class ProjectTable(Table):
     gate: dict[str, Any] = {}
     budget: dict[str, Any] = {}
     train: dict[str, str | int | float | bool] | None = None
+    schedule: dict[str, Any] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +107,7 @@ class Project:
     keep_versions: int | None
     accept_changes: bool
     keep: bool
+    schedule: Schedule | None  # of pipeline.schedule
 
 
 def read_project(path: Path) -> Project:
@@ -134,6 +137,7 @@ def read_project(path: Path) -> Project:
         keep_versions=table.keep_versions,
         accept_changes=table.accept_changes,
         keep=table.keep,
+        schedule=_checked(Schedule, table.schedule, f"{path}, [schedule]") if table.schedule else None,
     )
 
 

@@ -200,7 +200,7 @@ def _k8s(place: _Place, calls: Cron, *, deadline_s: int) -> str:
     words = json.dumps(["python", *place.words[1:]])  # JSON is YAML
     return f"""\
 # {place.name}: {place.schedule}
-# Yours to fill in: the image (the repository in /work, installed), the volume, and the secret with OPENAI_API_KEY.
+# Yours to fill in: the image (the repository in /app, installed), the volume, and the secret with OPENAI_API_KEY.
 apiVersion: batch/v1
 kind: CronJob
 metadata:
@@ -220,12 +220,12 @@ spec:
           containers:
             - name: schedule
               image: instructloop:latest
-              workingDir: /work
+              workingDir: /app
               command: {words}
               envFrom:
                 - secretRef: {{name: {place.name}, optional: true}}
               volumeMounts:
-                - {{name: kept, mountPath: {json.dumps(str(Path("/work") / place.kept))}}}
+                - {{name: kept, mountPath: {json.dumps(str(Path("/app") / place.kept))}}}
           volumes:
             - name: kept # the journal and the versions: they have to outlive the pod
               persistentVolumeClaim: {{claimName: {place.name}}}

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMANDS = ("self_instruct", "self_qa", "self_kg", "curate", "regenerate")
+COMMANDS = ("self_instruct", "self_qa", "self_kg", "curate", "regenerate", "schedule")
 
 
 def best_of_seven(*arguments: str) -> float:
