@@ -24,7 +24,8 @@ from pathlib import Path
 from typing import Any, get_args
 
 from pipeline import crash
-from pipeline.cli import interruptible, say, show, show_json, usd
+from pipeline.asking import interruptible, usd
+from pipeline.cli import say, show, show_json
 from pipeline.errors import DONE, REFUSED, SHORT, Interrupted, StopRun, UsageError
 from pipeline.journal import Journal
 from pipeline.money import Plan
@@ -305,7 +306,7 @@ class _Command:
         )
         for note in one.notes:
             say(note)
-        with DerivedFiles(settings.out) as files:
+        with DerivedFiles(settings.out, preferences=one.pairs is not None) as files:
             for record in records:
                 files.keep(record)
             for rejection in rejections:
@@ -315,7 +316,7 @@ class _Command:
             try:
                 if not whole and target != 0:
                     line = one.line(files, lambda tally: None, target)
-                    stopped = await interruptible(line, one, self.again)
+                    stopped = await interruptible(line.run(), one.ask, say)
                     tally = line.tally
                 else:
                     files.publish(await one.summarize(tally))

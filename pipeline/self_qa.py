@@ -13,11 +13,12 @@ without one, or with numbers, names or units of the model's own, is turned away.
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,7 +29,7 @@ from pipeline.cli import run_command
 from pipeline.errors import UsageError
 from pipeline.filtering import Candidate
 from pipeline.llm import Reply, Request
-from pipeline.money import Plan, plan_of
+from pipeline.money import Expected, Plan, plan_of
 from pipeline.parsing import Unreadable, read_items, read_value
 from pipeline.prompts import Prompts
 from pipeline.reading.api_calls import Description, objection_to, read_descriptions
@@ -42,7 +43,7 @@ from pipeline.run import Made, Outlook
 from pipeline.self_qa_examples import DECLINES, STYLES
 from pipeline.self_qa_requests import SHORTEST_QUESTION, RequestWriter, evidence_of, questions_wanted
 from pipeline.settings import GeneratorSettings, setting
-from pipeline.text import count_words, one_line, replace_surrogates
+from pipeline.text import count_words, estimate_tokens, one_line, replace_surrogates
 
 SHAPING_VERSION = 2  # of the code that extracts, chunks and builds prompts
 MAX_TOKENS, MAX_TOKENS_BUNDLED = 1024, 320  # of a reply
@@ -65,7 +66,6 @@ class SelfQASettings(GeneratorSettings):
     distractors: int = setting(0, "deriving", "mode open: other passages put around the right one", ge=0, le=20)
     without_passage: float = setting(0.2, "deriving", "mode open: share that gets distractors alone", ge=0, le=1)
     strict: bool = setting(False, "running", "stop at the first file that cannot be read")
-    max_tokens: int | None = setting(None, "shaping", "of a reply (none: 1024; the bundled model 320)", gt=15)
 
 
 class SelfQA:
@@ -198,12 +198,13 @@ class SelfQA:
         """What the chunks take that are not stored yet, in their order as far as the target reaches."""
         answers = self._settings.mode != "refuse"
         expected: list[tuple[Request, float]] = []
-        wanted = 0
+        wanted, read = 0, 0.0
         for chunk in self._in_order():
             if target is not None and wanted >= target / KEPT_OF_ASKED:
                 break
             language, count = self._language(chunk), questions_wanted(chunk, self._settings.per_chunk)
             wanted += count
+            read += count * estimate_tokens(chunk.text)
             request = self._writer.questions(chunk, language)
             if stored(request):
                 continue
@@ -211,12 +212,15 @@ class SelfQA:
             if answers:  # the questions are not known yet; one of the usual length stands for each
                 write = self._writer.call if self._settings.mode == "api" else self._writer_answer
                 expected += [(write(chunk, language, "x" * 4 * QUESTION_TOKENS), ANSWER_TOKENS)] * count
-        return plan_of(
+        plan = plan_of(
             expected,
             f"every chunk brings the questions it is asked for, of {QUESTION_TOKENS} tokens, with answers and quotes of"
             f" {ANSWER_TOKENS}; to a target, {KEPT_OF_ASKED:.0%} of them are kept. A chunk whose questions are stored"
             " counts as done.",
         )
+        records = min(wanted * KEPT_OF_ASKED, target or math.inf)
+        source = read / max(1, wanted) if answers else 0.0
+        return replace(plan, expected=Expected(records, QUESTION_TOKENS, ANSWER_TOKENS, source))
 
     @property
     def kept_an_item(self) -> float:

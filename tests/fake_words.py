@@ -11,6 +11,7 @@ import itertools
 import json
 import math
 import re
+import zlib
 from collections.abc import Sequence
 from random import Random
 from typing import Any, TypeVar
@@ -308,6 +309,8 @@ class Writer:
         if properties.keys() == {"call"}:
             call, self.planted = Reader(self.source, self.chance, self.pick).call(self.plant)
             return {"call": call}
+        if properties.keys() == {"reason", "better"}:
+            return {"reason": self.sentence(4, 9), "better": better_of(self.source)}
         required = schema.get("required", properties)
         made = {
             name: self.value(inner, name, depth + 1)
@@ -416,6 +419,21 @@ class Writer:
 
     def chance(self, share: float) -> bool:
         return share > 0 and self.random() < share
+
+
+def better_of(question: str) -> str:
+    """A pair judge that likes some texts better than others; one time in five it names the first place, whatever
+    stands there, and one in ten it says that both are alike. All of it depends on the texts alone.
+    """
+    first, second = (
+        question.split(f"<{name}>\n", 1)[-1].split(f"\n</{name}>", 1)[0].encode() for name in ("first", "second")
+    )
+    mood = zlib.crc32(b"\0".join(sorted((first, second)))) % 10
+    if mood in (0, 1):
+        return "first"
+    if mood == 2:
+        return "tie"
+    return "first" if zlib.crc32(first) < zlib.crc32(second) else "second"
 
 
 def schema_in_prompt(prompt: str) -> Schema | None:
