@@ -298,32 +298,23 @@ class Journal:
 
     async def note(self, key: str, source: str, shown: Sequence[tuple[str, str]]) -> None:
         """Remember what of a source a request shows: pairs of a file's name, or "", and an item's id."""
-        new = [(file, item) for file, item in shown if (bytes.fromhex(key), source, file) not in self._noted]
-        if not new:
-            return
+        packed = bytes.fromhex(key)
+        rows = [(key, source, file, item) for file, item in shown if (packed, source, file) not in self._noted]
 
         def write(connection: sqlite3.Connection) -> None:
-            rows = [(key, source, file, item) for file, item in new]
             connection.executemany("INSERT OR IGNORE INTO shown VALUES (?, ?, ?, ?)", rows)
 
-        await self._submit(write, writes=True)
-        self._noted.update((bytes.fromhex(key), source, file) for file, _ in new)
+        if rows:
+            await self._submit(write, writes=True)
+            self._noted.update((packed, source, file) for _, _, file, _ in rows)
 
     async def latest(self) -> int:
         """The number of the latest attempt; 0 before the first."""
-
-        def read(connection: sqlite3.Connection) -> int:
-            return int(connection.execute("SELECT coalesce(max(id), 0) FROM attempts").fetchone()[0])
-
-        return await self._submit(read)
+        return await self._submit(lambda db: int(db.execute("SELECT coalesce(max(id), 0) FROM attempts").fetchone()[0]))
 
     async def totals(self, *, after: int = 0, since: float = 0.0) -> Totals:
-        """Counts over everything the folder ever asked and paid.
-
-        With `after` (the number of an attempt) or `since` (seconds since 1970), what was sent and used counts from
-        there on; the outcomes are always all.
-        """
-        span = (after, since)
+        """Counts over everything the folder ever asked and paid; what was sent and used only `after` an attempt's
+        number and `since` a time, in seconds since 1970."""
 
         def read(connection: sqlite3.Connection) -> Totals:
             counts = connection.execute(
@@ -332,7 +323,7 @@ class Journal:
                 " (SELECT count(*) FROM outcomes WHERE reader = 'failed'),"
                 " coalesce(sum(outcome IS NOT 'answered' AND prompt_bound > 0), 0) FROM attempts"
                 " WHERE id > ? AND started >= ?",
-                span,
+                (after, since),
             ).fetchone()
             faults: Counter[str] = Counter()
             ends = "SELECT outcome, flaws, count(*) FROM attempts WHERE ended IS NOT NULL GROUP BY outcome, flaws"
@@ -344,7 +335,7 @@ class Journal:
                 " coalesce(sum(prompt_bound) FILTER (WHERE prompt_tokens IS NULL), 0),"
                 " coalesce(sum(completion_bound) FILTER (WHERE completion_tokens IS NULL), 0)"
                 " FROM attempts WHERE id > ? AND started >= ? GROUP BY model",
-                span,
+                (after, since),
             )
             by_model = {row[0]: Used(*row[1:]) for row in used}
             requests, attempts, answered, failed, unknown = counts
@@ -429,8 +420,8 @@ class Journal:
         crash.point("journal.open")
         self._stored = {bytes.fromhex(row[0]) for row in connection.execute("SELECT key FROM outcomes")}
         self._requested = {bytes.fromhex(row[0]) for row in connection.execute("SELECT key FROM requests")}
-        noted = connection.execute("SELECT DISTINCT key, source, file FROM shown")
-        self._noted = {(bytes.fromhex(key), source, file) for key, source, file in noted}
+        noted = connection.execute("SELECT key, source, file FROM shown")
+        self._noted = {(bytes.fromhex(row[0]), *row[1:]) for row in noted}
         return connection
 
 

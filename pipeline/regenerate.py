@@ -21,11 +21,12 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, get_args
 
 from pipeline import crash
 from pipeline.asking import interruptible, usd
-from pipeline.cli import say, show, show_json
+from pipeline.cli import Progress, say, show, show_json
 from pipeline.errors import DONE, REFUSED, SHORT, Interrupted, StopRun, UsageError
 from pipeline.journal import Journal
 from pipeline.money import Plan
@@ -38,11 +39,12 @@ from pipeline.regeneration.sources import UNITS, Difference, Prepared, differenc
 from pipeline.regeneration.spending import Spending
 from pipeline.regeneration.versions import Version, Versions, differences
 from pipeline.run import Tally
-from pipeline.run_folder import DerivedFiles, locked, write_json
+from pipeline.run_folder import DerivedFiles, locked, read_records, write_json
 from pipeline.scheduling.units import Kind, unit
 from pipeline.settings import resolved
 
 MOST_NAMED = 10  # files of a kind, where it is said what changed
+MOST_SHOWN = 70  # characters of an instruction, in a difference
 REPORTED = "reported.json"  # bad files that a tick has failed for already
 
 
@@ -58,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return DONE
         found, code = _Command(project, options, again).run()
     except StopRun as stop:
-        say(f"{stop}" if isinstance(stop, UsageError) else f"{stop} Go on with: {again}")
+        say(f"{stop}" if isinstance(stop, UsageError) or again in str(stop) else f"{stop} Go on with: {again}")
         found, code = {"reason": str(stop)}, stop.exit_code
     except KeyboardInterrupt:
         say(f"Interrupted; LATEST is as it was. Go on with: {again}")
@@ -135,15 +137,16 @@ class _Command:
             raise UsageError(f"--gc {options.gc}: at least one version is kept.")
         if not self.out.is_dir() and (options.plan or options.revoke or options.gc):
             return self._without_folder()
-        with locked(self.out):
+        with locked(self.out) as lock:
             if options.revoke:
-                return revoke(self.project, self.versions, options.revoke, say, plan_only=options.plan), DONE
+                found = revoke(self.project, self.versions, options.revoke, say, lock=lock, plan_only=options.plan)
+                return found, DONE
             if options.gc is not None:
                 return collect(self.project, self.versions, options.gc, say), DONE
             if not options.plan:
-                finish_revocations(self.project, self.versions, say)
+                finish_revocations(self.project, self.versions, say, lock=lock)
             ready = self._read()
-            return (self._plan(ready), DONE) if options.plan else self._tick(ready)
+            return (self._plan(ready), DONE) if options.plan else self._tick(ready, lock)
 
     def _without_folder(self) -> tuple[dict[str, Any], int]:
         if self.options.plan and not self.options.revoke:
@@ -161,7 +164,7 @@ class _Command:
         revoked = read_revoked(self.out)
         found = []
         for source in self.project.sources:
-            prepared = prepare(source, self.versions.aside / "sources" / source.name, revoked, adapter)
+            prepared = prepare(source, self.versions.aside / "sources" / source.name, self.out, revoked, adapter)
             if prepared is None:
                 say(f"{source.name}: all of it is revoked.")
                 continue
@@ -241,7 +244,7 @@ class _Command:
 
     # ---------------------------------------------------------------- a tick
 
-    def _tick(self, ready: Sequence[_Ready]) -> tuple[dict[str, Any], int]:
+    def _tick(self, ready: Sequence[_Ready], lock: int) -> tuple[dict[str, Any], int]:
         if any(source.changed_shaping for source in ready) and not (self.accept or self.keep):
             refusal = self._refusal(ready, asyncio.run(self._plans(ready)))
             if refusal is not None:
@@ -258,13 +261,13 @@ class _Command:
                 for source in ready
                 for entry in kept.bad_files(source.prepared.source.settings.out, source.name, source.prepared.files)
             ]
-            made = assemble(self.project, self.versions, sources, tick, say)
+            made = assemble(self.project, self.versions, sources, tick, say, lock=lock)
         except (StopRun, KeyboardInterrupt):
             self.versions.drop()
             spending.end(self.out)
             raise
         result = self._finish(made, tick, bad, short)
-        if self.project.keep_versions is not None and made.is_new:
+        if self.project.keep_versions is not None and len(self.versions.all()) > self.project.keep_versions:
             collect(self.project, self.versions, self.project.keep_versions, say)
         return result
 
@@ -315,7 +318,7 @@ class _Command:
             tally, stopped = Tally(), None
             try:
                 if not whole and target != 0:
-                    line = one.line(files, lambda tally: None, target)
+                    line = one.line(files, Progress(target, one.ask, sys.stderr.isatty()), target)
                     stopped = await interruptible(line.run(), one.ask, say)
                     tally = line.tally
                 else:
@@ -380,9 +383,11 @@ class _Command:
             f"{before.name} -> {after.name}: {len(found['added'])} added, {len(found['removed'])} removed,"
             f" {len(found['changed'])} changed."
         )
-        for word, ids in (("added", found["added"]), ("removed", found["removed"]), ("changed", found["changed"])):
-            for id_ in ids:
-                say(f"  {word:8} {id_ if isinstance(id_, str) else ' -> '.join(id_)}")
+        asked = {record.id: record.instruction for one in (before, after) for record in read_records(one.folder)}
+        for word in ("added", "removed", "changed"):
+            for id_ in found[word]:
+                ids = [id_] if isinstance(id_, str) else id_
+                say(f"  {word:8} {' -> '.join(ids)}  {shorten(asked[ids[0]], MOST_SHOWN, placeholder=' …')}")
         return {"before": before.name, "after": after.name, **found}
 
 

@@ -74,9 +74,10 @@ class SelfQA:
     name = "self_qa"
     at_its_end = "every passage has been asked about"
 
-    def __init__(self, settings: SelfQASettings, leave_out: Collection[str] = ()) -> None:
-        """`leave_out` names documents that are not read, as records name them."""
+    def __init__(self, settings: SelfQASettings, leave_out: Collection[str] = (), folder: Path | None = None) -> None:
+        """`leave_out` names documents that are not read, as records name them; the cache lies in `folder`, or --out."""
         self._settings, self._leave_out = settings, leave_out
+        self._cache = (folder or settings.out) / cache.NAME
         self.passed_over: frozenset[str] = frozenset()  # ids of chunks that are not asked
         self._max_tokens = settings.max_tokens or (MAX_TOKENS_BUNDLED if settings.model is None else MAX_TOKENS)
         languages = LANGUAGES if settings.language == "auto" else (settings.language,)
@@ -113,16 +114,13 @@ class SelfQA:
     def _read(self) -> None:
         """Take in what the paths hold: documents, or the descriptions of APIs."""
         settings = self._settings
-        with Extractor(cache=settings.out / cache.NAME) as extractor:
+        leave_out, language = self._leave_out, settings.language
+        with Extractor(cache=self._cache) as extractor:
             if settings.mode == "api":
-                self._take(read_descriptions(settings.paths, generator=self.name, leave_out=self._leave_out))
+                self._take(read_descriptions(settings.paths, generator=self.name, leave_out=leave_out))
             else:
                 documents = read_documents(
-                    settings.paths,
-                    generator=self.name,
-                    extractor=extractor,
-                    language=settings.language,
-                    leave_out=self._leave_out,
+                    settings.paths, generator=self.name, extractor=extractor, language=language, leave_out=leave_out
                 )
                 self._take(documents)
         self._fresh_texts = extractor.fresh
@@ -147,7 +145,7 @@ class SelfQA:
     async def items(self, ask: Ask, outlook: Outlook) -> AsyncIterator[Chunk | Rejection]:
         """The files that could not be read, then the chunks in an order that spreads a small target over them all."""
         if self._fresh_texts:  # only now is the folder there, and ours
-            with cache.Cache(self._settings.out / cache.NAME) as texts:
+            with cache.Cache(self._cache) as texts:
                 texts.put(KIND, self._fresh_texts)
             self._fresh_texts = {}
         for rejection in self._rejected:

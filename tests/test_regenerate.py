@@ -167,6 +167,17 @@ def test_a_version_is_whole_and_names_its_parent(folder: Folder, tick: Tick) -> 
     assert tick("--diff", "nothing", "LATEST")[0] == 2
 
 
+@pytest.mark.slow
+def test_keep_versions_collects_after_each_new_version(folder: Folder, tick: Tick) -> None:
+    folder.write(extra="keep_versions = 2")
+    for number in (12, 31, 32, 33):
+        folder.document("Marrowick", number)
+        tick()
+    assert len(folder.versions.all()) == 2
+    assert folder.versions.newest() == folder.latest
+    assert (folder.in_journal("31 hens"), folder.in_journal("32 hens") != []) == ([], True)
+
+
 def test_gc_keeps_the_replies_that_the_kept_versions_read(folder: Folder, tick: Tick) -> None:
     tick()
     folder.document("Marrowick", 31)
@@ -249,6 +260,7 @@ def test_a_tick_keeps_to_its_budget_and_the_next_goes_on(folder: Folder, tick: T
     assert {line["attempt"] for line in folder.server.ledger()} == {1}
 
 
+@pytest.mark.slow
 def test_a_month_keeps_to_its_budget_over_ticks_and_the_next_month_is_a_new_one(folder: Folder, tick: Tick) -> None:
     folder.write(tables="[budget]\nmax_requests_per_month = 7\nmax_requests_per_tick = 100")
     for _ in range(2):
@@ -263,6 +275,7 @@ def test_a_month_keeps_to_its_budget_over_ticks_and_the_next_month_is_a_new_one(
     assert len(folder.server.ledger()) == 14
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("span", ["tick", "month"])
 def test_a_limit_in_dollars_needs_a_price_and_holds(span: str, folder: Folder, tick: Tick) -> None:
     folder.write(tables=f"[budget]\nmax_cost_per_{span} = 0.08")
@@ -291,8 +304,11 @@ def test_revoking_is_planned_and_what_others_support_stays(folder: Folder, tick:
     assert tick("--revoke", "quillfern.md")[0] == 0
     assert folder.traces("Quillfern") == folder.in_journal("Quillfern") == []
     assert folder.in_journal("Marrowick") != []
-    held = [r for r in folder.records() if len(r["source"]) == 2]
+    held = {r["id"] for r in folder.records() if len(r["source"]) == 2}
     assert held
+    assert tick("--revoke", folder.root / "docs/marrowick.md")[0] == 0
+    left = {r["id"]: r["source"] for r in folder.records()}
+    assert all([source["document"] for source in left[id_]] == ["copy.md"] for id_ in held)
     assert tick("--revoke", "more.tsv")[0] == 0
     assert folder.in_journal("Carrow") == []
     assert folder.in_journal("Pellwick") != []
@@ -300,10 +316,44 @@ def test_revoking_is_planned_and_what_others_support_stays(folder: Folder, tick:
     assert tick()[1]["sent"] == 0, "and leaves nothing to ask, where no chain is touched"
 
 
+@pytest.mark.slow
+def test_what_vanished_long_ago_or_was_renamed_can_be_revoked(folder: Folder, tick: Tick) -> None:
+    folder.document("Hobbleside")
+    tick()
+    (folder.root / "docs/hobbleside.md").unlink()
+    (folder.root / "docs/marrowick.md").rename(folder.root / "docs/moved.md")
+    tick()
+    folder.document("Quillfern", 31)
+    tick()
+    assert folder.in_journal("Hobbleside") != []
+    assert tick("--revoke", "hobbleside.md")[0] == 0
+    assert folder.in_journal("Hobbleside") == []
+    assert tick("--revoke", "docs/moved.md")[0] == 0
+    assert folder.in_journal("Marrowick") == folder.traces("Marrowick") == []
+    assert tick()[1]["sent"] == 0
+    assert folder.in_journal("31 hens") != []
+
+
+@pytest.mark.slow
+def test_a_judge_scores_for_the_gate_and_forgets_what_is_revoked(folder: Folder, tick: Tick) -> None:
+    folder.write(shared="judge = true\nfilters = {poor = false}", tables="[gate]\njudge_score = 5.5")
+    code, found = tick()
+    assert code == 7
+    assert ", below judge_score = 5.5" in found["reasons"][0]
+    folder.write(tables="[gate]\njudge_score = 1")
+    assert tick()[0] == 0
+    assert all("judge" in record["scores"] for record in folder.records())
+    assert tick("--revoke", "marrowick.md")[0] == 0
+    assert folder.in_journal("Marrowick") == []
+
+
+@pytest.mark.slow
 def test_revoking_a_seed_takes_what_descends_from_it(folder: Folder, tick: Tick) -> None:
     folder.write(target=8)
     tick()
     before = [record for record in folder.records() if record["generator"] == "self_instruct"]
+    assert tick("--revoke", "seed_Abacus", "--plan")[0] == 0
+    assert "tasks is a chain and would be asked anew: about" in tick.said.err  # type: ignore[attr-defined]
     code, found = tick("--revoke", "seed_Abacus")
     assert code == 0
     left = {record["id"] for record in folder.records()}
@@ -332,7 +382,7 @@ def test_revoking_a_seed_takes_what_descends_from_it(folder: Folder, tick: Tick)
         ('near_duplicates', 'near_duplicate', "[curate]: there is no setting 'near_duplicate'"),
         ('concurrency = 4', 'concurency = 4', "[shared]: there is no setting 'concurency'; the nearest is"),
         ('concurrency = 4', 'max_cost = 4', "[shared]: there is no setting 'max_cost'"),
-        ('[curate]', '[gate]\nleast_record = 4\n[curate]', "[gate]: there is no setting 'least_record'; the nearest is"),
+        ('[curate]', '[gate]\nleast_record = 4\n[curate]', "[gate]: there is no setting 'least_record'; the"),
         ('[curate]', '[gate]\nverdict = "better"\n[curate]', "[gate] verdict: there is no [train]"),
         ('[curate]', '[budget]\nmax_cost_per_tik = 4\n[curate]', "the nearest is 'max_cost_per_tick'"),
         ('name = "mill"', 'name = "mill" nonsense', "not TOML"),

@@ -33,12 +33,14 @@ def assemble(
     tick: dict[str, Any],
     say: Callable[[str], None],
     *,
+    lock: int,
     retracted: str | None = None,
 ) -> Assembled:
     """Make a version out of the sources' folders under `versions.aside`.
 
     :param sources: for each its generator, settings, shaping, files and counts, for the manifest.
     :param tick: what else the manifest is to say: cost, the latest attempt.
+    :param lock: the descriptor of the project's lock.
     :param retracted: the source that was revoked: such a version passes any gate, and is not trained on.
     """
     parent, aside = versions.latest(), versions.aside
@@ -49,7 +51,7 @@ def assemble(
         return Assembled(parent, False, ())
     trained = None
     if project.train is not None and retracted is None and summary["kept"]:
-        trained = train(project.train, aside, content, project.out / "adapters", say)
+        trained = train(project.train, aside, project.out / "adapters", say, lock=lock)
     found = _measure(aside, sources, summary, parent, trained)
     reasons = tuple(objections(project.gate, found)) if retracted is None else ()
     newest = versions.newest()

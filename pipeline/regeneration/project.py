@@ -133,7 +133,7 @@ def read_project(path: Path) -> Project:
         curate=_placed(curate, base),
         gate=gate,
         budget=_checked(BudgetTable, table.budget, f"{path}, [budget]"),
-        train=table.train,
+        train=table.train and {name: _there(value, base) for name, value in table.train.items()},
         keep_versions=table.keep_versions,
         accept_changes=table.accept_changes,
         keep=table.keep,
@@ -180,6 +180,11 @@ def _checked(model: type[Made], keys: Mapping[str, Any], where: str, without: se
         name = ".".join(map(str, first["loc"]))
         said = re.sub(r"^Value error, ", "", first["msg"])
         raise UsageError(f"{where}, {name}: {said} (given: {first['input']!r}).") from error
+
+
+def _there(value: str | int | float | bool, base: Path) -> str | int | float | bool:
+    """A value of [train]; one that names something beside the file is a path."""
+    return str(base / value) if isinstance(value, str) and (base / value).exists() else value
 
 
 def _placed(settings: Made, base: Path) -> Made:

@@ -25,17 +25,23 @@ def _opened(path: Path) -> Iterator[sqlite3.Connection]:
         raise StorageError(f"{path}: the journal could not be written ({error}); nothing stored is lost.") from error
 
 
+def _is_made(path: Path) -> bool:
+    """Whether the journal is there with its tables; a tick may have been killed before."""
+    if not path.exists():
+        return False
+    with _opened(path) as connection:
+        return bool(connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'shown'").fetchone())
+
+
 def keys_showing(path: Path, source: str, file: str | None, live: Collection[str]) -> set[str]:
     """Keys of the requests of a source that show an item which is not `live`, and of all that descends from them.
 
     :param file: only what shows this file; None: what shows any.
     """
-    if not path.exists():
+    if not _is_made(path):
         return set()
     found: set[str] = set()
     with _opened(path) as connection:
-        if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'shown'").fetchone():
-            return set()
         rows = connection.execute("SELECT key, file, item FROM shown WHERE source = ?", (source,)).fetchall()
     keys = {key for key, _, _ in rows}
     children: dict[str, list[str]] = {}
@@ -53,9 +59,18 @@ def keys_showing(path: Path, source: str, file: str | None, live: Collection[str
     return found
 
 
+def files_shown(path: Path, source: str) -> list[str]:
+    """The names of the files of which a request of the source ever showed something."""
+    if not _is_made(path):
+        return []
+    with _opened(path) as connection:
+        rows = connection.execute("SELECT DISTINCT file FROM shown WHERE source = ? AND file != ''", (source,))
+        return [row[0] for row in rows]
+
+
 def stored_keys(path: Path, up_to: int) -> set[str]:
     """Keys of the requests whose last attempt is not later than this one."""
-    if not path.exists():
+    if not _is_made(path):
         return set()
     with _opened(path) as connection:
         rows = connection.execute("SELECT key FROM attempts WHERE key != '' GROUP BY key HAVING max(id) <= ?", (up_to,))
@@ -64,7 +79,7 @@ def stored_keys(path: Path, up_to: int) -> set[str]:
 
 def purge(path: Path, keys: Collection[str]) -> None:
     """Delete requests and replies; nothing of their text is left in the file or its log. Safe to repeat."""
-    if not path.exists():
+    if not _is_made(path):
         return
     with _opened(path) as connection:
         connection.execute("PRAGMA journal_mode = WAL")

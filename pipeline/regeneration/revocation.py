@@ -13,14 +13,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pipeline import crash
+from pipeline import cache, crash
+from pipeline.asking import usd
 from pipeline.errors import UsageError
+from pipeline.one_run import OneRun
 from pipeline.records import DocumentSource, GraphSource, PromptSource, Record, Rejection, Source
 from pipeline.regeneration import kept, spending
 from pipeline.regeneration.assembly import assemble
 from pipeline.regeneration.project import Project
-from pipeline.regeneration.purge import keys_showing, purge, stored_keys
-from pipeline.regeneration.sources import Revoked, files_of, item_ids, prepare
+from pipeline.regeneration.purge import files_shown, keys_showing, purge, stored_keys
+from pipeline.regeneration.sources import Prepared, Revoked, files_of, item_ids, paths_of, prepare
 from pipeline.regeneration.versions import Versions
 from pipeline.run_folder import DerivedFiles, read_records, write_json
 from pipeline.settings import nearest
@@ -39,12 +41,15 @@ class _Retraction:
     name: str  # of the file or seed
     keys: set[str]
     live: set[str]
+    anew: str = ""  # what asking a chain anew would take
 
 
 # ---------------------------------------------------------------- --revoke
 
 
-def revoke(project: Project, versions: Versions, wanted: str, say: Say, *, plan_only: bool) -> dict[str, Any]:
+def revoke(
+    project: Project, versions: Versions, wanted: str, say: Say, *, lock: int, plan_only: bool
+) -> dict[str, Any]:
     """Take a source out of the set, the journal and every later tick. Returns what went."""
     entries = _entries(project, versions, wanted)
     retractions = _retractions(project, versions, entries)
@@ -54,12 +59,16 @@ def revoke(project: Project, versions: Versions, wanted: str, say: Say, *, plan_
     found = {"revoked": [asdict(entry) for entry in entries], "records": records, "replies": len(keys)}
     if plan_only:
         say(f"Would revoke {places}: {records} records would go, and {len(keys)} requests with their replies.")
-        say("Nothing was written. The next tick asks what is missing then; --plan prices that once it is revoked.")
+        for one in retractions:
+            if one.anew:
+                say(f"In the next tick {one.anew}")
+        say("Nothing was written.")
         return found
-    _write(project.out, [*_read(project.out), *({**asdict(entry), "pending": True} for entry in entries)])
+    others = [row for row in _read(project.out) if _entry(row) not in entries]
+    write_json(project.out / FILE, [*others, *({**asdict(entry), "pending": True} for entry in entries)])
     crash.point("revocation.noted")
     say(f"Revoked {places}: {records} records and {len(keys)} requests with their replies go.")
-    finish_revocations(project, versions, say)
+    finish_revocations(project, versions, say, lock=lock)
     say(
         "Older versions still hold what they held (--gc 1 takes them away), and so do models trained on them; to take a"
         f" source back in, delete its entry in {project.out / FILE}."
@@ -67,7 +76,7 @@ def revoke(project: Project, versions: Versions, wanted: str, say: Say, *, plan_
     return found
 
 
-def finish_revocations(project: Project, versions: Versions, say: Say) -> None:
+def finish_revocations(project: Project, versions: Versions, say: Say, *, lock: int) -> None:
     """Do what is noted and not done yet: a version without the sources, and a journal without their replies."""
     rows = _read(project.out)
     pending = [_entry(row) for row in rows if row["pending"]]
@@ -75,9 +84,11 @@ def finish_revocations(project: Project, versions: Versions, say: Say) -> None:
         return
     retractions = _retractions(project, versions, pending)
     if versions.latest() is not None:
-        _retract(project, versions, retractions, say)
+        _retract(project, versions, retractions, say, lock)
+    for file in project.out.glob(f"{cache.NAME}*"):  # texts out of files; what is still wanted is read again
+        file.unlink()
     purge(project.out / "journal.sqlite", set().union(*(one.keys for one in retractions)))
-    _write(project.out, [{**row, "pending": False} for row in rows])
+    write_json(project.out / FILE, [{**row, "pending": False} for row in rows])
 
 
 def read_revoked(out: Path) -> list[Revoked]:
@@ -86,20 +97,20 @@ def read_revoked(out: Path) -> list[Revoked]:
 
 
 def _entries(project: Project, versions: Versions, wanted: str) -> list[Revoked]:
-    """The sources' files or seeds of this name: those there are, else those there were."""
-    latest = versions.latest()
-    known: dict[str, dict[str, str]] = {}
+    """The sources' files or seeds of this name: those there are, and those that there were."""
+    latest, found, names = versions.latest(), [], dict[str, str]()
     for source in project.sources:
         before = latest.manifest["sources"].get(source.name, {}).get("files", {}) if latest else {}
-        known[source.name] = {**before, **files_of(source)}
-    found = [
-        Revoked(source, name, hash_)
-        for source, files in known.items()
-        for name, hash_ in files.items()
-        if wanted in (name, f"{source}/{name}")
-    ]
+        asked = dict.fromkeys(files_shown(project.out / "journal.sqlite", source.name), "")
+        now, paths = files_of(source), paths_of(source)
+        known = {**asked, **before, **now}
+        names |= known
+        for name, hash_ in known.items():
+            is_there = name in paths and paths[name].resolve() == Path(wanted).resolve()
+            if is_there or wanted in (name, f"{source.name}/{name}"):
+                copies = [other for other, same in now.items() if same == hash_ and other != name and name in now]
+                found.append(Revoked(source.name, name, "" if copies else hash_))  # a copy is another document
     if not found:
-        names = {name: "" for files in known.values() for name in files}
         raise UsageError(f"--revoke: no source has {wanted!r}; {nearest(wanted, names)}.")
     return found
 
@@ -113,13 +124,22 @@ def _retractions(project: Project, versions: Versions, entries: Sequence[Revoked
         if source is None:  # no longer in the project file: all it ever asked goes
             found.append(_Retraction(entry.source, "", entry.name, _keys(project, entry.source, None, set()), set()))
             continue
-        ready = prepare(source, versions.aside / "sources" / source.name, revoked, None)
+        ready = prepare(source, versions.aside / "sources" / source.name, project.out, revoked, None)
         live = ready.live if ready is not None else set()
         file = entry.name if source.generator == "self_qa" else None
-        found.append(
-            _Retraction(source.name, source.generator, entry.name, _keys(project, source.name, file, live), live)
-        )
+        keys, anew = _keys(project, source.name, file, live), _anew(ready) if ready is not None else ""
+        found.append(_Retraction(source.name, source.generator, entry.name, keys, live, anew))
     return found
+
+
+def _anew(ready: Prepared) -> str:
+    """What the next tick would ask of a chain that has lost a seed, in words."""
+    if ready.source.generator != "self_instruct":
+        return ""
+    one = OneRun(ready.source.settings, ready.generator, ready.model)
+    plan = ready.generator.plan(ready.source.settings.target, lambda request: False)
+    price = one.budget.price_of(plan.prompt_tokens, plan.completion_tokens)
+    return f"{ready.name} is a chain and would be asked anew: about {plan.requests} requests, {usd(price)}."
 
 
 def _keys(project: Project, source: str, file: str | None, live: set[str]) -> set[str]:
@@ -138,7 +158,7 @@ def _count(versions: Versions, retractions: Sequence[_Retraction]) -> int:
 # ---------------------------------------------------------------- a version without it
 
 
-def _retract(project: Project, versions: Versions, retractions: Sequence[_Retraction], say: Say) -> None:
+def _retract(project: Project, versions: Versions, retractions: Sequence[_Retraction], say: Say, lock: int) -> None:
     """The latest version again, from what its sources gave and is not revoked."""
     latest = versions.latest()
     assert latest is not None
@@ -162,7 +182,7 @@ def _retract(project: Project, versions: Versions, retractions: Sequence[_Retrac
     what = ", ".join(one.name for one in retractions)
     tick = {name: latest.manifest[name] for name in ("latest_attempt",)}
     spent = {"sent": 0, "prompt_tokens": 0, "completion_tokens": 0, "cost": 0.0}
-    assemble(project, versions, sources, {**tick, **spent}, say, retracted=what)
+    assemble(project, versions, sources, {**tick, **spent}, say, lock=lock, retracted=what)
     spending.end(project.out)
 
 
@@ -237,9 +257,7 @@ def collect(project: Project, versions: Versions, number: int, say: Say) -> dict
     for folder in folders:
         if folder.name not in adapters:
             shutil.rmtree(folder)
-    say(
-        f"{len(going)} versions and {len(unwanted)} requests with their replies taken away; {len(staying)} versions kept."
-    )
+    say(f"{len(going)} versions and {len(unwanted)} requests with their replies taken away; {len(staying)} kept.")
     return {"removed": [version.name for version in going], "kept": sorted(staying), "replies": len(unwanted)}
 
 
@@ -255,10 +273,6 @@ def _read(out: Path) -> list[dict[str, Any]]:
     except ValueError as error:
         raise UsageError(f"{path}: is not JSON ({error}).") from error
     return found
-
-
-def _write(out: Path, rows: Sequence[dict[str, Any]]) -> None:
-    write_json(out / FILE, list(rows))
 
 
 def _entry(row: dict[str, Any]) -> Revoked:

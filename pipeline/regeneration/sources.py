@@ -16,6 +16,7 @@ from pipeline.reading.documents import find_files
 from pipeline.records import content_id
 from pipeline.regeneration.project import GENERATORS, Source
 from pipeline.seed_tasks import fingerprint, load_seed_tasks
+from pipeline.self_qa import SelfQA
 
 UNITS = {"self_qa": "chunks", "self_kg": "facts and entities", "self_instruct": "seed tasks"}
 UNREADABLE = "unreadable"  # stands for the hash of a file that cannot be read
@@ -67,9 +68,12 @@ class Difference:
         return not (self.new or self.changed or self.renamed or self.gone)
 
 
-def prepare(source: Source, folder: Path, revoked: Sequence[Revoked], adapter: str | None) -> Prepared | None:
+def prepare(
+    source: Source, folder: Path, project: Path, revoked: Sequence[Revoked], adapter: str | None
+) -> Prepared | None:
     """The source, ready; `folder` is where it will write. None where all of it is revoked.
 
+    :param project: the project's folder, which holds the cache.
     :param adapter: what a better training step left; it takes the place of the shared model.
     :raises UsageError: where it cannot be read at all.
     """
@@ -81,7 +85,10 @@ def prepare(source: Source, folder: Path, revoked: Sequence[Revoked], adapter: s
     out = left_out(source.name, files, revoked)
     if files and files.keys() <= out:
         return None
-    generator = GENERATORS[source.generator][0](settings, out)
+    if source.generator == "self_qa":
+        generator: Any = SelfQA(settings, out, project)
+    else:
+        generator = GENERATORS[source.generator][0](settings, out)
     ready = Source(source.name, source.generator, settings, source.follows)
     files = {name: hash_ for name, hash_ in files.items() if name not in out}
     return Prepared(ready, generator, open_model(settings), files, generator.live)
@@ -96,13 +103,23 @@ def left_out(source: str, files: Mapping[str, str], revoked: Sequence[Revoked]) 
 
 def files_of(source: Source) -> dict[str, str]:
     """The source's files by the name that records give them, with the hash of each; of seeds, the tasks."""
-    settings = source.settings
     if source.generator == "self_instruct":
-        return {task.id: fingerprint([task]) for task in load_seed_tasks(settings.seeds)}
+        return {task.id: fingerprint([task]) for task in load_seed_tasks(source.settings.seeds)}
+    return {name: _hash(path) for name, path in paths_of(source).items()}
+
+
+def paths_of(source: Source) -> dict[str, Path]:
+    """Where the files are that records give these names; of seeds, none."""
+    settings = source.settings
     if source.generator == "self_qa":
-        return {file.name: _hash(file.path) for file in find_files(settings.paths)}
-    paths = [*settings.graphs, *([settings.labels] if settings.labels else [])]
-    return {path.name: _hash(path) for path in paths}
+        return {file.name: file.path for file in find_files(settings.paths)}
+    if source.generator == "self_kg":
+        paths = (*settings.graphs, *([settings.labels] if settings.labels else []))
+        by_name = {path.name: path for path in paths}
+        if len(by_name) < len(set(paths)):
+            raise UsageError(f"[[source]] {source.name}: two of its files have the same name; rename one.")
+        return by_name
+    return {}
 
 
 def _hash(path: Path) -> str:

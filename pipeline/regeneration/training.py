@@ -14,20 +14,26 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from pipeline.curation.rows import file_hash
 from pipeline.errors import StopRun
 from pipeline.llm import canonical_json
 
 
 def train(
-    settings: dict[str, str | int | float | bool], data: Path, content: str, adapters: Path, say: Callable[[str], None]
+    settings: dict[str, str | int | float | bool], data: Path, adapters: Path, say: Callable[[str], None], *, lock: int
 ) -> dict[str, Any]:
-    """Train, unless the verdict on this very set is there; returns it with the adapter's folder."""
-    folder = adapters / hashlib.sha256(canonical_json([content, settings])).hexdigest()[:12]
+    """Train, unless the verdict on this very set is there; returns it with the adapter's folder.
+
+    :param lock: the descriptor of the project's lock; a trainer whose tick was killed keeps other ticks out.
+    """
+    hashes = [file_hash(data / name) for name in ("records.jsonl", "rejected.jsonl")]  # the control is of both
+    folder = adapters / hashlib.sha256(canonical_json([hashes, settings])).hexdigest()[:12]
     verdict = folder / "verdict.json"
     if not verdict.exists():
         say(f"Training on {data} into {folder}.")
         command = [sys.executable, "-m", "finetune.run", str(data), "--out", str(folder), *flags_of(settings)]
-        code = subprocess.run(command, stdout=sys.stderr.fileno() if _is_file(sys.stderr) else None).returncode
+        to = sys.stderr.fileno() if _is_file(sys.stderr) else None
+        code = subprocess.run(command, stdout=to, pass_fds=[lock]).returncode
         if code or not verdict.exists():
             stop = StopRun(f"The training step ended with exit code {code}; LATEST is as it was.")
             stop.exit_code = code if code > 0 else 1
