@@ -332,11 +332,13 @@ class ScheduleFlags(BaseModel):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_deriving(ScheduleFlags, argv, command="pipeline.schedule", about=__doc__ or "", work=_work)
+    def work(flags: ScheduleFlags, switches: Switches) -> tuple[dict[str, Any], int]:
+        return _work(flags, switches.say)
+
+    return run_deriving(ScheduleFlags, argv, command="pipeline.schedule", about=__doc__ or "", work=work)
 
 
-def _work(flags: ScheduleFlags, switches: Switches) -> tuple[dict[str, Any], int]:
-    say = switches.say
+def _work(flags: ScheduleFlags, say: Callable[[str], None]) -> tuple[dict[str, Any], int]:
     if len(flags.project) != 1:
         raise UsageError(f"Name one project file; {len(flags.project)} are named.")
     project = Project.read(flags.project[0])
