@@ -18,6 +18,7 @@ from pipeline.records import DocumentSource, GraphSource, Record, content_id
 
 CRITERIA = ("correctness", "following", "grounding", "score")
 LOWEST, HIGHEST = 1, 5
+BETTER = ("first", "second", "tie")  # of two answers
 VERDICT_TOKENS = 400  # of a reply, at most
 USUAL_VERDICT_TOKENS = 80  # for --plan
 
@@ -76,6 +77,13 @@ def judge_request(record: Record, source: str, prompts: Prompts, extra: JsonObje
     properties = {"reason": {"type": "string"}, **dict.fromkeys(names, number)}
     values = question_shown(record, source) | {"output": record.output}
     return verdict_request(prompts.chat("judge", values), properties, extra)
+
+
+def comparison_request(shown: dict[str, str], answers: tuple[str, str], prompts: Prompts, extra: JsonObject) -> Request:
+    """The request that says which of two answers is BETTER; `shown` is what `question_shown` gives."""
+    properties = {"reason": {"type": "string"}, "better": {"type": "string", "enum": list(BETTER)}}
+    values = shown | {"first": answers[0] or "-", "second": answers[1] or "-"}
+    return verdict_request(prompts.chat("pair_judge", values), properties, extra)
 
 
 def verdict_request(messages: tuple[tuple[str, str], ...], properties: JsonObject, extra: JsonObject) -> Request:

@@ -27,7 +27,7 @@ from pipeline.ask import Ask
 from pipeline.errors import StopRun
 from pipeline.filtering import Candidate, Filter, Found, first_objection, judge
 from pipeline.in_order import in_order
-from pipeline.judge import prompts_for, question_shown, shown_of, source_text, verdict_request
+from pipeline.judge import BETTER, comparison_request, prompts_for, question_shown, shown_of, source_text
 from pipeline.llm import JsonObject, Request
 from pipeline.parsing import Unreadable, read_text, read_value
 from pipeline.prompts import Prompts
@@ -36,7 +36,6 @@ from pipeline.run_folder import DerivedFiles
 from pipeline.text import one_line, replace_surrogates
 
 ANSWERING_TEMPERATURE = 1.0  # answers are to differ
-BETTER = ("first", "second", "tie")
 
 # Filters whose objection is about the answer, so that the kept one is the better of the two. Not among them: what
 # compares records (novelty, duplicates, contradiction …), and what is wrong with a document or a whole record.
@@ -241,9 +240,7 @@ def compare_request(
     record: Record, source: str, answers: tuple[str, str], prompts: Prompts, extra: JsonObject
 ) -> Request:
     """Which of two answers is better? What is compared is marked off as data."""
-    values = question_shown(record, source) | {"first": answers[0], "second": answers[1]}
-    properties = {"reason": {"type": "string"}, "better": {"type": "string", "enum": list(BETTER)}}
-    return verdict_request(prompts.chat("pair_judge", values), properties, extra)
+    return comparison_request(question_shown(record, source), answers, prompts, extra)
 
 
 # ---------------------------------------------------------------- small parts
