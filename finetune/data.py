@@ -1,6 +1,6 @@
 """What to train on: a run folder, or a file in one of the shapes people have, as one list of `Example`s.
 
-    outputs/NAME            a run folder: its records.jsonl
+    outputs/NAME            a run folder: its records.jsonl, or for preferences its preferences.jsonl
     FILE                    jsonl, json, csv or parquet, of Alpaca's rows (instruction, input, output, perhaps history),
                             ShareGPT (conversations), messages, prompt and completion, ChatGLM (content, summary)
 
@@ -24,7 +24,7 @@ from pipeline.curation.parents import open_parent, read_parent
 from pipeline.curation.rows import read_rows
 from pipeline.errors import UsageError
 from pipeline.novelty import NoveltyIndex
-from pipeline.records import DocumentSource, GraphSource, PromptSource, Record, Rejection, make_record
+from pipeline.records import DocumentSource, GraphSource, PromptSource, Record, Rejection, make_record, user_message
 from pipeline.run_folder import open_set, read_config, read_records
 from pipeline.text import language_of
 
@@ -77,11 +77,6 @@ class Source:
         return hash_examples(self.examples)
 
 
-def user_message(instruction: str, input: str = "") -> str:
-    """What the user says for a record; training, evaluation and chat all say it like this."""
-    return f"{instruction}\n\n{input}" if input.strip() else instruction
-
-
 def hash_examples(examples: Sequence[Example]) -> str:
     """A hash of what is said in the examples, in order."""
     texts = [[*example.messages, example.rejected] for example in examples]
@@ -101,11 +96,14 @@ def read(path: Path, stage: str = "sft") -> Source:
     if stage == "pretrain" and (path.is_dir() or path.suffix in PLAIN_TEXT):
         return _read_documents(path)
     if path.is_dir():
-        if stage != "sft":
+        if stage == "sft":
+            return _read_run_folder(path)
+        if not (path / "preferences.jsonl").is_file():
             raise UsageError(
-                f"--stage {stage} takes a file of preference pairs (prompt, chosen, rejected), not a folder."
+                f"--stage {stage} takes preference pairs, and {path} has no preferences.jsonl: make the run with"
+                " --pairs N, or name a file of pairs (prompt, chosen, rejected)."
             )
-        return _read_run_folder(path)
+        path = path / "preferences.jsonl"
     rows = list(_read_rows(path))
     if not rows:
         raise UsageError(f"{path} holds no rows, so there is nothing to train on.")

@@ -114,18 +114,18 @@ def judged(pairs: Sequence[Pair], opinions: Sequence[Opinions], judge: str, agai
     """What a judge said of our answers (the pairs' first) against the other's, JSON-ready."""
     known = [(pair, opinion) for pair, opinion in zip(pairs, opinions, strict=True) if opinion.is_known]
     counts = Counter(opinion.winner for _, opinion in known)
-    points = {"first": 1.0, "second": 0.0, "neither": 0.5}
+    points = {"first": 1.0, "second": 0.0, "tie": 0.5}
     agree = sum(opinion.agree for _, opinion in known) / len(known) if known else None
     rate = interval = None
     if len(known) >= FEWEST_TASKS:
         ours = [Loss(points[opinion.winner], 1) for _, opinion in known]
         difference, low, high = paired_interval(ours, [Loss(0.5, 1)] * len(ours))
         rate, interval = 0.5 + difference, [0.5 + low, 0.5 + high]
-    decided = [(pair, opinion.winner) for pair, opinion in known if opinion.winner != "neither"]
+    decided = [(pair, opinion.winner) for pair, opinion in known if opinion.winner != "tie"]
     longer = [(winner == "first") == (len(pair.first) > len(pair.second)) for pair, winner in decided]
     found = {
         "model": judge, "against": against, "tasks": len(pairs), "judged": len(known),
-        "won": counts["first"], "lost": counts["second"], "tied": counts["neither"],
+        "won": counts["first"], "lost": counts["second"], "tied": counts["tie"],
         "agrees_with_itself": agree, "win_rate": rate, "interval_95": interval,
         "longer_won": sum(longer) / len(longer) if longer else None,
     }  # fmt: skip

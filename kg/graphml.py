@@ -32,7 +32,7 @@ def read_graphml(path: Path, builder: GraphBuilder, complaints: Complaints) -> N
             elif kind == "key":
                 default = next((child.text for child in element if _local(child) == "default"), None)
                 name = element.get("attr.name") or element.get("id", "")
-                keys[element.get("id", "")] = element.get("for", "all"), name, default
+                keys[element.get("id", "")] = (element.get("for", "all"), name or "", default)
             elif kind == "node":
                 _take_node(element.get("id", ""), _attributes(element, keys), builder)
             elif kind == "edge":

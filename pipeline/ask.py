@@ -106,13 +106,15 @@ class Ask:
         self._has_stored = totals.answered > 0
         self.model.refuse(await self._journal.refused_parameters(self.model.address, self.model.identity))
 
-    def beside(self, model: Model, *, concurrency: int) -> Ask:
+    def beside(self, model: Model, *, concurrency: int, rpm: float | None = None, tpm: float | None = None) -> Ask:
         """Another model asked in the same run: one journal, one budget, one stop."""
         other = Ask(
             model,
             self._journal,
             concurrency=concurrency,
             budget=self.budget.beside(model.identity),
+            rpm=rpm,
+            tpm=tpm,
             retry_failed=self._retry_failed,
             pause_s=self._pause_s,
             source=self._source,
@@ -121,6 +123,11 @@ class Ask:
         self._crew.append(other)
         other._crew = self._crew
         return other
+
+    @property
+    def sent_in_run(self) -> int:
+        """Requests sent in this process, by all that ask beside this one."""
+        return sum(ask.counts.sent for ask in self._crew)
 
     def catch_up(self) -> None:
         """Give out stored replies alone until `caught_up`, if there are any."""

@@ -22,17 +22,30 @@ from typing import Any, TypeVar
 
 from pipeline import filters
 from pipeline.ask import Ask
+from pipeline.asking import interruptible, read_prompts, usd
 from pipeline.backends.endpoint import without_secrets
 from pipeline.errors import DONE, SHORT, BudgetReached, Interrupted, Offline, StopRun, StorageError, UsageError
 from pipeline.funnel import likeliest_cause, why_short
 from pipeline.journal import Journal, Totals
+from pipeline.judge import USUAL_VERDICT_TOKENS
+from pipeline.later import plan_judge, plan_pairs
 from pipeline.llm import Model, Request
 from pipeline.models import open_model
-from pipeline.money import Limits
+from pipeline.money import Limits, Plan, plan_of
 from pipeline.one_run import OneRun, changes
-from pipeline.run import Generator, Line, Tally
+from pipeline.pairs import Pairs
+from pipeline.run import Generator, Tally
 from pipeline.run_folder import DerivedFiles, locked, read_config, write_json
-from pipeline.settings import Checked, GeneratorSettings, checked, flags_of, parse, resolved
+from pipeline.settings import (
+    AskingSettings,
+    Checked,
+    GeneratorSettings,
+    add_switches,
+    checked,
+    flags_of,
+    parse,
+    resolved,
+)
 
 Settings = TypeVar("Settings", bound=GeneratorSettings)
 
@@ -56,7 +69,7 @@ def run_command(
         run = _Run(settings, switches, generator, model, again)
         return asyncio.run(run.plan() if switches.plan else run.run())
     except StopRun as stop:
-        say(f"{stop} Go on with: {again}" if isinstance(stop, StorageError) else str(stop))
+        say(f"{stop} Go on with: {again}" if isinstance(stop, StorageError | Interrupted) else str(stop))
         return stop.exit_code
     except KeyboardInterrupt:  # before the run could take the signal itself
         return Interrupted.exit_code
@@ -68,18 +81,23 @@ def run_deriving(
     *,
     command: str,
     about: str,
-    work: Callable[[Checked, Callable[[str], None]], tuple[dict[str, Any], int]],
+    work: Callable[[Checked, Switches], tuple[dict[str, Any], int]],
 ) -> int:
-    """Parse, work, report, for commands that ask no model; returns the exit code.
+    """Parse, work, report, for commands that derive and hardly ask; returns the exit code.
 
-    `work` is given the settings and what says a line; it returns the summary and the exit code.
+    `work` is given the settings and the switches; it returns the summary and the exit code.
     """
+    again = _without_secrets(["python", "-m", command, *(sys.argv[1:] if argv is None else argv)])
     try:
         parser = flags_of(settings_model, command=command, about=about)
-        parser.add_argument("--json", action="store_true", help="print the summary as JSON on stdout")
+        if issubclass(settings_model, AskingSettings):
+            add_switches(parser)
+        else:
+            parser.add_argument("--json", action="store_true", help="print the summary as JSON on stdout")
         arguments = parser.parse_args(argv)
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-        summary, code = work(checked(settings_model, arguments), say)
+        given = {name: getattr(arguments, name, False) for name in ("offline", "retry_failed", "plan")}
+        summary, code = work(checked(settings_model, arguments), Switches(say, again, **given))
     except StopRun as stop:
         say(str(stop))
         return stop.exit_code
@@ -89,6 +107,17 @@ def run_deriving(
     if arguments.json:
         print(json.dumps(summary, ensure_ascii=False))
     return code
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Switches:
+    """What a deriving command was told beside its settings; `say` says a line, `again` is the command to go on with."""
+
+    say: Callable[[str], None]
+    again: str
+    offline: bool
+    retry_failed: bool
+    plan: bool
 
 
 class _Run:
@@ -110,11 +139,11 @@ class _Run:
                 say(note)
             if self.switches.offline:
                 self.one.ask.stop(Offline("--offline: what is stored does not reach further."))
-            with DerivedFiles(self.folder) as files:
-                progress = Progress(self.settings.target, self.one.ask, sys.stderr.isatty())
+            with DerivedFiles(self.folder, preferences=self.one.pairs is not None) as files:
+                progress = Progress(self.settings.target, self.one.ask, sys.stderr.isatty(), self.one.pairs)
                 line = self.one.line(files, progress, self.settings.target)
                 try:
-                    stopped = await interruptible(line, self.one, self.again)
+                    stopped = await interruptible(line.run(), self.one.ask, say)
                 finally:
                     await self.one.close()
             progress(line.tally, final=True)
@@ -130,9 +159,16 @@ class _Run:
                 self.one.budget.start(await journal.totals())
                 stored = self.one.stored_in(journal)
             plan = self.generator.plan(self.settings.target, stored)
-        price = self.one.budget.price_of(plan.prompt_tokens, plan.completion_tokens)
+        verdicts, answers = self._plan_later(plan)
+        own, budget, judges = plan + answers, self.one.budget, self.one.budget.beside(self.one.judge_model.identity)
+        plan = own + verdicts
+        prices = [budget.price_of(own.prompt_tokens, own.completion_tokens)]
+        if verdicts.requests:
+            prices.append(judges.price_of(verdicts.prompt_tokens, verdicts.completion_tokens))
+        price = None if None in prices else sum(filter(None, prices))
         over = self.one.budget.exceeded_by(plan)
         found = dataclasses.asdict(plan) | {"cost": price, "spent": self.one.budget.cost, "stopped_by": over}
+        found |= {"answers": answers.requests, "verdicts": verdicts.requests}
         if self.switches.json:
             print(json.dumps(found, ensure_ascii=False))
         say(
@@ -140,10 +176,27 @@ class _Run:
             f" to write, {usd(price)}. Spent so far: {usd(self.one.budget.cost)}."
         )
         say(f"Assumed: {plan.assumes}")
+        if answers.requests or verdicts.requests:
+            say(
+                f"Among them {answers.requests} further answers and {verdicts.requests} verdicts of"
+                f" {USUAL_VERDICT_TOKENS} tokens, for {plan.expected.records:.0f} records; what the judge turns away on"
+                " the way there comes on top, and what summary.json counts as done is taken off."
+            )
         for sentence in over:
             say(f"Warning: {sentence}")
         say(f"Nothing was sent. To do it: {self.again.replace(' --plan', '')}")
         return DONE
+
+    def _plan_later(self, plan: Plan) -> tuple[Plan, Plan]:
+        """What the judge would be asked, and what further answers."""
+        settings, verdicts, answers = self.settings, plan_of((), ""), plan_of((), "")
+        prompts = read_prompts(settings.prompts)["zh" if settings.language == "zh" else "en"]
+        if settings.judge:
+            verdicts = plan_judge(plan.expected, self.folder, prompts)
+        if settings.pairs:
+            answers, more = plan_pairs(plan.expected, settings.pairs, self.folder, prompts, self.one.manner)
+            verdicts += more
+        return verdicts, answers
 
     def _spent(self, summary: dict[str, Any]) -> str:
         unsure = f"; {summary['possibly_paid']} calls brought no reply and were possibly paid" * bool(
@@ -189,11 +242,14 @@ class _Run:
             say(f"  {number:6} {name}")
         say(
             f"Asked {summary['asked']}, answered {summary['answered']}, parsed {summary['parsed']};"
-            f" sent in this run {self.one.ask.counts.sent}, by this folder ever {summary['sent_ever']};"
+            f" sent in this run {self.one.ask.sent_in_run}, by this folder ever {summary['sent_ever']};"
             f" {summary['completion_tokens']} tokens written, {summary['seconds']} s."
         )
         say(self._spent(summary))
-        say(f"Records: {self.folder / 'records.jsonl'}; rejections: {self.folder / 'rejected.jsonl'}.")
+        if self.one.pairs is not None:
+            say(_pairs_line(self.one.pairs))
+        files = f"Records: {self.folder / 'records.jsonl'}; rejections: {self.folder / 'rejected.jsonl'}"
+        say(files + (f"; pairs: {self.folder / 'preferences.jsonl'}." if self.one.pairs is not None else "."))
         if stopped is not None:
             how = {BudgetReached: "With a higher limit, go on with", Offline: "Without --offline, go on with"}
             say(f"{stopped} {how.get(type(stopped), 'Go on with')}: {self.again}")
@@ -218,30 +274,14 @@ class _Run:
         say(f"Next: read {self.folder / 'rejected.jsonl'}; change --filters, --seed or the model; then {self.again}")
 
 
-async def interruptible(line: Line, one: OneRun, again: str) -> StopRun | None:
-    """Run the line; the first SIGINT, SIGTERM or SIGHUP drains it, the second breaks off."""
-    task = asyncio.ensure_future(line.run())
-
-    def on_signal() -> None:
-        if isinstance(one.ask.stopped, Interrupted):
-            one.ask.abort()
-            task.cancel()
-            return
-        in_flight = "nothing is in flight" if one.model.is_local else "finishing what is in flight"
-        say(f"\nStopping: {in_flight}, and everything that arrived is kept. Once more to stop at once.")
-        one.ask.stop(Interrupted("Interrupted."))
-
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        loop.add_signal_handler(number, on_signal)
-    try:
-        return await task
-    except asyncio.CancelledError:
-        raise Interrupted(f"Stopped at once. Go on with: {again}") from None
-
-
-def usd(amount: float | None) -> str:
-    return "cost unknown (no price in prices.toml)" if amount is None else f"{amount:.4f} USD"
+def _pairs_line(pairs: Pairs) -> str:
+    counts = pairs.counts()
+    how = ", ".join(f"{number} {name}" for name, number in counts["by"].items() if number)
+    none = ", ".join(f"{number} {name}" for name, number in counts["none"].items() if number)
+    return (
+        f"Pairs {counts['written']}{f' ({how})' if how else ''} of {counts['records']} records and {counts['answers']}"
+        f" further answers{f'; no pair: {none}' if none else ''}."
+    )
 
 
 def _without_secrets(command: list[str]) -> str:
@@ -266,8 +306,8 @@ def show(text: str) -> None:
 class Progress:
     """One line of progress: rewritten in a terminal, a new one every 15 seconds in a log."""
 
-    def __init__(self, target: int | None, ask: Ask, terminal: bool) -> None:
-        self._target, self._ask, self._terminal = target, ask, terminal
+    def __init__(self, target: int | None, ask: Ask, terminal: bool, pairs: Pairs | None = None) -> None:
+        self._target, self._ask, self._terminal, self._pairs = target, ask, terminal, pairs
         self._started = self._shown = time.monotonic()
 
     def __call__(self, tally: Tally, *, final: bool = False) -> None:
@@ -284,7 +324,9 @@ class Progress:
     def _line(self, tally: Tally, seconds: float) -> str:
         counts = self._ask.counts
         of = f" of {self._target}" if self._target else ""
-        parts = [f"kept {tally.kept}{of}", f"rejected {tally.rejected.total()}", f"sent {counts.sent}"]
+        parts = [f"kept {tally.kept}{of}", f"rejected {tally.rejected.total()}", f"sent {self._ask.sent_in_run}"]
+        if self._pairs is not None and self._pairs.records:
+            parts.append(f"pairs of {self._pairs.records} records")
         if seconds > 1:
             parts.append(f"{counts.completion_tokens / seconds:.0f} tokens/s")
         if faults := sum(counts.faults.values()):

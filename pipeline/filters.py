@@ -28,7 +28,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pipeline.checks import graph_check, shape, wording, written_language
-from pipeline.checks.grounding import unsupported
+from pipeline.checks.grounding import share_of_terms, shares_no_word, unsupported
 from pipeline.checks.private_text import find_secret, is_about_personal_data, redact_personal_data
 from pipeline.filtering import (
     Candidate,
@@ -44,7 +44,7 @@ from pipeline.filtering import (
 )
 from pipeline.hygiene import CONTROL_TOKEN, hidden_instruction
 from pipeline.records import DocumentSource, Neighbour, Record, texts_of, with_texts
-from pipeline.text import count_words
+from pipeline.text import asks, count_words, one_line
 
 INSTRUCTION: list[Filter[NewInstruction]] = []
 ALONE: list[Filter[Candidate]] = []  # a record by itself
@@ -316,6 +316,33 @@ def points_at_text(candidate: Candidate, _: float) -> Found | None:
     return Found(f"the question points at what its reader cannot see: {hit!r}", hit) if hit else None
 
 
+@_filter(ALONE, "ours: small models write statements where questions are asked for")
+def not_a_question(candidate: Candidate, _: float) -> Found | None:
+    """A Self-QA question that asks nothing, or is a sentence of its passage."""
+    record = candidate.record
+    if record.task != "qa":
+        return None
+    if candidate.evidence and one_line(record.instruction) in one_line(candidate.evidence):
+        return Found("the question is copied out of its passage")
+    return None if asks(record.instruction) else Found("the question has no question mark and asks nothing")
+
+
+@_filter(
+    ALONE,
+    "ours: small models ask about something else, the prompt's example say",
+    threshold=0.2,
+    why="docs/decisions.md: of 13 questions to real documents the least has 60 %",
+)
+def off_topic(candidate: Candidate, below: float) -> Found | None:
+    """A question of whose terms its passage holds less than `below`; of Chinese one pair of characters is enough."""
+    if candidate.record.task != "qa" or not candidate.evidence:
+        return None
+    share = share_of_terms(candidate.record.instruction, candidate.evidence)
+    if share >= below:
+        return None
+    return Found(f"its passage holds {share:.0%} of its terms, below {below:.0%}", share)
+
+
 @_filter(ALONE, 'Self-QA: no "based on the above article"')
 def leaks_text(candidate: Candidate, _: float) -> Found | None:
     """An answer that speaks of the passage: "according to the text", 根据上文."""
@@ -339,6 +366,8 @@ def ungrounded(candidate: Candidate, _: float) -> Found | None:
     source = candidate.record.source[0]
     if not isinstance(source, DocumentSource) or not source.quotes:
         return Found("no quote of the answer stands in its passage")
+    if shares_no_word(candidate.record.output, " ".join(quote.text for quote in source.quotes)):
+        return Found("the answer shares no word with what it quotes")
     lacking = unsupported(candidate.record.output, candidate.evidence)
     return Found(f"its passage lacks {', '.join(map(repr, lacking[:5]))}", lacking[0]) if lacking else None
 

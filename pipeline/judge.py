@@ -7,17 +7,20 @@ journalled and limited like any other; a verdict that cannot be read scores noth
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from pipeline.llm import JsonObject, Reply, Request
 from pipeline.parsing import Unreadable, read_object
 from pipeline.prompts import Prompts
-from pipeline.records import GraphSource, Record, content_id
+from pipeline.records import DocumentSource, GraphSource, Record, content_id
 
 CRITERIA = ("correctness", "following", "grounding", "score")
 LOWEST, HIGHEST = 1, 5
+BETTER = ("first", "second", "tie")  # of two answers
+VERDICT_TOKENS = 400  # of a reply, at most
+USUAL_VERDICT_TOKENS = 80  # for --plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +40,7 @@ class Asking(Protocol):
 class Judge:
     """Reads records in the language they are in, through `ask`, its own model's."""
 
-    def __init__(self, ask: Asking, prompts: dict[str, Prompts], extra: JsonObject) -> None:
+    def __init__(self, ask: Asking, prompts: Mapping[str, Prompts], extra: JsonObject) -> None:
         self._ask, self._prompts, self._extra = ask, prompts, extra
         self.unreadable = 0  # replies that were no verdict
 
@@ -55,12 +58,8 @@ class Judge:
 
         Raises Unreadable where the reply is no verdict.
         """
-        request = judge_request(record, source, self._prompts[record.language], self._extra)
-        triples = [
-            triple for source_ in record.source if isinstance(source_, GraphSource) for triple in source_.triples
-        ]
-        shows = record.requests or [content_id(*triple) for triple in triples]
-        reply = await self._ask(request, shows=[("", shown) for shown in shows])
+        request = judge_request(record, source, prompts_for(record, self._prompts), self._extra)
+        reply = await self._ask(request, shows=shown_of(record))
         names = [name for name in CRITERIA if name != "grounding" or source]
         verdict = read_object(reply, *names)
         scores = {name: verdict[name] for name in names}
@@ -76,23 +75,56 @@ def judge_request(record: Record, source: str, prompts: Prompts, extra: JsonObje
     names = [name for name in CRITERIA if name != "grounding" or source]
     number = {"type": "integer", "enum": list(range(LOWEST, HIGHEST + 1))}
     properties = {"reason": {"type": "string"}, **dict.fromkeys(names, number)}
+    values = question_shown(record, source) | {"output": record.output}
+    return verdict_request(prompts.chat("judge", values), properties, extra)
+
+
+def comparison_request(shown: dict[str, str], answers: tuple[str, str], prompts: Prompts, extra: JsonObject) -> Request:
+    """The request that says which of two answers is BETTER; `shown` is what `question_shown` gives."""
+    properties = {"reason": {"type": "string"}, "better": {"type": "string", "enum": list(BETTER)}}
+    values = shown | {"first": answers[0] or "-", "second": answers[1] or "-"}
+    return verdict_request(prompts.chat("pair_judge", values), properties, extra)
+
+
+def verdict_request(messages: tuple[tuple[str, str], ...], properties: JsonObject, extra: JsonObject) -> Request:
+    """A request for a verdict with exactly these properties, in this order."""
+    schema = {
+        "type": "object", "properties": properties, "required": list(properties), "additionalProperties": False,
+    }  # fmt: skip
+    return Request(messages, max_tokens=VERDICT_TOKENS, temperature=0.0, schema=schema, extra=extra)
+
+
+# ---------------------------------------------------------------- what a judge is shown
+
+
+def question_shown(record: Record, source: str) -> dict[str, str]:
+    """What was asked, and what the answer must rest on, as a rubric's template names them."""
     turns = [f"user: {user}\nassistant: {assistant}" for user, assistant in record.history]
-    values = {
+    return {
         "source": source or "-",
         "history": "\n".join(turns) or "-",
         "instruction": record.instruction,
         "input": record.input or "-",
-        "output": record.output,
     }
-    return Request(
-        prompts.chat("judge", values),
-        max_tokens=400,
-        temperature=0.0,
-        schema={
-            "type": "object",
-            "properties": properties,
-            "required": list(properties),
-            "additionalProperties": False,
-        },
-        extra=extra,
-    )
+
+
+def source_text(record: Record) -> str:
+    """What the record itself names as its ground, for a judge that has no more: its quotes, its facts; "" for none."""
+    lines: list[str] = []
+    for source in record.source:
+        if isinstance(source, DocumentSource):
+            lines += [quote.text for quote in source.quotes]
+        elif isinstance(source, GraphSource):
+            lines += [" | ".join(triple) for triple in source.triples]
+    return "\n".join(dict.fromkeys(lines))
+
+
+def prompts_for(record: Record, prompts: Mapping[str, Prompts]) -> Prompts:
+    """The templates of the record's language; English ones for a language that has none."""
+    return prompts.get(record.language, prompts["en"])
+
+
+def shown_of(record: Record) -> list[tuple[str, str]]:
+    """What a request about the record shows of its source, as a project's journal notes it."""
+    triples = [triple for source in record.source if isinstance(source, GraphSource) for triple in source.triples]
+    return [("", shown) for shown in record.requests or [content_id(*triple) for triple in triples]]

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from pipeline.backends.endpoint import Endpoint, without_secrets
 from pipeline.backends.local_model import LocalModel
 from pipeline.errors import EndpointError, UsageError
 from pipeline.llm import Model, Reply, Request
-from pipeline.settings import GeneratorSettings
+from pipeline.settings import AskingSettings, GeneratorSettings
 
 LOCAL_HOSTS = {"localhost", "127.0.0.1", "::1", "0.0.0.0", "host.docker.internal"}
 
@@ -23,35 +24,52 @@ def open_model(settings: GeneratorSettings, environment: Mapping[str, str] = os.
     """
     if not settings.needs_model:
         return NoModel()
-    if settings.model is None:
-        if settings.base_url is not None:
-            raise UsageError("--base-url needs --model NAME: which of the endpoint's models shall answer?")
-        return LocalModel.bundled(batch=settings.concurrency)
-    if settings.base_url is None and (_looks_like_a_path(settings.model) or Path(settings.model).is_dir()):
-        return LocalModel.from_directory(Path(settings.model), batch=settings.concurrency)
-    base_url = settings.base_url or environment.get("OPENAI_BASE_URL") or None
-    host = "api.openai.com" if base_url is None else _host(base_url)
-    key = environment.get(settings.api_key_env, "")
-    if not key:
-        if host not in LOCAL_HOSTS:
-            raise UsageError(
-                f"The model {settings.model!r} is asked at {host},"
-                f" which needs a key: set {settings.api_key_env}, or name another variable by --api-key-env."
-            )
-        key = "none"  # local servers take any
-    return Endpoint(settings.model, base_url=base_url, api_key=key, deadline_s=settings.deadline)
+    if settings.model is None and settings.base_url is not None:
+        raise UsageError("--base-url needs --model NAME: which of the endpoint's models shall answer?")
+    return _open(Named(settings.model, settings.base_url, settings.api_key_env), settings, environment)
 
 
 def open_judge(settings: GeneratorSettings, generator: Model) -> Model:
     """The model that judges: the one named for it, else the generator's own."""
     if settings.judge_model is None:
         return generator
-    judge = {
-        "model": settings.judge_model,
-        "base_url": settings.judge_base_url or settings.base_url,
-        "api_key_env": settings.judge_api_key_env,
-    }
-    return open_model(settings.model_copy(update=judge))
+    base_url = settings.judge_base_url or settings.base_url
+    return _open(Named(settings.judge_model, base_url, settings.judge_api_key_env), settings, os.environ)
+
+
+def open_judge_alone(settings: AskingSettings) -> Model:
+    """The model that judges where nothing else is asked: the one named for it, else the bundled one."""
+    if settings.judge_model is None and settings.judge_base_url is not None:
+        raise UsageError("--judge-base-url needs --judge-model NAME: which of the endpoint's models shall judge?")
+    named = Named(settings.judge_model, settings.judge_base_url, settings.judge_api_key_env, "--judge-api-key-env")
+    return _open(named, settings, os.environ)
+
+
+class Named(NamedTuple):
+    """A model as the user named it."""
+
+    name: str | None
+    base_url: str | None
+    api_key_env: str
+    flag: str = "--api-key-env"
+
+
+def _open(named: Named, settings: AskingSettings, environment: Mapping[str, str]) -> Model:
+    if named.name is None:
+        return LocalModel.bundled(batch=settings.concurrency)
+    if named.base_url is None and (_looks_like_a_path(named.name) or Path(named.name).is_dir()):
+        return LocalModel.from_directory(Path(named.name), batch=settings.concurrency)
+    base_url = named.base_url or environment.get("OPENAI_BASE_URL") or None
+    host = "api.openai.com" if base_url is None else _host(base_url)
+    key = environment.get(named.api_key_env, "")
+    if not key:
+        if host not in LOCAL_HOSTS:
+            raise UsageError(
+                f"The model {named.name!r} is asked at {host},"
+                f" which needs a key: set {named.api_key_env}, or name another variable by {named.flag}."
+            )
+        key = "none"  # local servers take any
+    return Endpoint(named.name, base_url=base_url, api_key=key, deadline_s=settings.deadline)
 
 
 def _host(base_url: str) -> str:

@@ -207,6 +207,16 @@ class Budget:
 
 
 @dataclass(frozen=True, slots=True)
+class Expected:
+    """The records that a plan counts on, stored ones included, and about how many tokens the parts of one have."""
+
+    records: float
+    question: float
+    answer: float
+    source: float = 0.0  # what a judge is shown of its ground
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """What a run would still send, estimated; `assumes` says in a sentence what that rests on."""
 
@@ -214,6 +224,16 @@ class Plan:
     prompt_tokens: int
     completion_tokens: int
     assumes: str
+    expected: Expected = Expected(0, 0, 0)
+
+    def __add__(self, other: Plan) -> Plan:
+        """Both; what is assumed and expected is this one's."""
+        return replace(
+            self,
+            requests=self.requests + other.requests,
+            prompt_tokens=self.prompt_tokens + other.prompt_tokens,
+            completion_tokens=self.completion_tokens + other.completion_tokens,
+        )
 
 
 def plan_of(requests: Iterable[tuple[Request, float]], assumes: str, times: float = 1.0) -> Plan:

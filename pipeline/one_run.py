@@ -16,12 +16,14 @@ from typing import Any
 
 from pipeline import filters
 from pipeline.ask import Ask
+from pipeline.asking import read_prompts
+from pipeline.errors import Interrupted, Offline, UsageError
 from pipeline.journal import Journal, Totals
 from pipeline.judge import Judge
 from pipeline.llm import Model, Request
 from pipeline.models import open_judge
 from pipeline.money import FREE, Budget, Limits, Price, read_prices
-from pipeline.prompts import Prompts
+from pipeline.pairs import Manner, Pairs
 from pipeline.run import Covering, Generator, Line, Tally
 from pipeline.run_folder import DerivedFiles
 from pipeline.settings import GeneratorSettings, shaping
@@ -48,7 +50,10 @@ class OneRun:
         self.filters = filters.of_records(settings.filters, own, has_pool=has_pool)
         self.judge: Judge | None = None
         self.judge_ask: Ask | None = None
-        self.judge_model = open_judge(settings, model) if settings.judge else model
+        if settings.pairs and not settings.needs_model:
+            raise UsageError("--pairs: further answers need a model, and this run asks none; --pairs 0 asks for none.")
+        self.judge_model = open_judge(settings, model) if settings.judge or settings.pairs else model
+        self.pairs: Pairs | None = None
         self.notes: list[str] = []  # to be said
         self.started = time.monotonic()
         prices = {**(more_prices or {}), **read_prices(settings.prices)}
@@ -71,6 +76,8 @@ class OneRun:
     ) -> None:
         """Get ready to ask. `spent` counts against the limits; `source` is the generator's name in a project."""
         self.journal = journal
+        if self.settings.pairs is not None:
+            self.pairs = Pairs(self.settings.pairs, self.filters, read_prompts(self.settings.prompts), self.manner)
         self.ask = Ask(
             self.model,
             journal,
@@ -82,16 +89,34 @@ class OneRun:
             source=source,
         )
         await self.ask.start(spent)
-        if not self.settings.judge:
-            return
-        if self.judge_model.identity == self.model.identity:
+        if (self.settings.judge or self.settings.pairs) and self.judge_model.identity == self.model.identity:
             self.notes.append(
                 "Note: the judge is the model that wrote the records; it will like them. --judge-model names another."
             )
-        prompts = {language: Prompts(language, self.settings.prompts) for language in ("en", "zh")}
+        if not self.settings.judge:
+            return
         self.judge_ask = self.ask.beside(self.judge_model, concurrency=self.settings.concurrency)
         await self.judge_ask.start(spent)
-        self.judge = Judge(self.judge_ask, prompts, self.settings.extra_body)
+        self.judge = Judge(self.judge_ask, read_prompts(self.settings.prompts), self.settings.extra_body)
+
+    @property
+    def manner(self) -> Manner:
+        """How further answers are asked for."""
+        settings, max_tokens = self.settings, self.generator.shaping["max_tokens"]
+        return Manner(max_tokens, settings.temperature, settings.top_p, settings.extra_body)
+
+    async def _pair_asks(self) -> tuple[Ask, Ask]:
+        """Who is asked for further answers, and who for verdicts, once nothing more is sent for records."""
+        settings = self.settings
+        answers = self.ask.beside(self.model, concurrency=settings.concurrency, rpm=settings.rpm, tpm=settings.tpm)
+        verdicts = answers
+        if self.judge_model is not self.model:
+            verdicts = self.ask.beside(self.judge_model, concurrency=settings.concurrency)
+        for ask in {answers, verdicts}:
+            ask.model.refuse(await self.journal.refused_parameters(ask.model.address, ask.model.identity))
+        if isinstance(self.ask.stopped, Offline | Interrupted):  # meant for all that may be sent, not for records alone
+            answers.stop(self.ask.stopped)
+        return answers, verdicts
 
     def line(self, files: DerivedFiles, progress: Callable[[Tally], None], target: int | None) -> Line:
         return Line(
@@ -104,6 +129,8 @@ class OneRun:
             summarize=self.summarize,
             progress=progress,
             judge=self.judge,
+            pairs=self.pairs,
+            pair_asks=self._pair_asks,
         )
 
     async def close(self) -> None:
@@ -137,6 +164,7 @@ class OneRun:
             "cost_at_most": self.budget.cost_at_most,
             "cost_per_kept": self.budget.cost_per(tally.kept),
             "judge": self._judge_counts(),
+            "pairs": self.pairs.counts() if self.pairs is not None else None,
             "seconds": round(time.monotonic() - self.started, 1),
             **own,
         }

@@ -3,7 +3,7 @@
 Only what it says in both orders counts; where they disagree it is a tie, and how often they agree is reported, for a
 judge that follows the order knows nothing. Two answers alike are a tie that nobody is asked about. Its calls go
 through `ask` like all others: journalled (judge.sqlite), limited, and answered from the journal the second time.
-The rubric is prompts/*/judge_pair.md.
+The rubric is prompts/*/pair_judge.md, the one that preference pairs are made by.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 from pipeline.ask import Ask
 from pipeline.errors import StopRun
 from pipeline.journal import Journal
+from pipeline.judge import BETTER, comparison_request
 from pipeline.llm import Model, Reply, Request
 from pipeline.models import open_model
 from pipeline.money import DEFAULT_PRICES, FREE, Budget, Limits, read_prices
@@ -24,7 +25,6 @@ from pipeline.prompts import Prompts
 from pipeline.run_folder import locked
 from pipeline.settings import GeneratorSettings
 
-CHOICES = ("first", "second", "neither")
 CONCURRENCY = 32
 
 
@@ -62,8 +62,8 @@ class Opinions:
 
     @property
     def winner(self) -> str:
-        """What counts: "first" or "second" where both orders say so, else "neither"."""
-        return self.straight if self.straight is not None and self.agree else "neither"
+        """What counts: "first" or "second" where both orders say so, else "tie"."""
+        return self.straight if self.straight is not None and self.agree else "tie"
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,11 +111,11 @@ async def opinions(
 
     async def both(pair: Pair) -> Opinions:
         if pair.first.strip() == pair.second.strip():
-            return Opinions("neither", "neither")
+            return Opinions("tie", "tie")
         straight, turned = await asyncio.gather(
             *(_choice(ask, request(one, prompts[one.language])) for one in (pair, pair.turned))
         )
-        back = {"first": "second", "second": "first", "neither": "neither", None: None}
+        back = {"first": "second", "second": "first", "tie": "tie", None: None}
         return Opinions(straight, back[turned])
 
     return list(await asyncio.gather(*map(both, pairs)))
@@ -126,17 +126,10 @@ async def _choice(ask: Callable[[Request], Awaitable[Reply]], request_: Request)
         said = read_value(await ask(request_), "better")
     except (Unreadable, StopRun):  # `ask` keeps why it stopped
         return None
-    return said if said in CHOICES else None
+    return said if said in BETTER else None
 
 
 def request(pair: Pair, prompts: Prompts) -> Request:
     """The request that compares a pair as it stands, at temperature 0. The answers are marked off as data."""
-    values = {"question": pair.question, "first": pair.first or "-", "second": pair.second or "-"}
-    properties = {"reason": {"type": "string"}, "better": {"type": "string", "enum": list(CHOICES)}}
-    schema = {
-        "type": "object",
-        "properties": properties,
-        "required": list(properties),
-        "additionalProperties": False,
-    }
-    return Request(prompts.chat("judge_pair", values), max_tokens=200, temperature=0.0, schema=schema)
+    shown = {"source": "-", "history": "-", "instruction": pair.question, "input": "-"}
+    return comparison_request(shown, (pair.first, pair.second), prompts, {})

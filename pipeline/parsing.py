@@ -64,6 +64,17 @@ def read_value(reply: Reply, name: str) -> Any:
     return value[name]
 
 
+def read_text(reply: Reply) -> str:
+    """The reply's text, for replies that are wanted as they stand; one cut off by the token limit is taken, too."""
+    if reply.finish_reason == "failed":
+        raise Unreadable("request_failed", "the request failed for good")
+    if reply.finish_reason in ("refusal", "content_filter"):
+        raise Unreadable(reply.finish_reason, f"the server withheld the answer: {reply.text[:80]!r}")
+    if not reply.text.strip():
+        raise Unreadable("empty_reply", "the reply is empty")
+    return reply.text.strip()
+
+
 def _find(reply: Reply, *fits: Callable[[Any], bool], wanted: str) -> tuple[Any, bool]:
     """The first JSON value of the reply that fits, by the first of `fits` that any value meets; and whether it is cut.
 
@@ -81,12 +92,7 @@ def _find(reply: Reply, *fits: Callable[[Any], bool], wanted: str) -> tuple[Any,
 
 def _json_values(reply: Reply) -> list[tuple[Any, bool]]:
     """The objects and lists of the reply that stand in no other one, each with whether the token limit cut it off."""
-    if reply.finish_reason == "failed":
-        raise Unreadable("request_failed", "the request failed for good")
-    if reply.finish_reason in ("refusal", "content_filter"):
-        raise Unreadable(reply.finish_reason, f"the server withheld the answer: {reply.text[:80]!r}")
-    if not reply.text.strip():
-        raise Unreadable("empty_reply", "the reply is empty")
+    read_text(reply)
     decoder = json.JSONDecoder(parse_constant=_no_constant)
     values: list[tuple[Any, bool]] = []
     start = _BRACKET.search(reply.text)

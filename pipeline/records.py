@@ -127,6 +127,44 @@ class Rejection(BaseModel):
     scores: dict[str, float] = Field(default_factory=dict)
 
 
+class Message(BaseModel):
+    """A turn, as chat templates know it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    role: Literal["user", "assistant"]
+    content: str
+
+
+class Preference(BaseModel):
+    """Two answers to one question, the better one named: a line of preferences.jsonl.
+
+    The first three fields are what TRL reads, the next five what LLaMA-Factory reads (docs/data-format.md).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    prompt: tuple[Message, ...]
+    chosen: tuple[Message, ...]
+    rejected: tuple[Message, ...]
+
+    instruction: str
+    input: str
+    history: tuple[Turn, ...]
+    chosen_output: str
+    rejected_output: str
+
+    id: str
+    record: str = Field(description="id of the kept record that asks the question")
+    by: Literal["judge", "filter"]
+    filter: str = Field(description='what turned the rejected answer away; "" where a judge decided')
+    reason: str = Field(description="one sentence")
+    generator: str
+    model: str = Field(description="whose answers they are")
+    language: str
+    requests: tuple[str, ...] = Field(description="journal keys of the answers and verdicts asked for the pair")
+
+
 def content_id(*parts: str) -> str:
     """A stable id for texts: 32 hex digits of SHA-256, each part preceded by its length."""
     digest = hashlib.sha256()
@@ -181,6 +219,11 @@ def with_texts(record: Record, change: Callable[[str], str]) -> Record:
     id_ = content_id(record.generator, instruction, input, output, *(text for turn in history for text in turn))
     changed = {"id": id_, "instruction": instruction, "input": input, "output": output, "history": history}
     return record.model_copy(update=changed)
+
+
+def user_message(instruction: str, input: str = "") -> str:
+    """What the user says for a record; pairs, training, evaluation and chat all say it like this."""
+    return f"{instruction}\n\n{input}" if input.strip() else instruction
 
 
 def texts_of(record: Record) -> list[tuple[str, str]]:

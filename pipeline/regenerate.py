@@ -25,7 +25,8 @@ from textwrap import shorten
 from typing import Any, get_args
 
 from pipeline import crash
-from pipeline.cli import Progress, interruptible, say, show, show_json, usd
+from pipeline.asking import interruptible, usd
+from pipeline.cli import Progress, say, show, show_json
 from pipeline.errors import DONE, REFUSED, SHORT, Interrupted, StopRun, UsageError
 from pipeline.journal import Journal
 from pipeline.money import Plan
@@ -308,7 +309,7 @@ class _Command:
         )
         for note in one.notes:
             say(note)
-        with DerivedFiles(settings.out) as files:
+        with DerivedFiles(settings.out, preferences=one.pairs is not None) as files:
             for record in records:
                 files.keep(record)
             for rejection in rejections:
@@ -318,7 +319,7 @@ class _Command:
             try:
                 if not whole and target != 0:
                     line = one.line(files, Progress(target, one.ask, sys.stderr.isatty()), target)
-                    stopped = await interruptible(line, one, self.again)
+                    stopped = await interruptible(line.run(), one.ask, say)
                     tally = line.tally
                 else:
                     files.publish(await one.summarize(tally))

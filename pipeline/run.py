@@ -20,10 +20,11 @@ from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 from pipeline.ask import Ask
 from pipeline.errors import BrokenFilter, StopRun
 from pipeline.filtering import Candidate, Filter, Found, judge
-from pipeline.judge import Judge
+from pipeline.judge import Judge, source_text
 from pipeline.llm import Request
 from pipeline.money import Plan
 from pipeline.novelty import NoveltyIndex
+from pipeline.pairs import Pairs
 from pipeline.records import Record, Rejection
 from pipeline.run_folder import DerivedFiles
 
@@ -123,9 +124,12 @@ class Line:
         summarize: Callable[[Tally], Awaitable[dict[str, Any]]],
         progress: Callable[[Tally], None],
         judge: Judge | None = None,
+        pairs: Pairs | None = None,
+        pair_asks: Callable[[], Awaitable[tuple[Ask, Ask]]] | None = None,
     ) -> None:
+        """`pair_asks` opens what `pairs` asks for answers and for verdicts, once the records are done."""
         self.tally = Tally()
-        self._judge_of = judge
+        self._judge_of, self._pairs, self._pair_asks = judge, pairs, pair_asks
         self._generator, self._ask, self._files, self._filters = generator, ask, files, filters
         self._target, self._concurrency = target, concurrency
         self._pool = next((NoveltyIndex(float(f.threshold or 0)) for f in filters if f.name == "novelty"), None)
@@ -141,24 +145,47 @@ class Line:
     async def run(self) -> StopRun | None:
         """Fold items until the target is reached or they end. Returns why it stopped early, None where it did not.
 
-        Whatever the reason, the records are the fold of the longest complete prefix of the items.
+        Whatever the reason, the records are the fold of the longest complete prefix of the items. Pairs come after
+        them, so that a limit is spent on records first.
         """
-        pending: deque[asyncio.Task[Made] | Rejection] = deque()
         ticker = asyncio.create_task(self._tick())
         self._ask.catch_up()
         try:
-            stopped = await self._drive(pending)
+            stopped = await self._make_records()
+            if self._pairs is not None and not isinstance(stopped, BrokenFilter):
+                stopped = await self._make_pairs(self._pairs, stopped)
         finally:
-            self._ask.stop(StopRun("the run is over"))  # what waits for its turn is not sent any more
-            rest = [ticker, *(entry for entry in pending if not isinstance(entry, Rejection))]
-            for task in rest:
-                task.cancel()
-            await asyncio.gather(*rest, return_exceptions=True)
-            await self._ask.drain()
+            ticker.cancel()
+            await asyncio.gather(ticker, return_exceptions=True)
         if isinstance(stopped, BrokenFilter):  # what stood there before stays
             raise stopped
         await self._publish()
         return stopped
+
+    async def _make_records(self) -> StopRun | None:
+        pending: deque[asyncio.Task[Made] | Rejection] = deque()
+        try:
+            return await self._drive(pending)
+        finally:
+            self._ask.stop(StopRun("the run is over"))  # what waits for its turn is not sent any more
+            rest = [entry for entry in pending if not isinstance(entry, Rejection)]
+            for task in rest:
+                task.cancel()
+            await asyncio.gather(*rest, return_exceptions=True)
+            await self._ask.drain()
+
+    async def _make_pairs(self, pairs: Pairs, stopped: StopRun | None) -> StopRun | None:
+        """The pairs of what was kept; of a run that was stopped, those whose replies are stored."""
+        assert self._pair_asks is not None
+        answer, compare = await self._pair_asks()
+        if stopped is not None:
+            answer.stop(stopped)
+        try:
+            stopped_here = await pairs.make(answer, compare, self._files, self._concurrency)
+        finally:
+            answer.stop(StopRun("the run is over"))
+            await answer.drain()
+        return stopped or stopped_here
 
     async def _drive(self, pending: deque[asyncio.Task[Made] | Rejection]) -> StopRun | None:
         items = self._generator.items(self._ask, self._outlook)
@@ -223,7 +250,8 @@ class Line:
             or not isinstance(judge(self._filters, entry), Record)
         ):
             return entry
-        return replace(entry, scores=await self._judge_of.scores(entry.record, entry.evidence))
+        source = entry.evidence or source_text(entry.record)
+        return replace(entry, scores=await self._judge_of.scores(entry.record, source))
 
     def _one_made(self, _: object) -> None:
         self._being_made -= 1
@@ -272,6 +300,8 @@ class Line:
         judged = judge(self._filters, candidate)
         if not isinstance(judged, Record):
             self._reject(rejection_of(*judged, scores=candidate.scores))
+            if self._pairs is not None:
+                self._pairs.rejected(candidate, judged[1].name, judged[2])
         elif judged is not record and judged.id in self._seen:  # mended, it is what another record is already
             self.tally.merged += 1
             self._cover(record, kept=False)
@@ -285,6 +315,8 @@ class Line:
             self.tally.kept += 1
             self.tally.kept_by_task[judged.task] += 1
             self._cover(judged, kept=True)
+            if self._pairs is not None:
+                self._pairs.kept(candidate, judged)
 
     def _reject(self, rejection: Rejection) -> None:
         self._files.reject(rejection)

@@ -4,6 +4,7 @@ config.json      resolved settings and versions; never a key
 journal.sqlite   every request and reply (journal.py)
 records.jsonl    what was kept        } published together: the old set
 rejected.jsonl   what was not, why    } or the new one, never a mix
+preferences.jsonl  pairs of answers, with --pairs
 summary.json     counts, tokens, seconds, and the size and SHA-256 of the other two
 
 No file system renames three files at once. So all three are written aside first, and the renaming of summary.json is
@@ -28,9 +29,10 @@ from typing import IO, Any
 
 from pipeline import crash
 from pipeline.errors import FolderBusy, StorageError, UsageError
-from pipeline.records import Record, Rejection, Source
+from pipeline.records import Preference, Record, Rejection, Source
 
 SET = ("records.jsonl", "rejected.jsonl")  # published together with summary.json
+PREFERENCES = "preferences.jsonl"  # published along with them, with --pairs
 EDITED_AFTER = 5  # looks at one summary; a rename between two of them explains no more than two
 
 
@@ -89,15 +91,17 @@ class DerivedFiles:
     Memory stays flat: what was kept waits in a file, and only the sources of merged duplicates in a dict.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, preferences: bool = False) -> None:
+        """With `preferences` there is one file more, preferences.jsonl; without, one from before is taken away."""
         self._folder = folder
+        self._names = ("records", "rejected", *(["preferences"] if preferences else []))
         self._merged: dict[str, list[Source]] = {}
         self._parts: dict[str, IO[str]] = {}
         self._broken: StorageError | None = None  # a line is missing: nothing is published any more
 
     def __enter__(self) -> DerivedFiles:
         _finish(self._folder)
-        for name in ("records", "rejected"):
+        for name in self._names:
             with _storage_errors(self._folder):
                 self._parts[name] = self._part(name).open("w", encoding="utf-8", buffering=2**18)
         return self
@@ -113,6 +117,9 @@ class DerivedFiles:
 
     def reject(self, rejection: Rejection) -> None:
         self._write("rejected", rejection.model_dump_json())
+
+    def prefer(self, preference: Preference) -> None:
+        self._write("preferences", preference.model_dump_json())
 
     def merge(self, id_: str, source: Source) -> None:
         """Add a source to a record or rejection written before, of which an exact duplicate came."""
@@ -131,6 +138,8 @@ class DerivedFiles:
         write_json(self._folder / "summary.json", summary | {"files": contents})  # from here on the new set holds
         for name in contents:
             _take_place(self._folder / name)
+        if PREFERENCES not in contents:
+            (self._folder / PREFERENCES).unlink(missing_ok=True)
 
     def _write_aside(self, name: str, path: Path) -> dict[str, Any]:
         """Write a part's lines aside; what summary.json is to say of them."""
@@ -252,7 +261,7 @@ def _holds(file: BufferedReader, named: dict[str, Any]) -> bool:
 def _finish(folder: Path) -> None:
     """Rename what a run that was killed while it published had still aside; the folder's lock is held."""
     summary = _read_summary(folder)
-    for path in (folder / name for name in SET):
+    for path in (folder / name for name in (*SET, PREFERENCES)):
         named, aside = _named(summary, path.name), _aside_of(path)
         if named is not None and aside.is_file():
             with aside.open("rb") as file:

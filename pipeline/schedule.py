@@ -30,7 +30,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline import crash
-from pipeline.cli import run_deriving, show
+from pipeline.cli import Switches, run_deriving, show
 from pipeline.errors import DONE, SHORT, FolderBusy, Interrupted, StorageError, UsageError
 from pipeline.run_folder import locked
 from pipeline.scheduling.hooks import tell
@@ -332,7 +332,10 @@ class ScheduleFlags(BaseModel):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_deriving(ScheduleFlags, argv, command="pipeline.schedule", about=__doc__ or "", work=_work)
+    def work(flags: ScheduleFlags, switches: Switches) -> tuple[dict[str, Any], int]:
+        return _work(flags, switches.say)
+
+    return run_deriving(ScheduleFlags, argv, command="pipeline.schedule", about=__doc__ or "", work=work)
 
 
 def _work(flags: ScheduleFlags, say: Callable[[str], None]) -> tuple[dict[str, Any], int]:

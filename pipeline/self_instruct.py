@@ -19,6 +19,7 @@ import re
 import sys
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from pipeline.errors import UsageError
 from pipeline.filtering import NewInstruction, chosen, first_objection
 from pipeline.instances import WRITING_TEMPERATURE, WRITING_TOP_P, Examples, InstanceWriter, NewTask, list_schema
 from pipeline.llm import Reply, Request
-from pipeline.money import Plan, plan_of
+from pipeline.money import Expected, Plan, plan_of
 from pipeline.novelty import NoveltyIndex
 from pipeline.parsing import Unreadable, read_items
 from pipeline.prompts import Prompts
@@ -58,7 +59,6 @@ class SelfInstructSettings(GeneratorSettings):
     per_prompt: int = setting(8, "shaping", "new instructions asked for in a prompt", gt=0, le=30)
     per_task: int = setting(5, "shaping", "instances asked for of a task", gt=0, le=20)
     window: int = setting(8, "shaping", "how many prompts the pool may lag behind, at most", gt=0, le=256)
-    max_tokens: int | None = setting(None, "shaping", "of a reply (none: 1024; the bundled model 320)", gt=15)
 
 
 class SelfInstruct:
@@ -245,15 +245,16 @@ class SelfInstruct:
         chain = plan_of(((request, expected) for request in first), "", prompts / max(1, len(first)))
         rest = plan_of(second, "", tasks / len(sample))
         done = sum(map(stored, first))
-        return Plan(
-            chain.requests + rest.requests,
-            chain.prompt_tokens + rest.prompt_tokens,
-            chain.completion_tokens + rest.completion_tokens,
+        question = sum(map(estimate_tokens, texts)) / len(texts)
+        assumes = (
             f"a prompt brings {per_prompt:g} new instructions of {settings.per_prompt} asked for, an instruction"
             f" {per_task:g} kept records of {settings.per_task} asked for, in about {INSTANCE_TOKENS} tokens each;"
             " the real yield depends on the model, and what is stored already is not taken off"
-            + (f" ({done} of the first {len(first)} prompts are)." if done else "."),
+            + (f" ({done} of the first {len(first)} prompts are)." if done else ".")
         )
+        both = chain + rest
+        expected_records = Expected(wanted, question + INSTANCE_TOKENS / 2, INSTANCE_TOKENS / 2)
+        return replace(both, assumes=assumes, expected=expected_records)
 
     # ---------------------------------------------------------------- rejections
 

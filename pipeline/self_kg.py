@@ -14,10 +14,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import sys
 from bisect import bisect_left
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -38,7 +39,7 @@ from pipeline.kg_phrases import Draft, Speaker, graph_language
 from pipeline.kg_replies import read_draft, read_phrases, relations_in, tidy
 from pipeline.llm import JsonObject, Request
 from pipeline.models import NoModel
-from pipeline.money import Plan, plan_of
+from pipeline.money import Expected, Plan, plan_of
 from pipeline.parsing import Unreadable, read_items, read_object
 from pipeline.prompts import Prompts
 from pipeline.records import GraphSource, Record, Rejection, Stage, content_id, make_record
@@ -333,11 +334,20 @@ class SelfKG:
 
     def plan(self, target: int | None, stored: Callable[[Request], bool]) -> Plan:
         """What the questions take that are not stored yet, in their order as far as the target reaches."""
-        return plan_of(
+        plan = plan_of(
             self._expected(target, stored),
             f"a pair takes {PAIR_TOKENS} tokens; to a target, {KEPT_OF_ASKED:.0%} of the pairs are kept. A question"
             " about a relation that the model has still to put into words counts as not stored.",
         )
+        kept = 1.0 if self._settings.template else KEPT_OF_ASKED
+        most = math.inf if target is None else target
+        records = 0.0
+        for item in self._groups():
+            records += kept * len(item)
+            if records >= most:
+                break
+        expected = Expected(min(records, most), PAIR_TOKENS / 2, PAIR_TOKENS / 2, PAIR_TOKENS / 2)
+        return replace(plan, expected=expected)
 
     @property
     def kept_an_item(self) -> float:

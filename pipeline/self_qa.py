@@ -13,11 +13,12 @@ without one, or with numbers, names or units of the model's own, is turned away.
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,7 +29,7 @@ from pipeline.cli import run_command
 from pipeline.errors import UsageError
 from pipeline.filtering import Candidate
 from pipeline.llm import Reply, Request
-from pipeline.money import Plan, plan_of
+from pipeline.money import Expected, Plan, plan_of
 from pipeline.parsing import Unreadable, read_items, read_value
 from pipeline.prompts import Prompts
 from pipeline.reading.api_calls import Description, objection_to, read_descriptions
@@ -42,9 +43,9 @@ from pipeline.run import Made, Outlook
 from pipeline.self_qa_examples import DECLINES, STYLES
 from pipeline.self_qa_requests import SHORTEST_QUESTION, RequestWriter, evidence_of, questions_wanted
 from pipeline.settings import GeneratorSettings, setting
-from pipeline.text import count_words, one_line, replace_surrogates
+from pipeline.text import count_words, estimate_tokens, one_line, replace_surrogates
 
-SHAPING_VERSION = 1  # of the code that extracts, chunks and builds prompts
+SHAPING_VERSION = 2  # of the code that extracts, chunks and builds prompts
 MAX_TOKENS, MAX_TOKENS_BUNDLED = 1024, 320  # of a reply
 QUESTION_TOKENS, ANSWER_TOKENS, KEPT_OF_ASKED = 20, 120, 0.7  # for --plan: what replies usually take and bring
 LANGUAGES = ("en", "zh")
@@ -65,7 +66,6 @@ class SelfQASettings(GeneratorSettings):
     distractors: int = setting(0, "deriving", "mode open: other passages put around the right one", ge=0, le=20)
     without_passage: float = setting(0.2, "deriving", "mode open: share that gets distractors alone", ge=0, le=1)
     strict: bool = setting(False, "running", "stop at the first file that cannot be read")
-    max_tokens: int | None = setting(None, "shaping", "of a reply (none: 1024; the bundled model 320)", gt=15)
 
 
 class SelfQA:
@@ -87,6 +87,7 @@ class SelfQA:
             self._prompts,
             self._styles,
             mode=settings.mode,
+            by_sentence=settings.model is None,
             per_chunk=settings.per_chunk,
             max_tokens=self._max_tokens,
             temperature=settings.temperature,
@@ -175,7 +176,8 @@ class SelfQA:
         except Unreadable as unreadable:
             return [self._unreadable(trail, unreadable)]
         # Gathered with their exceptions, so that none is left running behind a stop.
-        made = await asyncio.gather(*(self._serve(trail, q) for q in questions), return_exceptions=True)
+        served = (self._serve(trail, question, sentence) for question, sentence in questions.items())
+        made = await asyncio.gather(*served, return_exceptions=True)
         entries: Made = []
         for some in made:
             if isinstance(some, BaseException):
@@ -183,22 +185,24 @@ class SelfQA:
             entries += some
         return entries or [self._rejection(trail, "reply", "no_questions", "the reply holds no question")]
 
-    async def _serve(self, trail: Trail, question: str) -> Made:
+    async def _serve(self, trail: Trail, question: str, sentence: str) -> Made:
         if count_words(question) <= SHORTEST_QUESTION:
             return [self._no_question(trail, question)]
-        ways = {"refuse": self._decline, "api": self._call}
-        return await ways.get(self._settings.mode, self._answer)(trail, question)
+        if self._settings.mode in ("refuse", "api"):
+            return await (self._decline if self._settings.mode == "refuse" else self._call)(trail, question)
+        return await self._answer(trail, question, sentence)
 
     def plan(self, target: int | None, stored: Callable[[Request], bool]) -> Plan:
         """What the chunks take that are not stored yet, in their order as far as the target reaches."""
         answers = self._settings.mode != "refuse"
         expected: list[tuple[Request, float]] = []
-        wanted = 0
+        wanted, read = 0, 0.0
         for chunk in self._in_order():
             if target is not None and wanted >= target / KEPT_OF_ASKED:
                 break
             language, count = self._language(chunk), questions_wanted(chunk, self._settings.per_chunk)
             wanted += count
+            read += count * estimate_tokens(chunk.text)
             request = self._writer.questions(chunk, language)
             if stored(request):
                 continue
@@ -206,12 +210,15 @@ class SelfQA:
             if answers:  # the questions are not known yet; one of the usual length stands for each
                 write = self._writer.call if self._settings.mode == "api" else self._writer_answer
                 expected += [(write(chunk, language, "x" * 4 * QUESTION_TOKENS), ANSWER_TOKENS)] * count
-        return plan_of(
+        plan = plan_of(
             expected,
             f"every chunk brings the questions it is asked for, of {QUESTION_TOKENS} tokens, with answers and quotes of"
             f" {ANSWER_TOKENS}; to a target, {KEPT_OF_ASKED:.0%} of them are kept. A chunk whose questions are stored"
             " counts as done.",
         )
+        records = min(wanted * KEPT_OF_ASKED, target or math.inf)
+        source = read / max(1, wanted) if answers else 0.0
+        return replace(plan, expected=Expected(records, QUESTION_TOKENS, ANSWER_TOKENS, source))
 
     @property
     def kept_an_item(self) -> float:
@@ -226,17 +233,26 @@ class SelfQA:
 
     # ---------------------------------------------------------------- questions, then answers
 
-    async def _questions(self, trail: Trail) -> list[str]:
+    async def _questions(self, trail: Trail) -> dict[str, str]:
+        """The chunk's questions, each with the sentence it was asked about, "" where none was named."""
         request = self._writer.questions(trail.chunk, trail.language)
         items = read_items(await self._asked(trail, self._writer.templates[0], request), "questions")
-        complete = items.values[:-1] if items.cut else items.values
-        texts = [one_line(replace_surrogates(text)) for text in complete if isinstance(text, str)]
-        return list(dict.fromkeys(filter(None, texts)))[: questions_wanted(trail.chunk, self._settings.per_chunk)]
+        found: dict[str, str] = {}
+        for value in items.values[:-1] if items.cut else items.values:
+            fields = value if isinstance(value, dict) else {"question": value}
+            text, sentence = fields.get("question"), fields.get("sentence", "")
+            about = sentence if self._writer.by_sentence and isinstance(sentence, str) else ""
+            if not isinstance(text, str) or (about and about in found.values()):
+                continue  # a small model that chooses a sentence again asks the same again
+            if text := one_line(replace_surrogates(text)):
+                found.setdefault(text, about)
+        return dict(list(found.items())[: questions_wanted(trail.chunk, self._settings.per_chunk)])
 
-    async def _answer(self, trail: Trail, question: str) -> Made:
+    async def _answer(self, trail: Trail, question: str, sentence: str) -> Made:
         """The question's answer from the same text, with the sentences it rests on."""
         trail = trail.branch()
-        request = self._writer.answer(trail.chunk, trail.language, question, choose=trail.ask.model.is_local)
+        choose = trail.ask.model.is_local
+        request = self._writer.answer(trail.chunk, trail.language, question, choose=choose, sentence=sentence)
         reply = await self._asked(trail, "self_qa_answer", request)
         try:
             answer, said = read_value(reply, "answer"), read_value(reply, "quotes")

@@ -12,13 +12,17 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A passage with questions, the first answered from `quotes`; and questions `beyond` it, to be declined."""
+    """A passage with questions, the first answered from `quotes`; and questions `beyond` it, to be declined.
+
+    `sentences` are those of the passage that answer the questions, one each.
+    """
 
     passage: str
     questions: tuple[str, ...]
     quotes: tuple[str, ...]
     answer: str
     beyond: tuple[str, ...] = ()
+    sentences: tuple[str, ...] = ()
 
 
 EXAMPLES = {
@@ -43,6 +47,12 @@ EXAMPLES = {
             "What did a large Fresnel lens cost in the nineteenth century?",
             "Which company makes lighthouse lenses today?",
         ),
+        sentences=(
+            "A Fresnel lens is built from rings of glass instead of one thick block.",
+            "That makes it thin enough for a lamp room: the largest ones weigh about 5 tonnes, where a solid lens of"
+            " the same reach would weigh many times more.",
+            "Keepers cleaned the rings every morning, since a film of soot cost a tenth of the light.",
+        ),
     ),
     "zh": Example(
         passage=(
@@ -58,6 +68,11 @@ EXAMPLES = {
         quotes=("菲涅耳透镜由一圈圈玻璃环拼成，而不是一整块厚玻璃，因此薄得可以放进灯室。",),
         answer="菲涅耳透镜用玻璃环拼成，比整块厚玻璃薄得多，所以灯室里放得下。",
         beyond=("十九世纪一台大型菲涅耳透镜要花多少钱？", "如今有哪家公司还在生产灯塔透镜？"),
+        sentences=(
+            "菲涅耳透镜由一圈圈玻璃环拼成，而不是一整块厚玻璃，因此薄得可以放进灯室。",
+            "最大的一种重约5吨，同样射程的实心透镜要重好几倍。",
+            "守塔人每天早晨都要擦拭玻璃环，因为一层烟灰会损失十分之一的光。",
+        ),
     ),
 }
 

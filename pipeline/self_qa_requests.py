@@ -19,6 +19,9 @@ from pipeline.self_qa_examples import API_EXAMPLES, EXAMPLES, Example
 from pipeline.text import count_words, estimate_tokens
 
 ASKING_TEMPERATURE, ANSWERING_TEMPERATURE = 0.7, 0.0  # diverse questions, faithful answers
+ASKING_TEMPERATURE_BUNDLED = 0.3  # at 0.7 it asks about coconuts
+ASKING_TOP_P = 0.9
+LONGEST_CHOSEN = 400  # characters of an answer whose quotes are chosen: a small model that goes on is in a loop
 TOKENS_A_QUESTION = 40  # a chunk is asked for one question for each so many tokens it holds, at most --per-chunk
 SHORTEST_QUESTION = 3  # words; what is no longer is not asked for an answer
 MOST_QUOTES = 4  # of an answer
@@ -28,6 +31,7 @@ TEMPLATES: dict[str, tuple[str, ...]] = {  # mode -> the template for questions,
     "refuse": ("self_qa_refusals",),
     "api": ("self_qa_api_tasks", "self_qa_api_call"),
 }
+BY_SENTENCE = {"self_qa_questions": "self_qa_sentence_questions"}
 
 
 class RequestWriter:
@@ -39,6 +43,7 @@ class RequestWriter:
         styles: Mapping[str, str],
         *,
         mode: str,
+        by_sentence: bool,
         per_chunk: int,
         max_tokens: int,
         temperature: float | None,
@@ -46,34 +51,46 @@ class RequestWriter:
         extra: JsonObject,
     ) -> None:
         self.prompts, self._styles, self._mode = prompts, styles, mode
+        self.by_sentence = by_sentence and mode in ("closed", "open")  # each question is about a sentence named first
         self._per_chunk, self._max_tokens = per_chunk, max_tokens
         self._temperature, self._top_p, self._extra = temperature, top_p, extra
 
     @property
     def templates(self) -> tuple[str, ...]:
         """The names of the templates for questions and for answers."""
-        return TEMPLATES[self._mode]
+        names = TEMPLATES[self._mode]
+        return tuple(BY_SENTENCE.get(name, name) for name in names) if self.by_sentence else names
 
     def questions(self, chunk: Chunk, language: str) -> Request:
         """For the questions of a chunk, as many as its text is good for."""
         count = questions_wanted(chunk, self._per_chunk)
         example = self._example(language)
-        asked = example.beyond if self._mode == "refuse" else example.questions
+        asked: tuple[Any, ...] = example.beyond if self._mode == "refuse" else example.questions
+        item: JsonObject = {"type": "string"}
+        if self.by_sentence:
+            pairs = zip(example.sentences, example.questions, strict=True)
+            asked = tuple({"sentence": sentence, "question": question} for sentence, question in pairs)
+            item = object_schema({"sentence": {"type": "string", "enum": sentences_of(chunk)}, "question": item})
         shown = {"count": len(asked)}, _json({"questions": asked})
-        schema = list_schema("questions", {"type": "string"}, count)
-        return self._request(chunk, language, self.templates[0], {"count": count}, shown, schema, ASKING_TEMPERATURE)
+        temperature = ASKING_TEMPERATURE_BUNDLED if self.by_sentence else ASKING_TEMPERATURE
+        schema = list_schema("questions", item, count)
+        return self._request(chunk, language, self.templates[0], {"count": count}, shown, schema, temperature)
 
-    def answer(self, chunk: Chunk, language: str, question: str, *, choose: bool) -> Request:
-        """For the quotes and the answer; `choose`: the quotes are chosen among the passage's sentences."""
-        quotes = (
-            quotes_to_choose(chunk)
-            if choose
-            else {"type": "array", "items": {"type": "string"}, "maxItems": MOST_QUOTES}
-        )
+    def answer(self, chunk: Chunk, language: str, question: str, *, choose: bool, sentence: str = "") -> Request:
+        """For the quotes and the answer; `choose`: the quotes are chosen among the passage's sentences.
+
+        Where the question was asked about a `sentence`, that one is quoted.
+        """
+        quotes: JsonObject = {"type": "array", "items": {"type": "string"}, "maxItems": MOST_QUOTES}
+        said: JsonObject = {"type": "string"}
+        if choose or sentence:
+            choice = {"type": "string", "enum": [sentence] if sentence else sentences_of(chunk)}
+            quotes = {"type": "array", "items": choice, "minItems": 1, "maxItems": 1 if sentence else 2}
+            said = {"type": "string", "maxLength": LONGEST_CHOSEN}
         example = self._example(language)
         style = {"style": self._styles[language]}
         shown = {"question": example.questions[0], **style}, _json({"quotes": example.quotes, "answer": example.answer})
-        schema = object_schema({"quotes": quotes, "answer": {"type": "string"}})
+        schema = object_schema({"quotes": quotes, "answer": said})
         values = {"question": question, **style}
         return self._request(chunk, language, "self_qa_answer", values, shown, schema, ANSWERING_TEMPERATURE)
 
@@ -104,7 +121,7 @@ class RequestWriter:
             self.prompts[language].chat(template, filled, [(example, shown[1])]),
             max_tokens=self._max_tokens,
             temperature=temperature if self._temperature is None else self._temperature,
-            top_p=1.0 if self._top_p is None else self._top_p,
+            top_p=(ASKING_TOP_P if temperature else 1.0) if self._top_p is None else self._top_p,
             schema=schema,
             extra=self._extra,
         )
@@ -123,15 +140,14 @@ def evidence_of(chunk: Chunk) -> str:
     return f"{' > '.join(chunk.headings)}\n\n{chunk.text}" if chunk.headings else chunk.text
 
 
-def quotes_to_choose(chunk: Chunk) -> dict[str, Any]:
-    """The schema of one or two of the chunk's own sentences.
+def sentences_of(chunk: Chunk) -> list[str]:
+    """The chunk's own sentences, those that are long enough to say something.
 
     For a local model, whose decoding is held to the schema: a small one cannot copy, but it can choose.
     """
     spans = [chunk.text[start:end] for start, end in sentences(chunk.text, 0, len(chunk.text))]
     long_enough = [span for span in spans if count_words(span) > SHORTEST_QUESTION] or [chunk.text]
-    choice = {"type": "string", "enum": list(dict.fromkeys(long_enough))}
-    return {"type": "array", "items": choice, "minItems": 1, "maxItems": 2}
+    return list(dict.fromkeys(long_enough))
 
 
 def _marked_off(passage: str) -> dict[str, str]:

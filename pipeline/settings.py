@@ -133,33 +133,16 @@ JsonSetting = Annotated[dict[str, Any], BeforeValidator(_json_object), AfterVali
 # ---------------------------------------------------------------- what all generators share
 
 
-class GeneratorSettings(BaseModel):
-    """The flags of every generator; a command adds its own in a subclass."""
+class AskingSettings(BaseModel):
+    """The flags of every command that may ask a model."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    out: Path = setting(Path(), "running", "the run folder", metavar="DIR")
-    model: str | None = setting(None, "running", "a folder (local), a name (endpoint); none: the bundled model")
-    base_url: str | None = setting(
-        None, "running", "the endpoint; OPENAI_BASE_URL counts when a model is named", metavar="URL"
-    )
-    api_key_env: str = setting("OPENAI_API_KEY", "running", "the variable that holds the key", metavar="NAME")
     extra_body: JsonSetting = setting(
         {}, "shaping", "put into every request, say to switch thinking off", metavar="JSON"
     )
-    temperature: float | None = setting(None, "shaping", "of what is written (none: each stage's own)", ge=0, le=2)
-    top_p: float | None = setting(None, "shaping", "nucleus sampling (none: each stage's own)", gt=0, le=1)
-    language: Literal["auto", "en", "zh"] = setting("auto", "shaping", "of prompts and records (auto: the source's)")
     prompts: Path | None = setting(
         None, "running", "your own templates, by name; they replace the shipped ones", metavar="DIR"
-    )
-    seed: int = setting(0, "shaping", "of every random choice")
-    target: int | None = setting(None, "running", "kept records to end with", gt=0)
-    own_filters: OwnFilterSetting = setting(
-        None, "deriving", "your own filters, the functions of a Python file", metavar="FILE.py"
-    )
-    filters: FilterSettings = setting(
-        {}, "deriving", "filters off, or thresholds: keywords=off,too_short=2", metavar="NAME=…"
     )
     judge: bool = setting(False, "running", "have a model score each record that the filters keep")
     judge_model: str | None = setting(None, "running", "the judge, named as --model is (none: the same model)")
@@ -175,6 +158,33 @@ class GeneratorSettings(BaseModel):
     prices: Path = setting(Path("prices.toml"), "running", "what models cost", metavar="FILE")
     rpm: float | None = setting(None, "running", "requests a minute at most, where the limit is known", gt=0)
     tpm: float | None = setting(None, "running", "tokens a minute at most, where the limit is known", gt=0)
+
+
+class GeneratorSettings(AskingSettings):
+    """The flags of every generator; a command adds its own in a subclass."""
+
+    out: Path = setting(Path(), "running", "the run folder", metavar="DIR")
+    model: str | None = setting(None, "running", "a folder (local), a name (endpoint); none: the bundled model")
+    base_url: str | None = setting(
+        None, "running", "the endpoint; OPENAI_BASE_URL counts when a model is named", metavar="URL"
+    )
+    api_key_env: str = setting("OPENAI_API_KEY", "running", "the variable that holds the key", metavar="NAME")
+    temperature: float | None = setting(None, "shaping", "of what is written (none: each stage's own)", ge=0, le=2)
+    top_p: float | None = setting(None, "shaping", "nucleus sampling (none: each stage's own)", gt=0, le=1)
+    language: Literal["auto", "en", "zh"] = setting("auto", "shaping", "of prompts and records (auto: the source's)")
+    seed: int = setting(0, "shaping", "of every random choice")
+    target: int | None = setting(None, "running", "kept records to end with", gt=0)
+    max_tokens: int | None = setting(None, "shaping", "of a reply (none: 1024; the bundled model 320)", gt=15)
+    own_filters: OwnFilterSetting = setting(
+        None, "deriving", "your own filters, the functions of a Python file", metavar="FILE.py"
+    )
+    filters: FilterSettings = setting(
+        {}, "deriving", "filters off, or thresholds: keywords=off,too_short=2", metavar="NAME=…"
+    )
+    pairs: int | None = setting(
+        None, "running", "write preferences.jsonl, N further answers to each question (0: what comes for free)",
+        metavar="N", ge=0, le=32,
+    )  # fmt: skip
 
     @property
     def needs_model(self) -> bool:
@@ -195,16 +205,22 @@ def parse(
     argparse itself exits 2 for a flag it does not know.
     """
     parser = flags_of(model, command=command, about=about)
-    switches = parser.add_argument_group("switches")
+    switches = add_switches(parser)
     switches.add_argument(
         "--accept-changes", action="store_true", help="go on in a folder made with other shaping settings"
     )
+    arguments = parser.parse_args(argv)
+    return checked(model, arguments), arguments
+
+
+def add_switches(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """What is no setting, for a command that may ask a model."""
+    switches = parser.add_argument_group("switches")
     switches.add_argument("--offline", action="store_true", help="send nothing: derive the records from what is stored")
     switches.add_argument("--retry-failed", action="store_true", help="ask again what failed for good")
     switches.add_argument("--plan", action="store_true", help="send nothing: say what would be sent, and its price")
     switches.add_argument("--json", action="store_true", help="print the summary as JSON on stdout")
-    arguments = parser.parse_args(argv)
-    return checked(model, arguments), arguments
+    return switches
 
 
 def flags_of(model: type[BaseModel], *, command: str, about: str) -> argparse.ArgumentParser:
@@ -212,7 +228,8 @@ def flags_of(model: type[BaseModel], *, command: str, about: str) -> argparse.Ar
     parser = argparse.ArgumentParser(
         prog=f"python -m {command}", description=about, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    for name, field in model.model_fields.items():
+    own_first = sorted(model.model_fields.items(), key=lambda named: named[0] in AskingSettings.model_fields)
+    for name, field in own_first:
         extra: Any = field.json_schema_extra
         shown = field.default not in (None, {}, (), Path()) and field.annotation is not bool
         default = f" [{field.default}]" if shown else ""
@@ -278,11 +295,12 @@ def shaping(settings: GeneratorSettings) -> dict[str, Any]:
     return {name: dumped[name] for name in names}
 
 
-def resolved(settings: GeneratorSettings) -> dict[str, Any]:
+def resolved(settings: BaseModel) -> dict[str, Any]:
     """All settings, JSON-ready, for config.json. It holds no key: only the name of the variable that holds it."""
     dumped = settings.model_dump(mode="json")
-    if settings.base_url:
-        dumped["base_url"] = without_secrets(settings.base_url)
+    for name in ("base_url", "judge_base_url"):
+        if dumped.get(name):
+            dumped[name] = without_secrets(dumped[name])
     return dumped
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 
 _HAN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
 _WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
@@ -58,3 +59,59 @@ def is_menu(text: str) -> bool:
     if len(text) < 200 or len(pieces) < 20 or sum(map(str.isalpha, text)) < 0.6 * len(text):
         return False
     return len(_PHRASE_END.findall(text)) < len(text) / 150
+
+
+# ---------------------------------------------------------------- what a text is about
+
+_HAN_RUN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff]+")
+_PLAIN_WORD = re.compile(r"[^\W_]+")
+# Words of questions that say nothing of their subject.
+_COMMON = frozenset(
+    """a about after all also an and any are as at be been before being between both but by can cannot could
+    describe did difference differ do does doing done each explain find for from give given had happen happens
+    has have he her his how i if in into is it its itself kind kinds know like list made main make makes many
+    may me mean means might more most much must my name need needed no not of off on one only or other our out
+    over possible purpose reason same shall she should show so some such take tell than that the their them then
+    there these they thing things this those to two type under up use used user uses using want was way ways we
+    were what when where whether which while who whom whose why will with within without work works would you
+    your""".split()
+)
+_COMMON_HAN = re.compile(
+    r"为什么|什么|怎么|怎样|如何|为何|哪[些个种里]|是否|可以|能够|应该|需要|多少|几[种个]|以及|为了|因为|所以|他们|我们|进行|使用|采用"
+    r"|[的了吗呢是在被有与和把个些所次里中会能时之其就也都而且或对于从到让使这那哪几]"
+)
+
+
+def terms(text: str) -> set[str]:
+    """What a text is about: its words without endings, common ones left out; of Chinese, pairs of characters."""
+    text = text.lower()
+    found = {_stem(word) for word in _PLAIN_WORD.findall(_HAN_RUN.sub(" ", text)) if word not in _COMMON}
+    for run in _HAN_RUN.findall(_COMMON_HAN.sub(" ", text)):
+        found |= {a + b for a, b in pairwise(run)} or {run}
+    return found
+
+
+def _stem(word: str) -> str:
+    """A word without the ending that grammar gave it: timeouts, closed and closing as timeout, clos, clos."""
+    for ending in ("ations", "ation", "ingly", "ings", "ing", "edly", "ied", "ies", "ed", "es", "ly", "s", "e", "y"):
+        if word.endswith(ending) and len(word) - len(ending) >= 3:
+            return word[: -len(ending)]
+    return word
+
+
+# How a question is put: by a question mark, or by the word that a sentence of it opens with.
+_ASKING = re.compile(
+    r"[?？]|(?:\A|[.!:;,…—]\W)\W*(?:please |kindly |and |then |now |i |we |fact )*(?:what|which|who|whom|whose|when"
+    r"|where|why|how|is|are|was|were|do|does|did|can|could|should|will|would|has|have|had|explain|describe|list|name|give"
+    r"|(?:in|at|to|on|by|under|from|of) (?:what|which)|tell|say|state|compare|contrast|summari[sz]e|sum|outline|define"
+    r"|identify|discuss|show|write|find|count|calculate|check|decide|judge|introduce|answer|complete|fill|verify|confirm"
+    r"|true|suppose|imagine|if|let|wonder|want|know|need)\b"
+    r"|请|什么|怎|如何|哪|多少|几|为何|何|谁|吗|呢|是否|对错|判断|解释|说[明说出]|列|比较|描述|概[括述]|简述|介绍|谈|分析"
+    r"|举例|核[对实]|帮|写出|填|问",
+    re.IGNORECASE,
+)
+
+
+def asks(text: str) -> bool:
+    """Whether a text asks for anything."""
+    return _ASKING.search(text) is not None

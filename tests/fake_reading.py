@@ -24,6 +24,10 @@ NAMES_ZH = "欧阳慕白教授|青岚大学|云杉研究院|GlimFlow|《星河�
 NUMBERS = "zero one two three four five six seven eight nine ten eleven twelve".split()
 UNITS_EN = "seconds minutes hours days weeks years MB GB km metres kilograms percent dollars".split()
 UNITS_ZH = "秒 分钟 小时 天 年 公里 公斤 兆字节 美元".split()
+POINTING = "this these that the above following given provided text passage article document section page and".split()
+ASK_EN = """What is known about …?|How does … come about?|Why does … matter?|When is … of use?|What follows from …?|
+    Who needs …?|Where does … help?|Which kinds of … are there?""".replace("\n", "")
+ASK_ZH = "…是怎么回事？|为什么要谈…？|…有什么用？|…的结果是什么？|谁需要…？|什么时候会遇到…？"
 SAME_EN = {
     "because": "since", "however": "but", "allows": "lets", "use": "employ", "must": "has to", "also": "as well",
     "large": "big", "show": "display", "often": "frequently", "example": "instance", "will": "is going to",
@@ -51,11 +55,23 @@ class Reader:
         self.passage = found.group(2) if found else source
         self.chance, self.pick = chance, pick
 
-    def read(self, plant: float) -> Reading:
+    def sentence(self) -> str:
         body = self.passage.partition("\n\n")[2] or self.passage  # without the line of headings
         sentences = [text.strip() for text in SENTENCE.findall(body)]
         long_enough = [text for text in sentences if len(HAN.findall(text)) > 7 or len(text.split()) > 4]
-        said = self.pick(long_enough or sentences or [self.passage])
+        return self.pick(long_enough or sentences or [self.passage])
+
+    def question(self) -> str:
+        """A question about a few words of the passage that follow each other."""
+        said = self.sentence()
+        han = len(HAN.findall(said)) > len(said) / 5
+        words = HAN.findall(said) if han else [w for w in re.findall(r"[^\W_]{3,}", said) if w.lower() not in POINTING]
+        start = int(self.pick("012345")) % max(1, len(words) - 2)
+        phrase = ("" if han else " ").join(words[start : start + (7 if han else 3)]) or said
+        return self.pick((ASK_ZH if han else ASK_EN).split("|")).strip().replace("…", phrase)
+
+    def read(self, plant: float) -> Reading:
+        said = self.sentence()
         han = len(HAN.findall(said)) > len(said) / 5
         answer = self.in_other_words(said, han)
         planted = None

@@ -11,11 +11,12 @@ import itertools
 import json
 import math
 import re
+import zlib
 from collections.abc import Sequence
 from random import Random
 from typing import Any, TypeVar
 
-from tests.fake_reading import Reader
+from tests.fake_reading import PASSAGE, Reader
 
 Schema = dict[str, Any]
 T = TypeVar("T")
@@ -217,6 +218,7 @@ ZH = Language(
 
 CJK = re.compile("[\u3400-\u4dbf\u4e00-\u9fff]")
 FENCE = re.compile(r"```json\s*\n(.*?)```", re.DOTALL)
+BEYOND = re.compile("beyond the passage|材料之外")  # the questions are there to be declined
 TYPES = {"object", "array", "string", "boolean", "integer", "number", "null"}
 DEEPEST = 6  # a schema that refers to itself gets its shortest lists from here on
 EMPTY_INPUTS = 0.3
@@ -307,6 +309,8 @@ class Writer:
         if properties.keys() == {"call"}:
             call, self.planted = Reader(self.source, self.chance, self.pick).call(self.plant)
             return {"call": call}
+        if properties.keys() == {"reason", "better"}:
+            return {"reason": self.sentence(4, 9), "better": better_of(self.source)}
         required = schema.get("required", properties)
         made = {
             name: self.value(inner, name, depth + 1)
@@ -359,7 +363,12 @@ class Writer:
         if name.endswith("instruction"):
             return self.instruction()
         if name.endswith("question"):
-            return self.fill(self.language.question)
+            about_it = PASSAGE.search(self.source) and not BEYOND.search(self.source)
+            return (
+                Reader(self.source, self.chance, self.pick).question()
+                if about_it
+                else self.fill(self.language.question)
+            )
         if name.endswith("label"):
             return self.pick(self.language.words["label"])
         if name.endswith("quote"):
@@ -410,6 +419,21 @@ class Writer:
 
     def chance(self, share: float) -> bool:
         return share > 0 and self.random() < share
+
+
+def better_of(question: str) -> str:
+    """A pair judge that likes some texts better than others; one time in five it names the first place, whatever
+    stands there, and one in ten it says that both are alike. All of it depends on the texts alone.
+    """
+    first, second = (
+        question.split(f"<{name}>\n", 1)[-1].split(f"\n</{name}>", 1)[0].encode() for name in ("first", "second")
+    )
+    mood = zlib.crc32(b"\0".join(sorted((first, second)))) % 10
+    if mood in (0, 1):
+        return "first"
+    if mood == 2:
+        return "tie"
+    return "first" if zlib.crc32(first) < zlib.crc32(second) else "second"
 
 
 def schema_in_prompt(prompt: str) -> Schema | None:

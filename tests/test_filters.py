@@ -356,6 +356,26 @@ RECORDS: dict[str, list[tuple[Candidate, str | None]]] = {
         (qa("热泵应该怎样安装？", "靠墙。"), None),
         (candidate("", "Fine.", instruction="Explain this poem."), None),  # not Self-QA's
     ],
+    "not_a_question": [
+        (qa("You use a pump to move heat.", "It moves heat."), "no question mark"),
+        (qa("热泵移动热量。", "移动热量。"), "no question mark"),
+        (qa("How it is done depends on\nthe pump:", "By it.", "How it is done depends  on the pump: see 2."), "copied"),
+        (qa("怎样安装取决于泵", "靠墙。", "怎样安装取决于泵的大小。"), "copied"),
+        (qa("Can a pump move heat", "Yes."), None),
+        (qa("Explain how a pump moves heat.", "By pressure."), None),
+        (qa("I run a heat pump. In which case does it freeze?", "In winter."), None),
+        (qa("简述热泵的原理。", "移动热量。"), None),
+        (qa("热泵移动什么", "热量。"), None),
+        (candidate("", "Fine.", instruction="A poem about pumps."), None),  # not Self-QA's
+    ],
+    "off_topic": [
+        (qa("How is coconut curry cooked with butter?", "In a pan."), "holds 0% of its terms"),
+        (qa("咖喱饭应当怎样烹调？", "用锅。"), "holds 0% of its terms"),
+        (qa("What does a heat pump move?", "Heat.", "Heat pumps move warmth into houses."), None),
+        (qa("我家的热泵冬天为何结霜？", "冷。", "热泵移动热量。"), None),
+        (qa("Why so?", "Because.", "X is Y."), None),  # it says nothing that could be looked for
+        (qa("How is coconut curry cooked?", "In a pan.", evidence=""), None),  # nothing was read
+    ],
     "leaks_text": [
         (qa("What is X?", "Based on the text, X is Y."), "speaks of its source"),
         (qa("What is X?", "The passage says that X is Y."), "speaks of its source"),
@@ -377,6 +397,9 @@ RECORDS: dict[str, list[tuple[Candidate, str | None]]] = {
         (qa("What is X?", "X was made by Siemens.", "X is made.", "X is made."), "lacks 'Siemens'"),
         (qa("甲有多重？", "甲重七公斤。", "甲重五公斤。", "甲重五公斤。"), "lacks '七公斤'"),
         (qa("What is X?", "X is heavy.", "X weighs 5 kg."), "no quote"),
+        (qa("What is X?", "Every server answers requests.", "X weighs 5 kg.", "X weighs 5 kg."), "shares no word"),
+        (qa("甲有多重？", "服务器回应请求。", "甲重五公斤。", "甲重五公斤。"), "shares no word"),
+        (qa("Does X weigh 5 kg?", "Indeed.", "X weighs 5 kg.", "X weighs 5 kg."), None),
         (qa("What is X?", "X weighs five kilograms.", "X weighs 5 kg.", "X weighs 5 kg."), None),
         (qa("甲有多重？", "甲的重量是5千克。", "甲重五公斤。", "甲重五公斤。"), None),
     ],
@@ -427,6 +450,7 @@ RECORDS: dict[str, list[tuple[Candidate, str | None]]] = {
 # filter -> something to judge, a threshold that keeps it, one that turns it away
 THRESHOLDS: dict[str, tuple[Any, float, float]] = {
     "answerable": (replace(qa("What is X?", "No idea.", evidence=""), nearest=(0.6, NEAR)), 0.7, 0.5),
+    "off_topic": (qa("Does a pump move air?", "Heat.", "A pump runs."), 0.3, 0.4),
     "too_short": (new("Write a short poem."), 3, 4),
     "too_long": (new("Write a short poem."), 4, 3),
     "overlong": (candidate("", "word " * 100), 103, 101),

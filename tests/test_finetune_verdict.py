@@ -97,7 +97,7 @@ def verdict_of_judge(*opinions: tuple[Opinions, int]) -> dict[str, Any]:
     return judged([Pair("Q", "a longer answer", "short", "en")] * len(heard), heard, "j", "control")
 
 
-WON, LOST, TIED = (Opinions(said, said) for said in ("first", "second", "neither"))
+WON, LOST, TIED = (Opinions(said, said) for said in ("first", "second", "tie"))
 TORN, UNHEARD = Opinions("first", "second"), Opinions("first", None)
 
 

@@ -135,7 +135,8 @@ BAD_INSTANCES: dict[str, tuple[str, list[Json] | tuple[str, str]]] = {
 async def test_every_filter_acts_in_the_line(tmp_path: Path) -> None:
     assert list(BAD_INSTRUCTIONS) == [f.name for f in filters.INSTRUCTION]
     # These need a graph (tests/test_self_kg.py), a document (tests/test_self_qa.py) or a judge (tests/test_judge.py).
-    elsewhere = {"graph", "injection", "points_at_text", "leaks_text", "unanswered", "ungrounded", "answerable", "poor"}
+    elsewhere = {"graph", "injection", "points_at_text", "not_a_question", "off_topic", "leaks_text", "unanswered"}
+    elsewhere |= {"ungrounded", "answerable", "poor"}
     assert list(BAD_INSTANCES) == [f.name for f in filters.RECORD if f.name not in elsewhere]
     script = dict(BAD_INSTANCES.values())
 

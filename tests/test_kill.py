@@ -54,9 +54,9 @@ def clean(tmp_path_factory: pytest.TempPathFactory, forked: Forked) -> dict[str,
 class Case:
     """One folder against one server, with the oracle over both."""
 
-    def __init__(self, folder: Path, server: FakeServer, forked: Forked) -> None:
+    def __init__(self, folder: Path, server: FakeServer, forked: Forked, *more: str) -> None:
         self.folder, self.server, self.forked = folder, server, forked
-        self.arguments = [*ARGUMENTS, "--out", str(folder), "--base-url", server.base_url]
+        self.arguments = [*ARGUMENTS, "--out", str(folder), "--base-url", server.base_url, *more]
         self.kills = 0
 
     def run(self, crash_at: str | None = None) -> int:
@@ -107,9 +107,9 @@ class Case:
 
     def ends_as(self, clean: dict[str, bytes]) -> None:
         assert self.run() == 0, self.forked.output
-        assert {name: (self.folder / name).read_bytes() for name in DERIVED} == clean
+        assert {name: (self.folder / name).read_bytes() for name in clean} == clean
         left = {path.name for path in self.folder.iterdir()} - {"journal.sqlite-wal", "journal.sqlite-shm"}
-        assert left == {".lock", "config.json", "journal.sqlite", "summary.json", *DERIVED}
+        assert left == {".lock", "config.json", "journal.sqlite", "summary.json", *clean}
 
 
 @pytest.fixture
@@ -175,6 +175,27 @@ def test_killed_at_a_dozen_random_moments(case: Case, clean: dict[str, bytes]) -
 @pytest.mark.slow
 def test_killed_at_fifty_random_moments(case: Case, clean: dict[str, bytes]) -> None:
     killed_at_random(case, clean, 50, seed=2)
+
+
+PAIRS = ("--pairs", "1", "--judge-model", "j")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("point", ["attempt.begun", "reply.arrived", "reply.stored", "file.written", "file.renamed"])
+def test_killed_while_pairs_are_made(tmp_path: Path, forked: Forked, point: str) -> None:
+    names = (*DERIVED, "preferences.jsonl")
+    with FakeServer(ledger=tmp_path / "clean.jsonl", dirty=0.2) as server:
+        whole = Case(tmp_path / "clean", server, forked, *PAIRS)
+        assert whole.run() == 0, forked.output
+        clean = {name: (whole.folder / name).read_bytes() for name in names}
+        for_records = len(server.ledger()) - 3 * 12  # an answer and two verdicts a record, at most
+    assert clean["preferences.jsonl"].count(b"\n") > 3
+    with FakeServer(ledger=tmp_path / "ledger.jsonl", dirty=0.2) as server:
+        case = Case(tmp_path / "out", server, forked, *PAIRS)
+        passing = for_records + 12 if point.partition(".")[0] != "file" else 4
+        assert case.run(f"{point}:{passing}") == -signal.SIGKILL
+        case.run(f"{point}:{4}")
+        case.ends_as(clean)
 
 
 @pytest.mark.parametrize("crash_at", ["journal.migrate:1", "journal.open:1", None])

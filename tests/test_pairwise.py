@@ -49,12 +49,12 @@ async def test_a_judge_of_contents_is_heard_whatever_stands_first() -> None:
 @pytest.mark.parametrize("place", ["first", "second"])
 async def test_a_judge_of_places_decides_nothing(place: str) -> None:
     found, _ = await asked(pairs(3), lambda text: {"reason": "", "better": place})
-    assert [(opinion.is_known, opinion.agree, opinion.winner) for opinion in found] == [(True, False, "neither")] * 3
+    assert [(opinion.is_known, opinion.agree, opinion.winner) for opinion in found] == [(True, False, "tie")] * 3
 
 
 async def test_answers_alike_are_a_tie_that_nobody_is_asked_about() -> None:
     found, sent = await asked([Pair("Why?", "So.", " So.\n", "en")], lambda text: "unasked")
-    assert found == [Opinions("neither", "neither")]
+    assert found == [Opinions("tie", "tie")]
     assert sent == []
 
 

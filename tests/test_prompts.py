@@ -52,7 +52,7 @@ def test_a_shipped_template_is_filled(name: str, language: str) -> None:
     values = {found: f"<{found}>" for found in names_in(prompts.text(name))}
     (system, instructions), (user, question) = prompts.chat(name, values)
     assert (system, user) == ("system", "user")
-    assert "JSON" in instructions
+    assert ("JSON" in instructions) == (name != "pair_answer")  # its answer is a text
     assert all(value in question for value in values.values())
     assert "$" not in question
 

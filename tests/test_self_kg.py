@@ -322,6 +322,61 @@ def test_a_plan_counts_what_a_run_then_sends(tmp_path: Path, capsys: pytest.Capt
     assert json.loads(capsys.readouterr().out)["requests"] == 0
 
 
+def test_a_small_model_words_the_question_alone_and_the_template_stands_in(tmp_path: Path) -> None:
+    """Every question brings one record: in the model's words where the graph vouches for them, else the template's."""
+    pytest.importorskip("rdflib")
+    settings = SelfKGSettings(graphs=(PLANETS,), model="fake", rephrase="question", fallback="on")
+    generator = SelfKG(settings)
+    drafts = [generator._speaker.draft(question) for question in generator._sampler.questions()][:60]
+    spoiled = (
+        lambda text: text.rstrip("?.") + " in 1957?",  # a number of its own
+        lambda text: "Who was that?",
+        lambda text: "It is known.",
+        lambda text: text.rstrip("?.") + ", or is it larger than a whale?",
+    )
+    answers, bad = {}, set()
+    for number, draft in enumerate(drafts):
+        said = f"Please tell me: {draft.instruction}"
+        if number % 3 == 0:
+            said = spoiled[number // 3 % 4](draft.instruction)
+            bad.add(draft.instruction)
+        answers[f"Question: {draft.instruction}"] = json.dumps({"instruction": said})
+    path, out = tmp_path / "answers.json", tmp_path / "out"
+    path.write_text(json.dumps(answers), encoding="utf-8")
+    with FakeServer(ledger=tmp_path / "ledger.jsonl", answers=path) as server:
+        command = (PLANETS, "--model", "fake", "--base-url", server.base_url, "--rephrase", "question", "--out", out)
+        assert run(*command, "--max-requests", 60, "--concurrency", 1, "--fallback", "on") == 4
+        kept = records(out)
+        assert len(kept) == 60
+        by_template = {r["instruction"]: r for r in kept if r["model"] == "template"}
+        assert by_template.keys() == bad
+        assert all(r["requests"] == [] and r["prompts"] == {} for r in by_template.values())
+        assert all(r["instruction"].startswith("Please tell me: ") for r in kept if r["model"] == "fake")
+        assert sum(r["filter"] == "graph" for r in read(out, "rejected.jsonl")) == len(bad)
+        assert all(r["output"] == draft.output for r, draft in zip(kept, drafts, strict=True))
+        run(*command, "--max-requests", 60, "--concurrency", 1, "--fallback", "off")  # free
+        assert len(records(out)) == 60 - len(bad)
+        assert len(server.ledger()) == 60
+        assert run(PLANETS, "--model", "fake", "--base-url", server.base_url, "--out", out) == 2, "a shaping setting"
+
+
+HUATUO = Path(__file__).parent / "huatuo_style.jsonl"
+
+
+@pytest.mark.parametrize("style", ["plain", "scenario"])
+def test_entity_records_as_huatuo_has_them_go_the_whole_way(style: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert run(HUATUO, "--template", "--style", style, "--out", out) == 0
+    kept, told = records(out), summary(out)["graph"]
+    assert {r["language"] for r in kept} == {"zh"}
+    assert read(out, "rejected.jsonl") == []
+    assert told["facts_covered"] >= told["facts"] - 2 * (style == "scenario") >= 60  # a case is about a subject
+    written = "".join(HUATUO.read_text(encoding="utf-8").split())
+    for record in kept:
+        for head, relation, tail in record["source"][0]["triples"]:
+            assert all(part in written for part in ("".join(text.split()) for text in (head, relation, tail)))
+
+
 def planned_and_sent(server: FakeServer, command: tuple[object, ...], capsys: Any) -> list[tuple[int, int]]:
     """Requests, and tokens to read, as --plan says them and as the server got them."""
     assert run(*command, "--plan", "--json") == 0

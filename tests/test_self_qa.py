@@ -319,7 +319,7 @@ def test_mode_open_puts_the_passage_among_others_for_nothing(server: FakeServer,
     out = tmp_path / "out"
     self_qa(server, out, docs, "--per-chunk", "10", "--chunk-tokens", "40")
     closed, sent = list(read_records(out)), len(server.ledger())
-    open_book = ["--mode", "open", "--distractors", "2", "--without-passage", "0.5"]
+    open_book = ["--mode", "open", "--distractors", "2", "--without-passage", "0.7"]
     assert self_qa(server, out, docs, "--per-chunk", "10", "--chunk-tokens", "40", *open_book) == 0
     assert len(server.ledger()) == sent
     records = list(read_records(out))

@@ -173,6 +173,11 @@ ROWS: dict[str, Row] = {
         same=("--target", "6", "--judge", "--judge-model", "j", "--api-key-env", "MY_KEY"),
         server={"key": "secret"},
     ),
+    "pairs": Row(
+        "1",
+        "1",
+        lambda base, new: base.summary["pairs"] is None and bool(new.summary["pairs"]),
+    ),
     "concurrency": Row(
         "6",
         "6",

@@ -20,6 +20,7 @@ from kg.questions import Question
 from kg.values import same_number, value_of, values_in
 from pipeline.checks.graph_reading import NEGATION, Reading, cue_places, cues, stem, swapped, unit_of, wanted_value
 from pipeline.kg_phrases import Speaker
+from pipeline.text import asks
 
 _ASKS_TRUTH = re.compile(
     r"(?:true|right|correct) or (?:false|wrong|incorrect|not)|yes or no|是否|对错|真假|正误|对不对|是不是"
@@ -50,12 +51,6 @@ _LESS = re.compile(
 )
 
 
-_ASKS = re.compile(
-    r"[?？]|\b(?:name|list|tell|give|say|state|check|decide|judge|describe|introduce|sum|outline|explain|identify|count|"
-    r"find|compare|write|answer|complete|fill|verify|confirm|want|wants|wonder|wonders|know|true|summari[sz]e|let)\b"
-    r"|请|判断|列|说|介绍|概[括述]|核[对实]|哪|什么|谁|多少|几|吗|是否|对错|何|怎|帮|想|求|问|写出|填",
-    re.IGNORECASE,
-)
 _ONLY = re.compile(r"\b(?:only|sole|solely|exclusively|alone|no other)\b|唯一|仅仅|仅有|只有", re.IGNORECASE)
 # What a question may hold beside the words of the plain one: they ask, and say nothing.
 _NEUTRAL = frozenset(
@@ -159,18 +154,18 @@ def _check_question(asked: Asked, reading: Reading) -> Broken | None:
 
 
 def _asks_nothing(asked: Asked, reading: Reading) -> Broken | None:
-    return None if _ASKS.search(reading.text) else asked.broken("the question asks nothing")
+    return None if asks(reading.text) else asked.broken("the question asks nothing")
 
 
 def _own_words(asked: Asked, reading: Reading) -> Broken | None:
     """A word that the plain question lacks, or none left of the relation's own."""
-    have = {stem(word) for word, _, _ in tokens(asked.plain)} | _NEUTRAL
-    strange = next((word for word, _, _ in tokens(reading.text) if stem(word) not in have), None)
+    have, said = {stem(word) for word, _, _ in tokens(asked.plain)} | _NEUTRAL, tokens(reading.text)
+    strange = next((word for word, _, _ in said if stem(word) not in have), None)
     if strange is not None:
         return asked.broken(f"the question says {strange!r}, which the plain one does not")
     for relation in asked.question.relations if asked.question.kind != "summary" else ():
         own = cues(asked.speaker, relation) & have - _NEUTRAL
-        if own and not cue_places(reading, own):
+        if own and own.isdisjoint(stem(word) for word, _, _ in said):
             return asked.broken("the question leaves out what is asked")
     return None
 

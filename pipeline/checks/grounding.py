@@ -12,6 +12,7 @@ import unicodedata
 from collections.abc import Iterator
 
 from pipeline.checks.quantities import NUMBER_WORDS, Quantity, agree, quantities
+from pipeline.text import language_of, terms
 
 SHORTEST_QUOTE = 6  # letters and digits; a Han character counts as two: less than that is found anywhere
 _SAME = str.maketrans("‘’‚‛“”„‟‐‑‒–—−", "''''\"\"\"\"------")
@@ -70,6 +71,30 @@ def _with_closing_stop(text: str, end: int) -> int:
 
 def _is_han(character: str) -> bool:
     return "\u3400" <= character <= "\u9fff"
+
+
+# ---------------------------------------------------------------- what two texts share
+
+_FEWEST_TERMS = 3  # of an answer: "yes", or a number in words, may share none with its quote
+
+
+def shares_no_word(answer: str, quoted: str) -> bool:
+    """Whether an answer of some length has no word in common with what it quotes, nor a Han character."""
+    said = terms(answer)
+    shared = said & terms(quoted) or set(filter(_is_han, answer)) & set(quoted)
+    return len(said) >= _FEWEST_TERMS and not shared
+
+
+def share_of_terms(question: str, passage: str) -> float:
+    """How many of a question's terms the passage holds; 1 where it has none.
+
+    The terms of Chinese are pairs of characters and change with every rewording, so that a single one is all.
+    """
+    asked = terms(question)
+    held = asked & terms(passage)
+    if not asked or (held and language_of(question) == "zh"):
+        return 1.0
+    return len(held) / len(asked)
 
 
 # ---------------------------------------------------------------- what the source lacks

@@ -6,6 +6,7 @@ duplicates brought with them. Add everything first, then read.
 
 from __future__ import annotations
 
+import math
 import tempfile
 from array import array
 from collections.abc import Iterable, Iterator
@@ -33,6 +34,8 @@ class Spool:
         self._end = 0
         self._places: dict[bytes, int] = {}
         self._merged: dict[int, list[int]] = {}  # place -> where the lines of its exact duplicates begin
+        self._scores: dict[str, array[float]] = {}  # name -> what was found out here, NaN where nothing was
+        self._forgotten: set[str] = set()
         self._recent = lru_cache(_REMEMBERED)(self._read)
 
     def __enter__(self) -> Spool:
@@ -62,6 +65,18 @@ class Spool:
         self._end += len(line)
         return is_new
 
+    def add_score(self, name: str, place: int, score: float) -> None:
+        """Give the record at a place a score; call it once all records are in."""
+        if name not in self._scores:
+            self._scores[name] = array("d", [math.nan]) * len(self)
+        self._scores[name][place] = score
+        self._recent.cache_clear()
+
+    def forget_scores(self, names: Iterable[str]) -> None:
+        """Leave out these scores of the records that came with them."""
+        self._forgotten.update(names)
+        self._recent.cache_clear()
+
     def __getitem__(self, place: int) -> Record:
         return self._recent(place)
 
@@ -70,6 +85,15 @@ class Spool:
         return map(self._read, range(len(self)) if places is None else places)
 
     def _read(self, place: int) -> Record:
+        record = self._whole(place)
+        found = {name: scores[place] for name, scores in self._scores.items() if not math.isnan(scores[place])}
+        if not found and not self._forgotten:
+            return record
+        brought = {name: score for name, score in record.scores.items() if name not in self._forgotten}
+        return record.model_copy(update={"scores": brought | found})
+
+    def _whole(self, place: int) -> Record:
+        """The record as it came, with what its exact duplicates brought."""
         record = self._at(self._begins[place])
         merged = self._merged.get(place)
         if merged is None:

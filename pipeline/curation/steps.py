@@ -51,6 +51,7 @@ class Curation:
         self.spool, self.say = spool, say
         self.lost: dict[int, Loss] = {}
         self.funnel: list[tuple[str, int]] = []  # step -> records left
+        self._rank_by = rank_by
         self._scores = array("d", (_finite(record.scores.get(rank_by)) for record in spool.records()))
 
     def left(self) -> list[int]:
@@ -68,6 +69,13 @@ class Curation:
         self.funnel.append((name, left))
         self.say(f"  {left:8} left; {len(lost)} {name}")
 
+    def add_scores(self, place: int, scores: Mapping[str, float]) -> None:
+        """Scores that were found out only now."""
+        for name, score in scores.items():
+            self.spool.add_score(name, place, score)
+            if name == self._rank_by:
+                self._scores[place] = _finite(score)
+
     def below_score(self, least: Mapping[str, float]) -> dict[int, Loss]:
         """Records without one of these scores, or below it."""
         lost = {}
@@ -79,6 +87,28 @@ class Curation:
                     said = f"no score {name!r}" if score is None else f"{name} {score:g}, below {at_least:g}"
                     lost[place] = Loss("below_score", said, score, at_least)
                     break
+        return lost
+
+    def above_score(self, most: Mapping[str, float]) -> dict[int, Loss]:
+        """Records that have one of these scores, and above it; one without passes."""
+        lost = {}
+        places = self.left()
+        for place, record in zip(places, self.spool.records(places), strict=True):
+            for name, at_most in most.items():
+                score = record.scores.get(name)
+                if score is not None and score > at_most:
+                    lost[place] = Loss("above_score", f"{name} {score:g}, above {at_most:g}", score, at_most)
+                    break
+        return lost
+
+    def poor(self, below: float) -> dict[int, Loss]:
+        """Records that a judge scored below the limit; one without a verdict passes, as in a run."""
+        lost = {}
+        places = self.left()
+        for place, record in zip(places, self.spool.records(places), strict=True):
+            score = record.scores.get("judge")
+            if score is not None and score < below:
+                lost[place] = Loss("poor", f"the judge gave {score:g} of 5, below {below:g}", score, below)
         return lost
 
     def contaminated(self, benchmark: Benchmark) -> dict[int, Loss]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pipeline import cache, crash
-from pipeline.cli import usd
+from pipeline.asking import usd
 from pipeline.errors import UsageError
 from pipeline.one_run import OneRun
 from pipeline.records import DocumentSource, GraphSource, PromptSource, Record, Rejection, Source

@@ -1,6 +1,6 @@
 """Self-KG on a large graph: loading, and the first and the rest of the questions. One million triples by default.
 
-    python -m tests.benchmarks.bench_graph [TRIPLES]
+    python -m tests.benchmarks.bench_graph [TRIPLES [graph.ttl …]]
 
 The graph: 40 relations of very different frequency, a twentieth of all facts on one hub, numbers among the objects.
 Each line runs in a process of its own, so that its peak memory is its own.
@@ -19,17 +19,29 @@ from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
-FORMS = ("graph.tsv", "graph.jsonl", "graph.nt", "star.tsv")
+FORMS = ("graph.tsv", "graph.jsonl", "graph.nt", "graph.ttl", "graph.rdf", "graph.graphml", "star.tsv")
 QUESTIONS = 20_000
+AROUND = {
+    ".rdf": (
+        '<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#" xmlns:r="urn:r:">\n',
+        "</rdf:RDF>\n",
+    ),
+    ".graphml": (
+        '<graphml xmlns="http://graphml.graphdrawing.org/xmlns"><key id="r" for="edge" attr.name="relation"/><graph>\n',
+        "</graph></graphml>\n",
+    ),
+}
 
 
 def write(path: Path, triples: int) -> None:
-    """A graph of so many triples, as TSV, JSON lines or N-Triples by the file's ending; a star has one hub alone."""
+    """A graph of so many triples in the format of the file's ending; a star has one hub alone."""
     chance = random.Random(0)
     entities = max(10, triples // 4)
     at_hub = 1.0 if path.stem == "star" else 0.05
     written: set[tuple[int, int, int]] = set()
+    opening, closing = AROUND.get(path.suffix, ("", ""))
     with path.open("w", encoding="utf-8") as file:
+        file.write(opening)
         while len(written) < triples:
             relation = int(40 * chance.random() ** 3)
             subject = 0 if chance.random() < at_hub else chance.randrange(entities)
@@ -38,12 +50,19 @@ def write(path: Path, triples: int) -> None:
                 continue
             written.add(fact)
             names = f"Entity number {fact[0]}", f"relation {relation}", f"Entity number {fact[2]}"
-            if path.suffix == ".nt":
+            if path.suffix in (".nt", ".ttl"):
                 file.write(f"<urn:e:{fact[0]}> <urn:r:{relation}> <urn:e:{fact[2]}> .\n")
+            elif path.suffix == ".rdf":
+                about, resource_ = f'<rdf:Description rdf:about="urn:e:{fact[0]}">', f'rdf:resource="urn:e:{fact[2]}"'
+                file.write(f"{about}<r:n{relation} {resource_}/></rdf:Description>\n")
+            elif path.suffix == ".graphml":
+                ends = f'source="urn:e:{fact[0]}" target="urn:e:{fact[2]}"'
+                file.write(f'<edge {ends}><data key="r">relation {relation}</data></edge>\n')
             elif path.suffix == ".jsonl":
                 file.write(json.dumps(dict(zip(("head", "relation", "tail"), names, strict=True))) + "\n")
             else:
                 file.write("\t".join(names) + "\n")
+        file.write(closing)
 
 
 def measure(path: Path) -> None:
@@ -60,7 +79,7 @@ def measure(path: Path) -> None:
     questions = sampler.questions()
     made = sum(1 for _ in islice(questions, QUESTIONS))
     done = time.perf_counter()
-    hub = graph.node("urn:e:0" if path.suffix == ".nt" else "Entity number 0")
+    hub = graph.node("Entity number 0" if path.suffix in (".tsv", ".jsonl") else "urn:e:0")
     places = [index for index in range(len(graph)) if graph.fact_at(index)[0] == hub]
     hub_started = time.perf_counter()
     asked = sum(1 for index in places[:: len(places) // 200] for _ in sampler.starting_at(graph.fact_at(index)))
@@ -79,11 +98,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments[:1] == ["--measure"]:
         measure(Path(arguments[1]))
         return 0
-    triples = int(arguments[0]) if arguments else 1_000_000
+    triples, forms = int(arguments[0]) if arguments else 1_000_000, arguments[1:] or FORMS
     print("| format | triples | load | load rate | survey | questions | at the hub, a fact | after loading | peak |")
     print("|---|---|---|---|---|---|---|---|---|", flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        for form in FORMS:
+        for form in forms:
             path = Path(folder) / form
             write(path, triples)
             command = [sys.executable, "-m", "tests.benchmarks.bench_graph", "--measure", str(path)]

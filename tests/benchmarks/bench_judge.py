@@ -12,13 +12,13 @@ import json
 import os
 import random
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pipeline.backends.endpoint import Endpoint
 from pipeline.backends.local_model import LocalModel
 from pipeline.judge import Judge
-from pipeline.llm import Model
+from pipeline.llm import Model, Reply, Request
 from pipeline.parsing import Unreadable
 from pipeline.prompts import Prompts
 from pipeline.records import PromptSource, Record, make_record
@@ -68,7 +68,10 @@ def spoil(long: list[dict[str, str]], short: list[dict[str, str]]) -> dict[str, 
 
 
 async def measure(model: Model) -> None:
-    judge = Judge(model.complete, {"en": Prompts("en")}, {})
+    async def ask(request: Request, *, shows: Sequence[tuple[str, str]] = ()) -> Reply:
+        return await model.complete(request)
+
+    judge = Judge(ask, {"en": Prompts("en")}, {})
 
     async def score(one: Record) -> int | None:
         try:
