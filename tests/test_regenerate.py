@@ -378,6 +378,8 @@ def test_revoking_a_seed_takes_what_descends_from_it(folder: Folder, tick: Tick)
         ('target = 4', 'target = 0', "[[source]] tasks, target: Input should be greater than 0 (given: 0)"),
         ('"self_kg"', '"self_gk"', "[[source]] 2: `generator` is one of self_instruct, self_qa, self_kg"),
         ('name = "tasks"', 'name = "docs"', "[[source]] docs: the name stands there twice"),
+        ('[curate]', '[curate]\njudge = true', "[curate]: there is no setting 'judge'"),
+        ('concurrency = 4', 'pairs = 4', "[shared]: there is no setting 'pairs'"),
         ('[curate]', '[curat]', "there is no setting 'curat'; the nearest is 'curate'"),
         ('near_duplicates', 'near_duplicate', "[curate]: there is no setting 'near_duplicate'"),
         ('concurrency = 4', 'concurency = 4', "[shared]: there is no setting 'concurency'; the nearest is"),

@@ -11,7 +11,7 @@ from typing import Any
 from pipeline.curate import make_set
 from pipeline.regeneration.gate import Measured, objections
 from pipeline.regeneration.kept import read_rejections
-from pipeline.regeneration.project import Project
+from pipeline.regeneration.project import NOT_OF_CURATE, Project
 from pipeline.regeneration.training import train
 from pipeline.regeneration.versions import Version, Versions, content_of
 from pipeline.run_folder import read_records, write_json
@@ -66,7 +66,7 @@ def assemble(
         "retracts": retracted is not None,
         "gate": {"rules": project.gate.model_dump(), "reasons": list(reasons)},
         "counts": {"records": summary["kept"], "candidates": found.candidates, "rejected": summary["rejected"]},
-        "curate": project.curate.model_dump(mode="json", exclude={"inputs", "out"}),
+        "curate": project.curate.model_dump(mode="json", exclude=NOT_OF_CURATE),
         "sources": sources,
         "training": trained,
         "adapter": _next_adapter(parent, trained) if retracted is None else None,

@@ -36,7 +36,13 @@ GENERATORS: dict[str, tuple[Maker, type[GeneratorSettings]]] = {
     "self_qa": (SelfQA, SelfQASettings),
     "self_kg": (SelfKG, SelfKGSettings),
 }
-NOT_OURS = {"out", "max_cost", "max_total_tokens", "max_requests"}  # a project has one folder and one [budget]
+# A project has one folder and one [budget]; pairs and a judge at curation are of the commands that make them.
+NOT_OURS = {"out", "max_cost", "max_total_tokens", "max_requests", "pairs"}
+NOT_OF_CURATE = {"inputs"} | {
+    name
+    for name, field in CurateSettings.model_fields.items()
+    if field.json_schema_extra["kind"] == "running"  # type: ignore[index,call-overload]
+}
 
 
 class Table(BaseModel):
@@ -122,7 +128,7 @@ def read_project(path: Path) -> Project:
     table = _checked(ProjectTable, keys, f"{path}")
     if not table.source:
         raise UsageError(f"{path}: names no [[source]].")
-    curate = _checked(CurateSettings, table.curate, f"{path}, [curate]", without={"inputs", "out"})
+    curate = _checked(CurateSettings, table.curate, f"{path}, [curate]", without=NOT_OF_CURATE)
     gate = _checked(Gate, table.gate, f"{path}, [gate]")
     if gate.verdict is not None and table.train is None:
         raise UsageError(f"{path}, [gate] verdict: there is no [train] to give one.")
