@@ -41,7 +41,7 @@ NOT_OURS = {"out", "max_cost", "max_total_tokens", "max_requests", "pairs"}
 NOT_OF_CURATE = {"inputs"} | {
     name
     for name, field in CurateSettings.model_fields.items()
-    if field.json_schema_extra["kind"] == "running"  # type: ignore[index,call-overload]
+    if field.json_schema_extra["kind"] == "running"  # type: ignore[index]
 }
 
 

@@ -238,6 +238,7 @@ def _supports(source: Source, retraction: _Retraction) -> bool:
 
 def collect(project: Project, versions: Versions, number: int, say: Say) -> dict[str, Any]:
     """Keep the last versions and the latest, and every reply that one of them read; what a tick asked since, too."""
+    versions.tidy()
     there, latest = versions.all(), versions.latest()
     staying = {version.name for version in there[-number:]} | ({latest.name} if latest else set())
     going = [version for version in there if version.name not in staying]

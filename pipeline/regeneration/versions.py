@@ -82,12 +82,15 @@ class Versions:
         return found[0]
 
     def start(self) -> Path:
-        """An empty folder to write into; what a killed process left behind is taken away."""
-        if self.folder.is_dir():
-            for left in self.folder.glob(".*"):
-                shutil.rmtree(left)
+        """An empty folder to write into."""
+        self.tidy()
         self.aside.mkdir(parents=True)
         return self.aside
+
+    def tidy(self) -> None:
+        """Take away what a killed process left behind: a version half written, or half removed."""
+        for left in self.folder.glob(".*") if self.folder.is_dir() else ():
+            shutil.rmtree(left)
 
     def drop(self) -> None:
         """Take away what was written aside."""
