@@ -29,7 +29,7 @@ from pipeline.backends import weights as local_weights
 from pipeline.errors import DONE, Interrupted, StopRun, UsageError
 
 if TYPE_CHECKING:
-    from pipeline.pairwise import Judge
+    from pipeline.judge_answers import Judge
 
 NEW_TOKENS = 48
 
@@ -139,17 +139,17 @@ def conclude(
     verdicts.write(folder, found, pages)
     stopped, judge = None, judge_of(options)
     if judge is not None:
-        from pipeline import pairwise
+        from pipeline import judge_answers
 
         pairs = [
-            pairwise.Pair(
+            judge_answers.Pair(
                 "\n\n".join(text for _, text in task.messages[:-1]),
                 page["answers"]["ours"], page["answers"][found["against"]], task.language,
             )
             for task, page in zip(tasks, pages, strict=True)
         ]  # fmt: skip
         say(f"Asking {judge.model} about {len(pairs)} pairs of answers, in both orders")
-        opinions, stopped = pairwise.ask_judge(judge, pairs, folder)
+        opinions, stopped = judge_answers.ask_judge(judge, pairs, folder)
         found["judge"] = verdicts.judged(pairs, opinions, judge.model, found["against"])
         verdicts.write(folder, found, pages)
     for line in verdicts.describe(found):
@@ -169,7 +169,7 @@ def judge_of(options: argparse.Namespace) -> Judge | None:
     """
     if options.judge_model is None:
         return None
-    from pipeline.pairwise import Judge
+    from pipeline.judge_answers import Judge
 
     judge = Judge(
         options.judge_model, options.judge_base_url, options.judge_api_key_env, options.max_requests, options.max_cost

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from finetune.measure import Loss
 
 if TYPE_CHECKING:
-    from pipeline.pairwise import Opinions, Pair
+    from pipeline.judge_answers import Opinions, Pair
 
 RESAMPLES = 10_000
 FEWEST_TASKS = 10  # below, an interval from resampling says little

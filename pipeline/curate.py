@@ -6,7 +6,7 @@ It reads run folders, and plain files of Alpaca's shape that were made elsewhere
 
     exact merge          one record for equal ones, with all sources
     contaminated         --against FILE: holds a benchmark's item (decontaminate.py)
-    (scores)             --judge: of a model, for records that have none (judging.py)
+    (scores)             --judge: of a model, for records that have none (judge_curated.py)
                          --ifd: of a local model's own losses (difficulty.py)
     poor                 --judge: below 4 of 5, or --min-score judge=X
     below_score          --min-score NAME=X; above_score: --max-score NAME=X
@@ -52,7 +52,7 @@ from pipeline.curation.steps import Curation, Embedded
 from pipeline.difficulty import MOST_TOKENS, SCORES, LossModel, score
 from pipeline.errors import DONE, SHORT, UsageError
 from pipeline.judge import CRITERIA
-from pipeline.judging import Judging
+from pipeline.judge_curated import Judging
 from pipeline.records import Record
 from pipeline.run_folder import DerivedFiles, locked, read_config, write_json
 from pipeline.settings import AskingSettings, nearest, resolved, setting

@@ -18,7 +18,7 @@ pytest.importorskip("sacrebleu", reason="the trainer needs the extra: pip instal
 from finetune.data import Example
 from finetune.measure import Loss, Reply, mean_loss, rouge_l, scores
 from finetune.verdict import decide, describe, judge, judged, paired_interval, write
-from pipeline.pairwise import Opinions, Pair
+from pipeline.judge_answers import Opinions, Pair
 
 
 def task(question: str, answer: str, kind: str = "generation") -> Example:

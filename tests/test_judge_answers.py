@@ -1,6 +1,6 @@
-"""pairwise.py: a judge is asked in both orders, counts only where it agrees with itself, and has a budget.
+"""judge_answers.py: a judge is asked in both orders, counts only where it agrees with itself, and has a budget.
 
-python -m pytest tests/test_pairwise.py
+python -m pytest tests/test_judge_answers.py
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from pipeline.errors import BudgetReached, EndpointError, UsageError
+from pipeline.judge_answers import Judge, Opinions, Pair, ask_judge, opinions, request
 from pipeline.llm import Reply, Request
-from pipeline.pairwise import Judge, Opinions, Pair, ask_judge, opinions, request
 from pipeline.prompts import Prompts
 from tests.conftest import StartServer
 
