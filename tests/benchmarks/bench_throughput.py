@@ -24,7 +24,7 @@ from pipeline.self_instruct import main as self_instruct
 from tests.fake_server import FakeServer
 
 CALLS = 3000
-SLOW_CALLS = 6400
+SLOW_CALLS = 12_800
 IN_FLIGHT = 64
 
 
