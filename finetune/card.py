@@ -9,8 +9,6 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from jinja2 import TemplateError
-
 from finetune.data import Message
 from finetune.verdict import table
 
@@ -96,6 +94,8 @@ def ollama_chat(tokenizer: Any) -> OllamaChat | None:
         text = str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
         start = tokenizer.bos_token or ""
         return text.removeprefix(start) if text.count(start) == 1 else text  # one at the front is Ollama's to write
+
+    from jinja2 import TemplateError  # comes with the extra `local`
 
     try:
         start, to_user, to_answer, again, end = _parts(own(*_SAMPLE), [text for _, text in _SAMPLE])

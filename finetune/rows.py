@@ -10,8 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from jinja2 import TemplateError
-
 from finetune.data import Example
 from pipeline.backends.chat_template import render_answer
 from pipeline.errors import UsageError
@@ -237,6 +235,8 @@ def encode(
     :param max_length: None: the 99th percentile of the lengths, rounded up to a multiple of 64.
     :param longest: what the model can read at most.
     """
+    from jinja2 import TemplateError  # comes with the extra `local`
+
     audit = Audit(len(examples), template, 0, tokenizer.convert_ids_to_tokens(list(stops)))
     rows: list[Row] = []
     for example in examples:

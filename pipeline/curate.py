@@ -53,6 +53,7 @@ from pipeline.difficulty import MOST_TOKENS, SCORES, LossModel, score
 from pipeline.errors import DONE, SHORT, UsageError
 from pipeline.judge import CRITERIA
 from pipeline.judge_curated import Judging
+from pipeline.models import check_judge_is_asked
 from pipeline.records import Record
 from pipeline.run_folder import DerivedFiles, locked, read_config, write_json
 from pipeline.settings import AskingSettings, nearest, resolved, setting
@@ -336,6 +337,7 @@ def _check(settings: CurateSettings, switches: Switches) -> None:
     maker = config.get("generator") if config is not None else None
     if maker != GENERATOR and (config is not None or (out / "records.jsonl").exists()):
         raise UsageError(f"--out: {out} is a run folder made by {maker or 'something else'}; choose another.")
+    check_judge_is_asked(settings, "--judge", asked=settings.judge)
     if settings.ifd_model is not None and not settings.ifd:
         raise UsageError("--ifd-model: names who measures --ifd; give --ifd too.")
     if settings.quota and settings.select is None:

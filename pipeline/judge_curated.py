@@ -37,6 +37,8 @@ class Judging:
         self._settings, self._folder, self._again, self._say = settings, folder, again, say
         self._offline, self._retry_failed = offline, retry_failed
         self._model: Model = open_judge_alone(settings)
+        if settings.judge_model is None:
+            say("Note: the bundled model judges, and it cannot (docs/quality.md). --judge-model names another.")
         self._budget = budget_of(settings, self._model)
         self._prompts = read_prompts(settings.prompts)
         self.missing = 0  # records whose verdict is not stored, under --offline

@@ -37,6 +37,15 @@ def open_judge(settings: GeneratorSettings, generator: Model) -> Model:
     return _open(Named(settings.judge_model, base_url, settings.judge_api_key_env), settings, os.environ)
 
 
+def check_judge_is_asked(settings: AskingSettings, flags: str, *, asked: bool) -> None:
+    """A judge that is named and never asked would be a setting that does nothing.
+
+    :raises UsageError: then; `flags` are those that have it asked.
+    """
+    if not asked and (settings.judge_model is not None or settings.judge_base_url is not None):
+        raise UsageError(f"--judge-model: nothing is judged without {flags}.")
+
+
 def open_judge_alone(settings: AskingSettings) -> Model:
     """The model that judges where nothing else is asked: the one named for it, else the bundled one."""
     if settings.judge_model is None and settings.judge_base_url is not None:
@@ -61,7 +70,9 @@ def _open(named: Named, settings: AskingSettings, environment: Mapping[str, str]
         return LocalModel.from_directory(Path(named.name), batch=settings.concurrency)
     base_url = named.base_url or environment.get("OPENAI_BASE_URL") or None
     host = "api.openai.com" if base_url is None else _host(base_url)
-    key = environment.get(named.api_key_env, "")
+    key = environment.get(named.api_key_env, "").strip()  # files that hold a key end in a line feed
+    if not key.isascii() or not key.isprintable():
+        raise UsageError(f"{named.api_key_env} holds characters that no key has; set it again.")
     if not key:
         if host not in LOCAL_HOSTS:
             raise UsageError(

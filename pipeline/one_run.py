@@ -21,7 +21,7 @@ from pipeline.errors import Interrupted, Offline, UsageError
 from pipeline.journal import Journal, Totals
 from pipeline.judge import Judge
 from pipeline.llm import Model, Request
-from pipeline.models import open_judge
+from pipeline.models import check_judge_is_asked, open_judge
 from pipeline.money import FREE, Budget, Limits, Price, read_prices
 from pipeline.pairs import Manner, Pairs
 from pipeline.run import Covering, Generator, Line, Tally
@@ -52,6 +52,7 @@ class OneRun:
         self.judge_ask: Ask | None = None
         if settings.pairs and not settings.needs_model:
             raise UsageError("--pairs: further answers need a model, and this run asks none; --pairs 0 asks for none.")
+        check_judge_is_asked(settings, "--judge or --pairs", asked=settings.judge or settings.pairs is not None)
         self.judge_model = open_judge(settings, model) if settings.judge or settings.pairs else model
         self.pairs: Pairs | None = None
         self.notes: list[str] = []  # to be said

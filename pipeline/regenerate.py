@@ -28,6 +28,7 @@ from pipeline import crash
 from pipeline.asking import interruptible, usd
 from pipeline.cli import Progress, say, show, show_json
 from pipeline.errors import DONE, REFUSED, SHORT, Interrupted, StopRun, UsageError
+from pipeline.extras import need
 from pipeline.journal import Journal
 from pipeline.money import Plan
 from pipeline.one_run import OneRun, changes
@@ -249,6 +250,10 @@ class _Command:
             refusal = self._refusal(ready, asyncio.run(self._plans(ready)))
             if refusal is not None:
                 raise UsageError(refusal)
+        if self.project.curate.semantic_duplicates is not None:  # not only once everything is paid for
+            need("dedup", "[curate] semantic_duplicates", "sentence_transformers", "faiss")
+        if self.project.train is not None:
+            need("local,train", "[train]", "peft", "trl")
         for source in ready:
             for line in _described(source):
                 say(line)

@@ -55,7 +55,11 @@ EXAMPLE_FACTS = 2  # that show how an awkward relation is used
 
 
 def _split(value: object) -> object:
-    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+    """A flag comes as a list of what stood between spaces, a TOML key as a list or one string; commas divide, too."""
+    values = [value] if isinstance(value, str) else value
+    if not isinstance(values, list) or not all(isinstance(one, str) for one in values):
+        return value
+    return [part.strip() for one in values for part in one.split(",") if part.strip()]
 
 
 def _known_kinds(value: tuple[str, ...]) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from pipeline.reading import extraction
 from pipeline.reading.blocks import Document
 from pipeline.reading.chunks import chunk_document
 from pipeline.reading.documents import read_documents
-from pipeline.reading.extraction import KIND, READERS, ExtractionFailed, Extractor
+from pipeline.reading.extraction import KIND, READERS, ExtractionFailed, Extractor, decode
 from pipeline.records import Rejection
 from tests import make_documents
 from tests.make_documents import (
@@ -285,6 +285,20 @@ def test_encodings_are_detected(text: str, encoding: str, tmp_path: Path) -> Non
     path = tmp_path / "a.txt"
     path.write_bytes(text.encode(encoding))
     assert one(path).text.strip() == text.strip()
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding"),
+    [
+        ("crème brûlée", "cp1252"), ("El niño come en España. ¿Cómo?", "latin-1"), ("« C’est “ça” »", "cp1252"),
+        ("Le café coûte 3 € à la crèmerie", "cp1252"), ("Die Brücke über den Fluß", "latin-1"),
+        ("Zażółć gęślą jaźń, to jest dłuższy tekst po polsku.", "cp1250"),
+        ("这是一个用于测试的中文文档，内容很短。", "gbk"), ("日本語のテキストです。とても短いです。", "shift_jis"),
+        ("Привет, это текст на русском языке, довольно длинный.", "cp1251"),
+    ],
+)  # fmt: skip
+def test_encodings_of_short_texts_too(text: str, encoding: str) -> None:
+    assert decode(text.encode(encoding)) == text
 
 
 # ---------------------------------------------------------------- bad files

@@ -274,7 +274,8 @@ def test_a_plan_prices_verdicts_by_the_judge_and_further_answers_by_the_model(
 ) -> None:
     server, out = start_server(), tmp_path / "out"
     (tmp_path / "prices.toml").write_text("[fake]\ninput = 1\noutput = 1\n[j]\ninput = 100\noutput = 100\n")
-    command = against(server, out, "--prices", tmp_path / "prices.toml", "--target", 12, "--judge-model", "j")
+    command = against(server, out, "--prices", tmp_path / "prices.toml", "--target", 12)
+    judge = ("--judge-model", "j")
 
     def plan(*more: object) -> Json:
         ran = run(*command, *more, "--plan", "--json")
@@ -282,7 +283,7 @@ def test_a_plan_prices_verdicts_by_the_judge_and_further_answers_by_the_model(
         found: Json = json.loads(ran.stdout)
         return found
 
-    plain, judged, paired = plan(), plan("--judge"), plan("--pairs", 2)
+    plain, judged, paired = plan(), plan("--judge", *judge), plan("--pairs", 2, *judge)
     assert (plain["answers"], plain["verdicts"]) == (0, 0)
     assert (judged["answers"], judged["verdicts"]) == (0, 12)
     assert (paired["answers"], paired["verdicts"]) == (24, 48)
@@ -296,8 +297,8 @@ def test_a_plan_prices_verdicts_by_the_judge_and_further_answers_by_the_model(
     assert server.ledger() == []
     assert not out.exists()
 
-    assert run(*command, "--pairs", 2).returncode == 0
-    done = plan("--pairs", 2)
+    assert run(*command, "--pairs", 2, *judge).returncode == 0
+    done = plan("--pairs", 2, *judge)
     assert (done["answers"], done["verdicts"]) == (0, 0), "what the summary counts as done is taken off"
     more = plan("--pairs", 2, "--target", 20)
     assert (more["answers"], more["verdicts"]) == (16, 32)

@@ -128,6 +128,13 @@ def test_every_setting_acts(flag: str, value: str, graph: Path, tmp_path: Path) 
     assert run(graph, "--template", "--out", tmp_path / "a", flag, value) == 2, "a shaping setting"
 
 
+@pytest.mark.parametrize("kinds", [["true,false"], ["true", "false"], ["true,", "false"]])
+def test_kinds_are_divided_by_commas_or_spaces(kinds: list[str], graph: Path, tmp_path: Path) -> None:
+    assert run(graph, "--template", "--kinds", *kinds, "--out", tmp_path / "a") == 0
+    config = json.loads((tmp_path / "a/config.json").read_text(encoding="utf-8"))
+    assert config["settings"]["kinds"] == ["true", "false"]
+
+
 def test_hops_act(tmp_path: Path) -> None:
     path = tmp_path / "g.tsv"
     path.write_text("".join(f"n{i}\tleads to\tn{i + 1}\n" for i in range(9)), encoding="utf-8")

@@ -141,7 +141,9 @@ class Endpoint:
         if status in (401, 403):
             return EndpointError(f"{self.address} refused the key ({detail}).")
         if status == 404:
-            return EndpointError(f"{self.address} does not know the model {self._model!r} ({detail}).")
+            return EndpointError(
+                f"{self.address} does not know the model {self._model!r}, or --base-url lacks its /v1 ({detail})."
+            )
         if status == 429 and "insufficient_quota" in said:
             return EndpointError(f"{self.address}: the account's quota is used up ({detail}).")
         if status in (400, 422):

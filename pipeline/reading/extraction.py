@@ -20,6 +20,7 @@ import importlib.metadata
 import importlib.util
 import json
 import os
+import re
 import resource
 import select
 import struct
@@ -33,6 +34,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
+from pipeline import extras
 from pipeline.cache import Cache, key_of
 from pipeline.reading.blocks import Part
 
@@ -51,7 +53,6 @@ READERS: dict[str, tuple[str, tuple[str, ...]]] = {
 GRAPHS = (".ttl", ".n3", ".nt", ".nq", ".jsonld", ".rdf", ".owl", ".graphml")
 READERS |= dict.fromkeys(GRAPHS, ("pipeline.reading.graphs:read_graph", ("rdflib",)))
 READERS[".graphml"] = (READERS[".graphml"][0], ())
-INSTALL = "pip install -c constraints.txt -e '.[{}]'"
 ROOT = Path(__file__).resolve().parents[2]
 MEMORY = 3 * 2**30  # bytes of address space, most of which libraries reserve and never touch
 CPU_S = 120  # of processor time for one file
@@ -107,7 +108,7 @@ class Extractor:
         """
         missing = [name for name in READERS[suffix][1] if importlib.util.find_spec(name) is None]
         if missing:
-            install = INSTALL.format("kg" if suffix in GRAPHS else "docs")
+            install = extras.INSTALL.format("kg" if suffix in GRAPHS else "docs")
             raise ExtractionFailed("missing_package", f"{suffix} needs {', '.join(missing)}: {install}")
         key = key_of(_version(READERS[suffix][1]), suffix, language, data)
         known = self.fresh.get(key) or (self._cache.get(KIND, key) if self._cache is not None else None)
@@ -210,6 +211,17 @@ def _death(code: int) -> str:
     return {-24: "out of processor time", -9: "killed", -11: "a crash", -6: "a crash"}.get(code, f"exit code {code}")
 
 
+# Western European text in Windows-1252 or Latin-1: two letters with marks in a row at most, and a sign or two around.
+# Of short texts the detector knows less than this: it reads "crème brûlée" as Romanian. What Polish, Czech and Turkish
+# put into the same places (³, ¹, ð, þ …) is left out, so that theirs go on to it.
+_HIGH = re.compile(rb"[\x80-\xff]+")
+_WESTERN = re.compile(
+    rb"[\x80\x85\x91-\x97\xa0\xa1\xa3\xa7\xa9\xab\xae\xb0\xb7\xbb\xbf]{0,2}"
+    rb"[\xc0-\xcf\xd1-\xd6\xd8-\xdc\xdf-\xef\xf1-\xf6\xf8-\xfc\x8c\x9c\x9f]{0,2}"
+    rb"[\x80\x85\x91-\x97\xa0\xa1\xa3\xa7\xa9\xab\xae\xb0\xb7\xbb\xbf]{0,2}"
+)
+
+
 def decode(data: bytes) -> str:
     """The text of bytes in UTF-8, or in the encoding that they look like."""
     try:
@@ -218,6 +230,8 @@ def decode(data: bytes) -> str:
         pass
     if b"\0" in data[:4096] and data[:2] not in (b"\xff\xfe", b"\xfe\xff"):
         raise ExtractionFailed("binary", "binary data under the name of a text file.")
+    if all(_WESTERN.fullmatch(run) for run in _HIGH.findall(data)):
+        return data.decode("cp1252")
     from charset_normalizer import from_bytes
 
     best = from_bytes(data).best()

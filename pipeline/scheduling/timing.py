@@ -23,6 +23,7 @@ from zoneinfo import ZoneInfo
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from pipeline.errors import UsageError
+from pipeline.extras import need
 
 if TYPE_CHECKING:
     from apscheduler.triggers.base import BaseTrigger
@@ -239,6 +240,7 @@ class Times:
 
 
 def _trigger(schedule: Schedule, cron: Cron | None) -> BaseTrigger:
+    need("schedule", "A schedule", "apscheduler")
     from apscheduler.triggers.cron import CronTrigger
     from apscheduler.triggers.interval import IntervalTrigger
 
