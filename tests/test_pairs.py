@@ -300,10 +300,10 @@ def test_a_plan_prices_verdicts_by_the_judge_and_further_answers_by_the_model(
     assert run(*command, "--pairs", 2, *judge).returncode == 0
     done = plan("--pairs", 2, *judge)
     assert (done["answers"], done["verdicts"]) == (0, 0), "what the summary counts as done is taken off"
-    more = plan("--pairs", 2, "--target", 20)
+    more = plan("--pairs", 2, "--target", 20, *judge)
     assert (more["answers"], more["verdicts"]) == (16, 32)
     (tmp_path / "prices.toml").write_text("[fake]\ninput = 1\noutput = 1\n")
-    assert plan("--judge")["cost"] is None, "an unknown price is unknown, never 0"
+    assert plan("--judge", *judge)["cost"] is None, "an unknown price is unknown, never 0"
 
 
 def test_templates_alone_have_no_further_answers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
