@@ -65,9 +65,17 @@ class Sampler:
     """Decides which questions start where. One pass over the facts at the start; afterwards all work is local."""
 
     def __init__(
-        self, graph: Graph, *, seed: int = 0, kinds: tuple[str, ...] = KINDS, hops: int = 2, per_fact: int = 2
+        self,
+        graph: Graph,
+        *,
+        seed: int = 0,
+        kinds: tuple[str, ...] = KINDS,
+        hops: int = 2,
+        per_fact: int = 2,
+        can_say: Callable[[Question], bool] = lambda question: True,
     ) -> None:
-        self.graph = graph
+        """`can_say` turns away what cannot be put into words; the fact's next kind takes its place."""
+        self.graph, self._can_say = graph, can_say
         self._seed, self._kinds, self._hops, self._per_fact = seed, kinds, hops, per_fact
         self._ways: dict[str, Callable[[Fact], Question | None]] = {
             "tail": self._tail, "head": self._head, "list": self._list, "count": self._count, "path": self._path,
@@ -120,7 +128,7 @@ class Sampler:
         }
         for kind in sorted(self._kinds, key=ranks.__getitem__):
             question = self._ways[kind](fact)
-            if question is not None and self._can_be_said(question):
+            if question is not None and self._can_be_said(question) and self._can_say(question):
                 yield question
 
     def _can_be_said(self, question: Question) -> bool:

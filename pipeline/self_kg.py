@@ -123,7 +123,12 @@ class SelfKG:
         self._language = graph_language(self.graph) if settings.language == "auto" else settings.language
         self._speaker = Speaker(self.graph, self._language, settings.seed)
         self._sampler = Sampler(
-            self.graph, seed=settings.seed, kinds=settings.kinds, hops=settings.hops, per_fact=settings.per_fact
+            self.graph,
+            seed=settings.seed,
+            kinds=settings.kinds,
+            hops=settings.hops,
+            per_fact=settings.per_fact,
+            can_say=self._speaker.can_say,
         )
         self._prompts = Prompts(self._language, settings.prompts)
         self._template = "self_kg_rephrase" if settings.words_the_question_alone else "self_kg_question"
@@ -194,8 +199,10 @@ class SelfKG:
 
     def _left_out(self, ask: Ask, relation: int) -> Rejection:
         key = self.graph.relation_keys[relation]
+        name = "Chinese" if self._language == "zh" else "English"
+        why = f"has no name in {name}" if self._speaker.is_foreign(relation) else "reads badly"
         reason = (
-            f"the relation {key!r} reads badly and nobody said how to say it: its questions are left out."
+            f"the relation {key!r} {why} and nobody said how to say it: its questions are left out."
             " Name it in relations.json, beside this file, and pass that as --labels, or let a model do it"
         )
         return self._rejection(ask, "file", "awkward_relation", reason, value=key)
