@@ -26,7 +26,8 @@ from kg.values import Value, value_of
 
 KINDS = ("tail", "head", "list", "count", "path", "both", "compare", "true", "false", "summary", "absent")
 # How often a kind is to come before the others; those that fit almost every fact would else be most of them.
-WEIGHTS = {"true": 0.15, "false": 0.2, "absent": 0.4, "compare": 0.5, "path": 0.7}
+# True and false alike, so that a claim tells nothing by being made.
+WEIGHTS = {"true": 0.2, "false": 0.2, "absent": 0.4, "compare": 0.5, "path": 0.7}
 
 MOST_LISTED = 12  # members of a list that is asked for; longer ones make no good answer
 MOST_COUNTED = 30
@@ -190,19 +191,27 @@ class Sampler:
         return Question("true", (fact[0], fact[2]), (), (fact,), (fact[1],), claimed=fact)
 
     def _false(self, fact: Fact) -> Question | None:
-        """A false fact: the tail swapped for one of the same type, which the graph does not give."""
+        """A false fact: the tail swapped for one of the same type, which the graph does not give.
+
+        Every fact of a subject and relation may start one, as every fact may start a true one; in the order of their
+        hashes each takes a tail that those before it left.
+        """
         subject, relation, object_ = fact
         if self.graph.count_tails(subject, relation) > MOST_LISTED:
             return None
         facts = tuple((subject, relation, tail) for tail in self.graph.tails(subject, relation))
-        if self._lowest(list(facts)) != fact:
+        others = {f[2] for f in self._sketches[relation] if not self.graph.is_nameless(f[2])} - {subject}
+        left = [node for node in others if not self.graph.has(subject, relation, node)]
+        keys = self.graph.key_fact(fact)[:2]
+        left.sort(key=lambda node: stable_hash(self._seed, "false", *keys, self.graph.keys[node]))
+        for earlier in sorted(facts, key=self.hash):
+            swapped = next((node for node in left if self._alike(node, earlier[2])), None)
+            if earlier == fact:
+                break
+            if swapped is not None:
+                left.remove(swapped)
+        if swapped is None:
             return None
-        others = {f[2] for f in self._sketches[relation] if not self.graph.is_nameless(f[2])} - {object_, subject}
-        fitting = [n for n in others if self._alike(n, object_) and not self.graph.has(subject, relation, n)]
-        if not fitting:
-            return None
-        keys = self.graph.key_fact(fact)
-        swapped = min(fitting, key=lambda node: stable_hash(self._seed, "false", *keys, self.graph.keys[node]))
         return Question("false", (subject, swapped), (), facts, (relation,), claimed=(subject, relation, swapped))
 
     # ---------------------------------------------------------------- several facts

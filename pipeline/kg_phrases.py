@@ -60,7 +60,8 @@ class Speaker:
         """Whether the relation has no name in the language spoken: "worked in" in Chinese, 病因 in English."""
         if self.graph.is_named(relation, self.language):
             return False
-        return language_of_name(self.graph.relation_phrases(relation, self.language).label) != self.language
+        label = self.graph.relation_phrases(relation, self.language).label
+        return not label.isupper() and language_of_name(label) != self.language  # "BMI" is said in any
 
     def can_say(self, question: Question) -> bool:
         """Whether there is a way to put it: a relation that has the neutral form alone is no step of a path."""

@@ -205,6 +205,8 @@ class SelfKG:
             f"the relation {key!r} {why} and nobody said how to say it: its questions are left out."
             " Name it in relations.json, beside this file, and pass that as --labels, or let a model do it"
         )
+        if self._speaker.is_foreign(relation):
+            reason += f"; or ask in its own language (--language {'en' if self._language == 'zh' else 'zh'})"
         return self._rejection(ask, "file", "awkward_relation", reason, value=key)
 
     # ---------------------------------------------------------------- one item

@@ -40,7 +40,8 @@ SAID = {
     "speed": "The speed of Ada is Oslo.",
 }
 NEUTRAL = """founded|discovered|year founded|lives|imbued with|inhabit|worships|eats plants|is capital|at location
-consumed in|acted in|parts of|won award|is a|uses language|has located in|can fly|made|ran""".replace("\n", "|").split("|")
+consumed in|acted in|parts of|won award|is a|uses language|has located in|can fly|made
+ran""".replace("\n", "|").split("|")
 
 
 @pytest.mark.parametrize(("label", "sentence"), SAID.items())
