@@ -196,7 +196,7 @@ class Sampler:
         Every fact of a subject and relation may start one, as every fact may start a true one; in the order of their
         hashes each takes a tail that those before it left.
         """
-        subject, relation, object_ = fact
+        subject, relation, _ = fact
         if self.graph.count_tails(subject, relation) > MOST_LISTED:
             return None
         facts = tuple((subject, relation, tail) for tail in self.graph.tails(subject, relation))

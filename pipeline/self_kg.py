@@ -48,7 +48,7 @@ from pipeline.run_folder import write_json
 from pipeline.settings import GeneratorSettings, setting
 
 MAX_TOKENS, MAX_TOKENS_BUNDLED = 1024, 256  # of a reply
-SHAPING_VERSION = 1  # of the code that samples questions, drafts them and builds prompts
+SHAPING_VERSION = 2  # of the code that samples questions, drafts them and builds prompts
 PAIRS_A_REQUEST = 5  # of the scenario style
 PAIR_TOKENS, KEPT_OF_ASKED = 60, 0.7  # for --plan: what a pair usually takes, and how many are kept
 EXAMPLE_FACTS = 2  # that show how an awkward relation is used
