@@ -31,7 +31,10 @@ _INTRANSITIVE = frozenset(
     emigrated immigrated depends depended consists consisted lies stands grows grew comes came went goes orbits
     specializes specialises resulted results reacts binds applies applied refers travels travelled traveled fought
     fights collaborated collaborates interacts taught teaches speaks wrote borders feeds rises rose sits
-    opened opens closed closes inherits""".split()
+    opened opens closed closes acted starred deals dealt""".split()
+)
+_BY = frozenset(  # verbs that with "by" alone are passive
+    "performed played opened closed studied served led taught run sung held drawn driven chosen sold won".split()
 )
 _WAS = frozenset(
     """born founded built written painted composed directed invented discovered created designed killed published
@@ -63,7 +66,8 @@ _NO_PARTICIPLES = frozenset("seed speed need bed breed feed weed deed".split())
 _NO_NOUNS = frozenset(  # as the last word of a label
     """contain treat include require produce govern own employ affect prevent inhibit activate replace eat belong know
     teach join visit extend depend implement inherit sell buy live born built made led known taught sold bought gave
-    given wrote written held began begun grown grew won ran became become inhabit lies lives is has""".split()
+    given wrote written held began begun grown grew won ran became become inhabit lies lives is has
+    starring following""".split()
 )
 
 
@@ -96,7 +100,7 @@ def _sure(label: str) -> Phrases | None:
     if first in _TRANSITIVE and len(words) == 1:
         return _clause(label, label)
     if last in _PREPOSITIONS:
-        if first in _INTRANSITIVE and _PREPOSITIONS.issuperset(words[1:]) and len(words) > 1:
+        if first in _INTRANSITIVE and last != "by" and _PREPOSITIONS.issuperset(words[1:]) and len(words) > 1:
             return _clause(label, label)
         rest = _be(label, words)
         return _clause(label, rest) if rest else None
@@ -112,7 +116,8 @@ def _be(label: str, words: list[str], verb: str = "") -> str:
         return ""
     if first in ("a", "an", "the") and verb and last == "of":
         return f"{verb} {label}"
-    passive = last == "by" and len(words) == 2 and first.endswith("ed") and first not in _INTRANSITIVE
+    regular = first.endswith("ed") and first not in _INTRANSITIVE
+    passive = last == "by" and len(words) == 2 and (regular or first in _BY)
     if first in _WAS:
         return f"{verb or 'was'} {label}"
     if first in _IS or passive or words[:2] == ["also", "known"]:
@@ -137,8 +142,10 @@ def _noun(label: str) -> Phrases | None:
     participle = last.endswith("ed") and last not in _NO_PARTICIPLES
     if not _may_lead(words) or last in _PREPOSITIONS or last in _NO_NOUNS or participle:
         return None
+    middle = next((at for at, word in enumerate(words) if at and word in _PREPOSITIONS), len(words))
+    last = words[middle - 1]  # the head: "number" of "number of moons"
     if last.endswith("s") and not last.endswith(("ss", "us", "is", *_SINGULAR)):
-        phrase = len(words) > 1 and (first == last or not first.endswith("s"))
+        phrase = middle > 1 and (first == last or not first.endswith("s"))
         if not phrase and last not in _PLURALS and not last.endswith(_PLURAL_ENDINGS):
             return None
         return Phrases(

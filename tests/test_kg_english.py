@@ -37,10 +37,14 @@ SAID = {
     "date of birth": "The date of birth of Ada is Oslo.",
     "related symptoms": "The related symptoms of Ada include Oslo.",
     "complications": "The complications of Ada include Oslo.",
+    "led by": "Ada is led by Oslo.",
+    "acted in": "Ada acted in Oslo.",
+    "number of moons": "The number of moons of Ada is Oslo.",
+    "moons": "The moons of Ada include Oslo.",
     "speed": "The speed of Ada is Oslo.",
 }
 NEUTRAL = """founded|discovered|year founded|lives|imbued with|inhabit|worships|eats plants|is capital|at location
-consumed in|acted in|parts of|won award|is a|uses language|has located in|can fly|made
+consumed in|starring|lived by|parts of|won award|is a|uses language|has located in|can fly|made
 ran""".replace("\n", "|").split("|")
 
 
