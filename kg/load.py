@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ TAIL = ("tail", "object", "o", "target", "to", "t", "尾实体", "宾语", "客�
 CENTRE = ("中心词", "entity", "name", "实体", "名称")  # the entity that a record is about
 NO_VALUES = frozenset({"", "无", "暂无", "none", "null", "n/a", "-"})
 LONGEST_LINE = 2**20
+SAID_SHAPE = '"KEY": "name" or "KEY": {"en": {"label": "…", "statement": "{s} … {o}"}}'  # in a .json of labels
 
 RDF_FORMATS = {
     ".ttl": "turtle", ".n3": "turtle", ".jsonld": "json-ld", ".rdf": "xml", ".xml": "xml", ".owl": "xml",
@@ -205,9 +206,10 @@ def _read_labels(path: Path, builder: GraphBuilder, complaints: Complaints) -> N
     try:
         if path.suffix.lower() == ".json":
             value = json.loads(path.read_text(encoding="utf-8-sig"))
-            entries: Iterable[tuple[str, Any]] = value.items() if isinstance(value, dict) else []
-            for key, said in entries:
-                _add_said(key, said, builder, complaints)
+            if not isinstance(value, dict):
+                raise GraphError(f"{path}: holds {_shown(value)}; it should be {{{SAID_SHAPE}}}.")
+            for key, said in value.items():
+                _add_said(path, key, said, builder, complaints)
             return
         for number, line in numbered_lines(path, complaints):
             cells = [cell.strip() for cell in line.split("\t")]
@@ -222,20 +224,33 @@ def _read_labels(path: Path, builder: GraphBuilder, complaints: Complaints) -> N
         raise GraphError(f"{path}: not JSON ({error}).") from error
 
 
-def _add_said(key: str, said: Any, builder: GraphBuilder, complaints: Complaints) -> None:
-    """One entry of a .json: a name, or a language's name or phrases."""
+def _add_said(path: Path, key: str, said: Any, builder: GraphBuilder, complaints: Complaints) -> None:
+    """One entry of a .json: a name, or a language's name or phrases. Raises GraphError where it is neither."""
     if isinstance(said, str):
         _name(key, said, language_of_name(said), f", {key!r}", builder, complaints)
         return
-    for language, phrases in said.items() if isinstance(said, dict) else ():
+    if not isinstance(said, dict):
+        raise GraphError(f"{path}: the key {key!r} has {_shown(said)}; it should be {SAID_SHAPE}.")
+    for language, phrases in said.items():
+        if language in PHRASE_FIELDS:
+            raise GraphError(
+                f'{path}: the key {key!r} has {language!r} where a language such as "en" belongs;'
+                f" it should be {SAID_SHAPE}."
+            )
         if isinstance(phrases, str):
             _name(key, phrases, language, f", {key!r}", builder, complaints)
             continue
-        for what, text in phrases.items() if isinstance(phrases, dict) else ():
+        if not isinstance(phrases, dict):
+            raise GraphError(f"{path}: the key {key!r} has {language!r}: {_shown(phrases)}; it should be {SAID_SHAPE}.")
+        for what, text in phrases.items():
             if what not in PHRASE_FIELDS or not isinstance(text, str):
                 complaints.add(f", {key!r}", f"{what!r} is none of {', '.join(PHRASE_FIELDS)}, or no text")
             elif builder.is_relation(key) and text:
                 builder.add_phrase(key, language, what, " ".join(text.split()))
+
+
+def _shown(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False)[:60]
 
 
 def _name(key: str, name: str, language: str, where: str, builder: GraphBuilder, complaints: Complaints) -> None:

@@ -26,7 +26,8 @@ from kg.values import Value, value_of
 
 KINDS = ("tail", "head", "list", "count", "path", "both", "compare", "true", "false", "summary", "absent")
 # How often a kind is to come before the others; those that fit almost every fact would else be most of them.
-WEIGHTS = {"true": 0.15, "false": 0.2, "absent": 0.4, "compare": 0.5, "path": 0.7}
+# True and false alike, so that a claim tells nothing by being made.
+WEIGHTS = {"true": 0.2, "false": 0.2, "absent": 0.4, "compare": 0.5, "path": 0.7}
 
 MOST_LISTED = 12  # members of a list that is asked for; longer ones make no good answer
 MOST_COUNTED = 30
@@ -65,9 +66,17 @@ class Sampler:
     """Decides which questions start where. One pass over the facts at the start; afterwards all work is local."""
 
     def __init__(
-        self, graph: Graph, *, seed: int = 0, kinds: tuple[str, ...] = KINDS, hops: int = 2, per_fact: int = 2
+        self,
+        graph: Graph,
+        *,
+        seed: int = 0,
+        kinds: tuple[str, ...] = KINDS,
+        hops: int = 2,
+        per_fact: int = 2,
+        can_say: Callable[[Question], bool] = lambda question: True,
     ) -> None:
-        self.graph = graph
+        """`can_say` turns away what cannot be put into words; the fact's next kind takes its place."""
+        self.graph, self._can_say = graph, can_say
         self._seed, self._kinds, self._hops, self._per_fact = seed, kinds, hops, per_fact
         self._ways: dict[str, Callable[[Fact], Question | None]] = {
             "tail": self._tail, "head": self._head, "list": self._list, "count": self._count, "path": self._path,
@@ -120,7 +129,7 @@ class Sampler:
         }
         for kind in sorted(self._kinds, key=ranks.__getitem__):
             question = self._ways[kind](fact)
-            if question is not None and self._can_be_said(question):
+            if question is not None and self._can_be_said(question) and self._can_say(question):
                 yield question
 
     def _can_be_said(self, question: Question) -> bool:
@@ -182,19 +191,27 @@ class Sampler:
         return Question("true", (fact[0], fact[2]), (), (fact,), (fact[1],), claimed=fact)
 
     def _false(self, fact: Fact) -> Question | None:
-        """A false fact: the tail swapped for one of the same type, which the graph does not give."""
-        subject, relation, object_ = fact
+        """A false fact: the tail swapped for one of the same type, which the graph does not give.
+
+        Every fact of a subject and relation may start one, as every fact may start a true one; in the order of their
+        hashes each takes a tail that those before it left.
+        """
+        subject, relation, _ = fact
         if self.graph.count_tails(subject, relation) > MOST_LISTED:
             return None
         facts = tuple((subject, relation, tail) for tail in self.graph.tails(subject, relation))
-        if self._lowest(list(facts)) != fact:
+        others = {f[2] for f in self._sketches[relation] if not self.graph.is_nameless(f[2])} - {subject}
+        left = [node for node in others if not self.graph.has(subject, relation, node)]
+        keys = self.graph.key_fact(fact)[:2]
+        left.sort(key=lambda node: stable_hash(self._seed, "false", *keys, self.graph.keys[node]))
+        for earlier in sorted(facts, key=self.hash):
+            swapped = next((node for node in left if self._alike(node, earlier[2])), None)
+            if earlier == fact:
+                break
+            if swapped is not None:
+                left.remove(swapped)
+        if swapped is None:
             return None
-        others = {f[2] for f in self._sketches[relation] if not self.graph.is_nameless(f[2])} - {object_, subject}
-        fitting = [n for n in others if self._alike(n, object_) and not self.graph.has(subject, relation, n)]
-        if not fitting:
-            return None
-        keys = self.graph.key_fact(fact)
-        swapped = min(fitting, key=lambda node: stable_hash(self._seed, "false", *keys, self.graph.keys[node]))
         return Question("false", (subject, swapped), (), facts, (relation,), claimed=(subject, relation, swapped))
 
     # ---------------------------------------------------------------- several facts

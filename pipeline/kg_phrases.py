@@ -1,8 +1,7 @@
 """Questions and answers from templates, in English and Chinese: correct without any model.
 
-What a relation's phrases leave open (`kg.graph.Phrases`) is filled by its label: a noun ("capital"), a participle
-("located in"), a verb ("orbits", 位于). A draft is what `--template`
-writes down, and what a model is asked to rephrase.
+What a relation's phrases leave open (`kg.graph.Phrases`) is filled by its label (English: kg_english.py). A draft is
+what `--template` writes down, and what a model is asked to rephrase.
 """
 
 from __future__ import annotations
@@ -13,20 +12,12 @@ from dataclasses import dataclass, replace
 from itertools import islice
 
 from kg.graph import Fact, Graph, Phrases, stable_hash
-from kg.names import is_awkward, split_name
+from kg.names import is_awkward, language_of_name, split_name
 from kg.questions import Question
 from kg.values import value_of
+from pipeline.kg_english import is_neutral, measure, phrases_of
 from pipeline.text import language_of
 
-_PREPOSITIONS = "of in on at by to from for with as into about under near".split()
-_SINGULAR = "gas lens series species atlas canvas news ics".split()  # no plurals, though they end in s
-_AUXILIARIES = "is was are were has had have can".split()
-_VERBS = frozenset(
-    """orbits borders contains causes treats follows precedes includes requires uses owns produces governs wrote painted
-    directed composed founded invented discovered married employs affects prevents inhibits activates supports replaces
-    feeds eats belongs plays speaks teaches crosses joins visits visited won leads created designed built knows likes
-    influenced influences implements extends depends imports calls returns inherits sells buys""".split()
-)
 _VERBS_ZH = frozenset(
     "环绕 包含 包括 导致 引起 治疗 属于 位于 毗邻 流经 拥有 使用 需要 生产 创立 发明 发现 探访 出生于 毕业于".split()
 )
@@ -63,7 +54,24 @@ class Speaker:
         """The same, before anything was learned."""
         if self.graph.is_named(relation, self.language):
             return False
-        return is_awkward(self.graph.relation_phrases(relation, self.language).label)
+        return self.is_foreign(relation) or is_awkward(self.graph.relation_phrases(relation, self.language).label)
+
+    def is_foreign(self, relation: int) -> bool:
+        """Whether the relation has no name in the language spoken: "worked in" in Chinese, 病因 in English."""
+        if self.graph.is_named(relation, self.language):
+            return False
+        label = self.graph.relation_phrases(relation, self.language).label
+        return not label.isupper() and language_of_name(label) != self.language  # "BMI" is said in any
+
+    def can_say(self, question: Question) -> bool:
+        """Whether there is a way to put it: a relation that has the neutral form alone is no step of a path."""
+        if question.kind != "path" or self.language == "zh":
+            return True
+        return not any(map(self._is_neutral, question.relations))
+
+    def _is_neutral(self, relation: int) -> bool:
+        known = self.graph.relation_phrases(relation, self.language)
+        return not known.statement and not self.was_awkward(relation) and is_neutral(known.label)
 
     def learn(self, relation: int, phrases: Phrases) -> None:
         self.learned[relation] = phrases
@@ -91,7 +99,8 @@ class Speaker:
 
     def _one_of_several(self, statement: str, relation: int) -> str:
         label = self.phrases(relation).label
-        several = {f"the {label} of {{s}} is {{o}}": f"one {label} of {{s}} is {{o}}"}
+        singular = (f"{label.removeprefix('has ')} of {{s}} is {{o}}", f"entry under “{label}” for {{s}} is {{o}}")
+        several = {f"the {one}": f"one {one}" for one in singular}
         several[f"{{s}}的{label}是{{o}}"] = f"{{s}}的{label}包括{{o}}"
         return several.get(statement, statement)
 
@@ -240,7 +249,7 @@ def _en_both(speaker: Speaker, question: Question) -> Draft:
 
 def _en_compare(speaker: Speaker, question: Question) -> Draft:
     one, other = (speaker.name(node) for node in question.asked)
-    label = speaker.phrases(question.relations[0]).label
+    label = measure(speaker.phrases(question.relations[0]).label)
     if is_date(speaker.graph, question):
         ask = f"Which has the {'later' if question.more else 'earlier'} {label}, {one} or {other}?"
     else:
@@ -409,29 +418,9 @@ def complete(known: Phrases, language: str) -> Phrases:
                 ref=f"what completes “{blank_tail}”",
             )
     else:
-        made = _from_label_zh(known.label) if language == "zh" else _from_label_en(known.label)
+        made = _from_label_zh(known.label) if language == "zh" else phrases_of(known.label)
     given = {name: getattr(known, name) or getattr(made, name) for name in ("statement", "tail", "head", "ref")}
     return replace(known, **given)
-
-
-def _from_label_en(label: str) -> Phrases:
-    words = label.split()
-    if words[0].lower() in _AUXILIARIES or words[0].lower() in _VERBS:
-        return complete(Phrases(label, statement=f"{{s}} {label} {{o}}"), "en")
-    if words[-1].lower() in _PREPOSITIONS and len(words) > 1:
-        return Phrases(
-            label, f"{{s}} is {label} {{o}}", f"What is {{s}} {label}?", f"What is {label} {{o}}?",
-            f"what {{s}} is {label}",
-        )  # fmt: skip
-    if words[-1].endswith("s") and not words[-1].endswith(("ss", "us", "is", *_SINGULAR)):
-        return Phrases(
-            label, f"the {label} of {{s}} include {{o}}", f"What are the {label} of {{s}}?",
-            f"What has {{o}} among its {label}?", f"what is given as {label} of {{s}}",
-        )  # fmt: skip
-    return Phrases(
-        label, f"the {label} of {{s}} is {{o}}", f"What is the {label} of {{s}}?", f"What has {{o}} as its {label}?",
-        f"the {label} of {{s}}",
-    )  # fmt: skip
 
 
 def _from_label_zh(label: str) -> Phrases:

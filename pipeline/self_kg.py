@@ -48,7 +48,7 @@ from pipeline.run_folder import write_json
 from pipeline.settings import GeneratorSettings, setting
 
 MAX_TOKENS, MAX_TOKENS_BUNDLED = 1024, 256  # of a reply
-SHAPING_VERSION = 1  # of the code that samples questions, drafts them and builds prompts
+SHAPING_VERSION = 2  # of the code that samples questions, drafts them and builds prompts
 PAIRS_A_REQUEST = 5  # of the scenario style
 PAIR_TOKENS, KEPT_OF_ASKED = 60, 0.7  # for --plan: what a pair usually takes, and how many are kept
 EXAMPLE_FACTS = 2  # that show how an awkward relation is used
@@ -127,7 +127,12 @@ class SelfKG:
         self._language = graph_language(self.graph) if settings.language == "auto" else settings.language
         self._speaker = Speaker(self.graph, self._language, settings.seed)
         self._sampler = Sampler(
-            self.graph, seed=settings.seed, kinds=settings.kinds, hops=settings.hops, per_fact=settings.per_fact
+            self.graph,
+            seed=settings.seed,
+            kinds=settings.kinds,
+            hops=settings.hops,
+            per_fact=settings.per_fact,
+            can_say=self._speaker.can_say,
         )
         self._prompts = Prompts(self._language, settings.prompts)
         self._template = "self_kg_rephrase" if settings.words_the_question_alone else "self_kg_question"
@@ -198,10 +203,14 @@ class SelfKG:
 
     def _left_out(self, ask: Ask, relation: int) -> Rejection:
         key = self.graph.relation_keys[relation]
+        name = "Chinese" if self._language == "zh" else "English"
+        why = f"has no name in {name}" if self._speaker.is_foreign(relation) else "reads badly"
         reason = (
-            f"the relation {key!r} reads badly and nobody said how to say it: its questions are left out."
+            f"the relation {key!r} {why} and nobody said how to say it: its questions are left out."
             " Name it in relations.json, beside this file, and pass that as --labels, or let a model do it"
         )
+        if self._speaker.is_foreign(relation):
+            reason += f"; or ask in its own language (--language {'en' if self._language == 'zh' else 'zh'})"
         return self._rejection(ask, "file", "awkward_relation", reason, value=key)
 
     # ---------------------------------------------------------------- one item

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from kg.graph import Fact, Graph, GraphBuilder, GraphError, stable_hash
+from kg.load import load
 from kg.questions import FAN, KINDS, MOST_COUNTED, MOST_LISTED, Question, Sampler
 
 names = st.sampled_from([f"n{number}" for number in range(12)])
@@ -171,6 +173,22 @@ def test_one_more_triple_asks_only_what_it_touches() -> None:
     assert len(before) > 600
     assert len(after - before) <= 25
     assert len(before - after) <= 25
+
+
+def test_true_and_false_claims_are_near_balance() -> None:
+    """On records whose subjects have several objects, and few facts fit any other kind."""
+    graph = load([Path(__file__).parent / "huatuo_style.jsonl"])[0]
+    for per_fact in (1, 2, 3):
+        claims = Counter(
+            question.kind
+            for seed in range(10)
+            for question in Sampler(graph, seed=seed, per_fact=per_fact).questions()
+            if question.truth is not None
+        )
+        assert claims.total() >= 100
+        assert 0.4 <= claims["false"] / claims.total() <= 0.6
+    questions = list(Sampler(graph, kinds=("false",)).questions())
+    assert len({question.claimed for question in questions}) == len(questions) >= 60
 
 
 def test_rare_relations_and_small_entities_come_early() -> None:

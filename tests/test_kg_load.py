@@ -290,6 +290,24 @@ def test_labels_from_an_edited_relations_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        ([1], "holds [1]; it should be {"),
+        ({"P1": 3}, "the key 'P1' has 3; it should be "),
+        ({"P1": {"en": 3}}, "the key 'P1' has 'en': 3; it should be "),
+        ({"P1": {"statement": "{s} circles {o}"}}, "the key 'P1' has 'statement' where a language such as"),
+    ],
+)
+def test_labels_of_another_shape_are_refused_by_file_and_key(said: object, why: str, tmp_path: Path) -> None:
+    labels = written(tmp_path, "mine.json", json.dumps(said))
+    with pytest.raises(GraphError) as refused:
+        load([written(tmp_path, "g.tsv", "Q2\tP1\tQ1\n")], labels)
+    assert str(refused.value).startswith(f"{labels}: ")
+    assert why in str(refused.value)
+    assert '"KEY": {"en": {"label": ' in str(refused.value)
+
+
+@pytest.mark.parametrize(
     ("key", "name"),
     [
         ("http://dbpedia.org/resource/Mount_Everest", "Mount Everest"),

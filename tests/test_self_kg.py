@@ -97,6 +97,25 @@ def test_an_awkward_relation_is_left_out_with_a_reason_and_can_be_named(graph: P
     assert [r for r in records(tmp_path / "named") if "Io plays" in r["output"] + r["instruction"]]
 
 
+def test_a_relation_without_a_name_in_the_language_is_left_out_and_counted(tmp_path: Path) -> None:
+    mixed = tmp_path / "mixed.tsv"
+    english = "Marie Curie\tworked in\tParis\nParis\tcapital of\tFrance\n"
+    mixed.write_text(english + "偏头痛\t相关症状\t恶心\n偏头痛\t病因\t压力\n感冒\t病因\t病毒\n", encoding="utf-8")
+    sets = {"zh": {"worked in", "capital of"}, "en": {"相关症状", "病因"}}
+    for language, foreign in sets.items():
+        out = tmp_path / language
+        assert run(mixed, "--template", "--language", language, "--out", out) == 0
+        assert {r["value"] for r in read(out, "rejected.jsonl")} == foreign
+        assert all("has no name in" in r["reason"] for r in read(out, "rejected.jsonl"))
+        asked = {fact[1] for r in records(out) for fact in r["source"][0]["triples"]}
+        assert asked == set().union(*sets.values()) - foreign
+    labels = tmp_path / "labels.tsv"
+    labels.write_text("worked in\t工作地\tzh\ncapital of\t所属国\tzh\n", encoding="utf-8")
+    assert run(mixed, "--template", "--language", "zh", "--labels", labels, "--out", tmp_path / "named") == 0
+    assert read(tmp_path / "named", "rejected.jsonl") == []
+    assert [r for r in records(tmp_path / "named") if "工作地" in r["instruction"]]
+
+
 def test_broken_lines_are_rejections_and_broken_files_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
