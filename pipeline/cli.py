@@ -35,7 +35,7 @@ from pipeline.money import Limits, Plan, plan_of
 from pipeline.one_run import OneRun, changes
 from pipeline.pairs import Pairs
 from pipeline.run import Generator, Tally
-from pipeline.run_folder import DerivedFiles, locked, read_config, write_json
+from pipeline.run_folder import DerivedFiles, check_maker, locked, write_json
 from pipeline.settings import (
     AskingSettings,
     Checked,
@@ -151,6 +151,7 @@ class _Run:
 
     async def plan(self) -> int:
         """Say what a run would send, and send nothing; a folder that is not there yet is not made."""
+        check_maker(self.folder, self.generator.name)
         with contextlib.ExitStack() as open_ones:
             stored: Callable[[Request], bool] = lambda request: False  # noqa: E731
             if (self.folder / "journal.sqlite").exists():
@@ -213,9 +214,7 @@ class _Run:
     async def _settle_config(self) -> None:
         """Refuse a folder made with other shaping settings, unless told to go on; then write config.json."""
         now = self.one.shaping
-        before = read_config(self.folder)
-        if before is not None and before.get("generator") != self.generator.name:
-            raise UsageError(f"{self.folder} was made by {before.get('generator')}; use another --out.")
+        before = check_maker(self.folder, self.generator.name)
         if before is not None and not self.switches.accept_changes:
             changed = changes(before["shaping"], now)
             if changed:

@@ -39,7 +39,7 @@ from pipeline.regeneration.sources import UNITS, Difference, Prepared, differenc
 from pipeline.regeneration.spending import Spending
 from pipeline.regeneration.versions import Version, Versions, differences
 from pipeline.run import Tally
-from pipeline.run_folder import DerivedFiles, locked, read_records, write_json
+from pipeline.run_folder import PROJECT, DerivedFiles, check_maker, locked, read_records, write_json
 from pipeline.scheduling.units import Kind, unit
 from pipeline.settings import resolved
 
@@ -135,6 +135,7 @@ class _Command:
             return self._diff(*options.diff), DONE
         if options.gc is not None and options.gc < 1:
             raise UsageError(f"--gc {options.gc}: at least one version is kept.")
+        check_maker(self.out, PROJECT, f"give {self.project.path} another `out`")
         if not self.out.is_dir() and (options.plan or options.revoke or options.gc):
             return self._without_folder()
         with locked(self.out) as lock:
