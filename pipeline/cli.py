@@ -29,7 +29,7 @@ from pipeline.funnel import likeliest_cause, why_short
 from pipeline.journal import Journal, Totals
 from pipeline.judge import USUAL_VERDICT_TOKENS
 from pipeline.later import plan_judge, plan_pairs
-from pipeline.llm import Model, Request
+from pipeline.llm import Model
 from pipeline.models import open_model
 from pipeline.money import Limits, Plan, plan_of
 from pipeline.one_run import OneRun, changes
@@ -153,13 +153,12 @@ class _Run:
         """Say what a run would send, and send nothing; a folder that is not there yet is not made."""
         check_maker(self.folder, self.generator.name)
         with contextlib.ExitStack() as open_ones:
-            stored: Callable[[Request], bool] = lambda request: False  # noqa: E731
+            journal: Journal | None = None
             if (self.folder / "journal.sqlite").exists():
                 open_ones.enter_context(locked(self.folder))
                 journal = open_ones.enter_context(Journal(self.folder / "journal.sqlite"))
                 self.one.budget.start(await journal.totals())
-                stored = self.one.stored_in(journal)
-            plan = self.generator.plan(self.settings.target, stored)
+            plan = await self.one.plan(self.settings.target, journal)
         verdicts, answers = self._plan_later(plan)
         own, budget, judges = plan + answers, self.one.budget, self.one.budget.beside(self.one.judge_model.identity)
         plan = own + verdicts

@@ -13,6 +13,7 @@ without one, or with numbers, names or units of the model's own, is turned away.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import random
 import sys
@@ -107,6 +108,7 @@ class SelfQA:
         self._documents: list[Document] = []
         self._chunks: list[Chunk] = []
         self._judged_from: dict[tuple[str, str], list[int]] = {}  # (document, chunk): [kept, judged]
+        self._recalled: dict[str, list[Request]] = {}  # chunk id -> its answers' requests, if its questions are stored
         self._described: dict[str, Mapping[str, Any]] = {}  # mode api: chunk id -> the description's fields
         self._read()
         self._corpus = Corpus(self._chunks) if settings.mode in ("open", "refuse") else None
@@ -192,29 +194,43 @@ class SelfQA:
             return await (self._decline if self._settings.mode == "refuse" else self._call)(trail, question)
         return await self._answer(trail, question, sentence)
 
+    async def recall(self, ask: Ask) -> None:
+        """The questions that are stored, so that a plan knows which answers they still need."""
+        for chunk in self._in_order():
+            trail, found = Trail(chunk, self._language(chunk), ask), dict[str, str]()
+            if ask.is_stored(self._writer.questions(chunk, trail.language)):
+                with contextlib.suppress(Unreadable):
+                    found = await self._questions(trail)
+                asked = [one for one in found.items() if count_words(one[0]) > SHORTEST_QUESTION]
+                local = ask.model.is_local
+                self._recalled[chunk.id] = [self._answer_request(chunk, trail.language, local, *one) for one in asked]
+
     def plan(self, target: int | None, stored: Callable[[Request], bool]) -> Plan:
-        """What the chunks take that are not stored yet, in their order as far as the target reaches."""
-        answers = self._settings.mode != "refuse"
+        """What the chunks take that is not stored yet, in their order as far as the target reaches."""
+        settings = self._settings
+        answers = settings.mode != "refuse"
         expected: list[tuple[Request, float]] = []
         wanted, read = 0, 0.0
         for chunk in self._in_order():
             if target is not None and wanted >= target / KEPT_OF_ASKED:
                 break
             language, count = self._language(chunk), questions_wanted(chunk, self._settings.per_chunk)
+            request, known = self._writer.questions(chunk, language), self._recalled.get(chunk.id)
+            if known is not None:
+                count = len(known)
+                expected += [(one, ANSWER_TOKENS) for one in known if answers and not stored(one)]
+            else:
+                expected.append((request, count * QUESTION_TOKENS))
+                if answers:  # the questions are not known yet; one of the usual length stands for each
+                    usual = self._answer_request(chunk, language, settings.model is None, "x" * 4 * QUESTION_TOKENS)
+                    expected += [(usual, ANSWER_TOKENS)] * count
             wanted += count
             read += count * estimate_tokens(chunk.text)
-            request = self._writer.questions(chunk, language)
-            if stored(request):
-                continue
-            expected.append((request, count * QUESTION_TOKENS))
-            if answers:  # the questions are not known yet; one of the usual length stands for each
-                write = self._writer.call if self._settings.mode == "api" else self._writer_answer
-                expected += [(write(chunk, language, "x" * 4 * QUESTION_TOKENS), ANSWER_TOKENS)] * count
         plan = plan_of(
             expected,
             f"every chunk brings the questions it is asked for, of {QUESTION_TOKENS} tokens, with answers and quotes of"
-            f" {ANSWER_TOKENS}; to a target, {KEPT_OF_ASKED:.0%} of them are kept. A chunk whose questions are stored"
-            " counts as done.",
+            f" {ANSWER_TOKENS}; to a target, {KEPT_OF_ASKED:.0%} of them are kept. Of questions that are stored, the"
+            " answers that are not are counted.",
         )
         records = min(wanted * KEPT_OF_ASKED, target or math.inf)
         source = read / max(1, wanted) if answers else 0.0
@@ -225,8 +241,10 @@ class SelfQA:
         asked = sum(questions_wanted(chunk, self._settings.per_chunk) for chunk in self._chunks)
         return KEPT_OF_ASKED * asked / max(1, len(self._chunks))
 
-    def _writer_answer(self, chunk: Chunk, language: str, question: str) -> Request:
-        return self._writer.answer(chunk, language, question, choose=self._settings.model is None)
+    def _answer_request(self, chunk: Chunk, language: str, choose: bool, question: str, sentence: str = "") -> Request:
+        if self._settings.mode == "api":
+            return self._writer.call(chunk, language, question)
+        return self._writer.answer(chunk, language, question, choose=choose, sentence=sentence)
 
     def _language(self, chunk: Chunk) -> str:
         return chunk.language if self._settings.language == "auto" else self._settings.language
@@ -251,8 +269,7 @@ class SelfQA:
     async def _answer(self, trail: Trail, question: str, sentence: str) -> Made:
         """The question's answer from the same text, with the sentences it rests on."""
         trail = trail.branch()
-        choose = trail.ask.model.is_local
-        request = self._writer.answer(trail.chunk, trail.language, question, choose=choose, sentence=sentence)
+        request = self._answer_request(trail.chunk, trail.language, trail.ask.model.is_local, question, sentence)
         reply = await self._asked(trail, "self_qa_answer", request)
         try:
             answer, said = read_value(reply, "answer"), read_value(reply, "quotes")
