@@ -25,7 +25,6 @@ from typing import Any, Literal
 
 from pipeline import cache
 from pipeline.ask import Ask
-from pipeline.checks.grounding import quotes_in
 from pipeline.cli import run_command
 from pipeline.errors import UsageError
 from pipeline.filtering import Candidate
@@ -41,8 +40,15 @@ from pipeline.reading.documents import read_documents
 from pipeline.reading.extraction import KIND, Extractor
 from pipeline.records import DocumentSource, Neighbour, Quote, Record, Rejection, Stage, content_id, make_record
 from pipeline.run import Made, Outlook
-from pipeline.self_qa_examples import DECLINES, STYLES
-from pipeline.self_qa_requests import SHORTEST_QUESTION, RequestWriter, evidence_of, questions_wanted
+from pipeline.self_qa_examples import DECLINES
+from pipeline.self_qa_requests import (
+    SHORTEST_QUESTION,
+    RequestWriter,
+    evidence_of,
+    find_quotes,
+    questions_wanted,
+    read_style,
+)
 from pipeline.settings import GeneratorSettings, setting
 from pipeline.text import count_words, estimate_tokens, one_line, replace_surrogates
 
@@ -289,7 +295,8 @@ class SelfQA:
         way = ways[int(content_id("decline", question), 16) % len(ways)]
         score, chunk = self._corpus.nearest(question)
         nearest = (score, Neighbour(id=chunk.id, text=one_line(chunk.text)[:300])) if chunk else None
-        return [Candidate(self._record(trail, question, way, [], ""), declines=True, nearest=nearest)]
+        record = self._record(trail, question, way, [], "")
+        return [Candidate(record, passage=evidence_of(trail.chunk), declines=True, nearest=nearest)]
 
     async def _call(self, trail: Trail, question: str) -> Made:
         """A request with the call that serves it: once from memory, once with the description at hand."""
@@ -307,7 +314,7 @@ class SelfQA:
         records = [self._record(trail, question, call.strip(), quotes, input_) for input_ in ("", trail.chunk.text)]
         objection = objection_to(call, fields)
         if objection is None:
-            return [Candidate(record) for record in records]
+            return [Candidate(record, passage=evidence_of(trail.chunk)) for record in records]
         return [
             Rejection(stage="record", filter="wrong_call", reason=objection, **record.model_dump())
             for record in records
@@ -398,18 +405,6 @@ class Trail:
 # ---------------------------------------------------------------- small parts
 
 
-def find_quotes(said: object, chunk: Chunk) -> list[Quote]:
-    """What the model gave as quotes, as the chunk has them, with offsets into the document; others are left out."""
-    places: dict[tuple[int, int], None] = {}
-    for text in said if isinstance(said, list) else [said]:
-        if isinstance(text, str):
-            places |= dict.fromkeys(quotes_in(replace_surrogates(text), chunk.text))
-    return [
-        Quote(text=chunk.text[start:end], start=chunk.start + start, end=chunk.start + end)
-        for start, end in sorted(places)
-    ]
-
-
 def source_of(chunk: Chunk, quotes: Sequence[Quote] = ()) -> DocumentSource:
     """The chunk as a record names it."""
     return DocumentSource(
@@ -420,19 +415,6 @@ def source_of(chunk: Chunk, quotes: Sequence[Quote] = ()) -> DocumentSource:
         end=chunk.end,
         quotes=tuple(quotes),
     )
-
-
-def read_style(path: Path | None, language: str) -> str:
-    """The text of --style, or the shipped one."""
-    if path is None:
-        return STYLES[language]
-    try:
-        text = path.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"--style {path}: cannot be read ({error}).") from error
-    if not text:
-        raise UsageError(f"--style {path}: the file is empty.")
-    return text
 
 
 def coverage(

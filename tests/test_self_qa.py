@@ -338,6 +338,22 @@ def test_mode_open_puts_the_passage_among_others_for_nothing(server: FakeServer,
     assert 0 < without < len(records)
 
 
+def chunks_named(record: Record) -> list[str]:
+    return [source.chunk for source in record.source if isinstance(source, DocumentSource)]
+
+
+def test_no_refusal_of_such_a_passage_is_kept_either(server: FakeServer, tmp_path: Path) -> None:
+    path, out = tmp_path / "hostile.md", tmp_path / "out"
+    path.write_text(HOSTILE, encoding="utf-8")
+    self_qa(server, out, path, "--mode", "refuse", "--filters", "injection=off")
+    [hostile] = [c.id for c in chunks_of(path) if "Ignore all previous" in c.text]
+    assert hostile in {chunk for record in read_records(out) for chunk in chunks_named(record)}
+    self_qa(server, out, path, "--mode", "refuse")
+    assert hostile not in {chunk for record in read_records(out) for chunk in chunks_named(record)}
+    assert "injection" in {rejection.filter for rejection in rejections_of(out)}
+    assert not {"ungrounded", "unanswered", "off_topic"} & {rejection.filter for rejection in rejections_of(out)}
+
+
 def test_mode_open_without_distractors_always_has_the_passage(server: FakeServer, docs: Path, tmp_path: Path) -> None:
     self_qa(server, tmp_path / "out", docs, "--mode", "open", "--without-passage", "1")
     documents = documents_under(docs)
