@@ -250,7 +250,8 @@ class _Run:
         say(files + (f"; pairs: {self.folder / 'preferences.jsonl'}." if self.one.pairs is not None else "."))
         if stopped is not None:
             how = {BudgetReached: "With a higher limit, go on with", Offline: "Without --offline, go on with"}
-            say(f"{stopped} {how.get(type(stopped), 'Go on with')}: {self.again}")
+            again = self.again.replace(" --offline", "") if isinstance(stopped, Offline) else self.again
+            say(f"{stopped} {how.get(type(stopped), 'Go on with')}: {again}")
             return stopped.exit_code
         short = self.settings.target is not None and tally.kept < self.settings.target
         if short or not tally.kept:
@@ -268,7 +269,7 @@ class _Run:
         what = "Short of the target" if tally.kept else "Nothing was kept"
         say(f"{what}: {why_short(tally, self.generator.at_its_end)}.")
         switches = {f.name for f in self.one.filters} | {f.name for f in filters.INSTRUCTION}
-        say(likeliest_cause(tally, switches))
+        say(likeliest_cause(tally, switches, self.settings.target, self.generator.name))
         say(f"Next: read {self.folder / 'rejected.jsonl'}; change --filters, --seed or the model; then {self.again}")
 
 

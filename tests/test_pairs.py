@@ -243,6 +243,8 @@ def test_pairs_come_after_the_records_and_replay_for_free(tmp_path: Path, run: R
     sent, before = len(server.ledger()), (out / "preferences.jsonl").read_bytes()
     more = run(*against(server, out, *flags("--pairs", 2, "--offline")))
     assert more.returncode == 3, more.stderr
+    [way_on] = [line for line in more.stderr.splitlines() if "Without --offline, go on with: " in line]
+    assert "--offline" not in way_on.partition("go on with: ")[2]
     assert (out / "preferences.jsonl").read_bytes() == before, "pairs of what is stored; what is not is passed over"
     counts = json.loads((out / "summary.json").read_bytes())["pairs"]
     assert (counts["none"]["not_stored"], counts["answers"]) == (12, summary["pairs"]["answers"])

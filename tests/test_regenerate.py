@@ -82,6 +82,15 @@ def test_no_project_goes_into_a_runs_folder(flags: tuple[object, ...], folder: F
     assert (below(folder.root), len(folder.server.ledger())) == (before, sent)
 
 
+@pytest.mark.parametrize("every", ["tick", "month"])
+def test_an_unknown_price_names_what_else_the_file_may_limit(every: str, folder: Folder, tick: Tick) -> None:
+    folder.write(tables=f"[budget]\nmax_cost_per_{every} = 1.0")
+    code, found = tick()
+    assert code == 2
+    assert f"[budget] max_cost_per_{every}: the price of 'fake' is unknown" in found["reason"]
+    assert "limit the run by [budget] max_total_tokens_per_tick or [budget] max_requests_per_tick" in found["reason"]
+
+
 # ---------------------------------------------------------------- plans, and changed settings
 
 
