@@ -29,13 +29,13 @@ from pipeline.funnel import likeliest_cause, why_short
 from pipeline.journal import Journal, Totals
 from pipeline.judge import USUAL_VERDICT_TOKENS
 from pipeline.later import plan_judge, plan_pairs
-from pipeline.llm import Model, Request
+from pipeline.llm import Model
 from pipeline.models import open_model
 from pipeline.money import Limits, Plan, plan_of
 from pipeline.one_run import OneRun, changes
 from pipeline.pairs import Pairs
 from pipeline.run import Generator, Tally
-from pipeline.run_folder import DerivedFiles, locked, read_config, write_json
+from pipeline.run_folder import DerivedFiles, check_maker, locked, write_json
 from pipeline.settings import (
     AskingSettings,
     Checked,
@@ -151,14 +151,14 @@ class _Run:
 
     async def plan(self) -> int:
         """Say what a run would send, and send nothing; a folder that is not there yet is not made."""
+        check_maker(self.folder, self.generator.name)
         with contextlib.ExitStack() as open_ones:
-            stored: Callable[[Request], bool] = lambda request: False  # noqa: E731
+            journal: Journal | None = None
             if (self.folder / "journal.sqlite").exists():
                 open_ones.enter_context(locked(self.folder))
                 journal = open_ones.enter_context(Journal(self.folder / "journal.sqlite"))
                 self.one.budget.start(await journal.totals())
-                stored = self.one.stored_in(journal)
-            plan = self.generator.plan(self.settings.target, stored)
+            plan = await self.one.plan(self.settings.target, journal)
         verdicts, answers = self._plan_later(plan)
         own, budget, judges = plan + answers, self.one.budget, self.one.budget.beside(self.one.judge_model.identity)
         plan = own + verdicts
@@ -213,9 +213,7 @@ class _Run:
     async def _settle_config(self) -> None:
         """Refuse a folder made with other shaping settings, unless told to go on; then write config.json."""
         now = self.one.shaping
-        before = read_config(self.folder)
-        if before is not None and before.get("generator") != self.generator.name:
-            raise UsageError(f"{self.folder} was made by {before.get('generator')}; use another --out.")
+        before = check_maker(self.folder, self.generator.name)
         if before is not None and not self.switches.accept_changes:
             changed = changes(before["shaping"], now)
             if changed:
@@ -252,7 +250,8 @@ class _Run:
         say(files + (f"; pairs: {self.folder / 'preferences.jsonl'}." if self.one.pairs is not None else "."))
         if stopped is not None:
             how = {BudgetReached: "With a higher limit, go on with", Offline: "Without --offline, go on with"}
-            say(f"{stopped} {how.get(type(stopped), 'Go on with')}: {self.again}")
+            again = self.again.replace(" --offline", "") if isinstance(stopped, Offline) else self.again
+            say(f"{stopped} {how.get(type(stopped), 'Go on with')}: {again}")
             return stopped.exit_code
         short = self.settings.target is not None and tally.kept < self.settings.target
         if short or not tally.kept:
@@ -270,7 +269,7 @@ class _Run:
         what = "Short of the target" if tally.kept else "Nothing was kept"
         say(f"{what}: {why_short(tally, self.generator.at_its_end)}.")
         switches = {f.name for f in self.one.filters} | {f.name for f in filters.INSTRUCTION}
-        say(likeliest_cause(tally, switches))
+        say(likeliest_cause(tally, switches, self.settings.target, self.generator.name))
         say(f"Next: read {self.folder / 'rejected.jsonl'}; change --filters, --seed or the model; then {self.again}")
 
 

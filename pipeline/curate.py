@@ -55,7 +55,7 @@ from pipeline.judge import CRITERIA
 from pipeline.judge_curated import Judging
 from pipeline.models import check_judge_is_asked
 from pipeline.records import Record
-from pipeline.run_folder import DerivedFiles, locked, read_config, write_json
+from pipeline.run_folder import DerivedFiles, check_maker, locked, write_json
 from pipeline.settings import AskingSettings, nearest, resolved, setting
 
 SHOW_EVERY_S = 15.0
@@ -333,11 +333,9 @@ def _check(settings: CurateSettings, switches: Switches) -> None:
     for path in settings.inputs:
         if out.resolve() in (path.resolve(), path.resolve().parent):
             raise UsageError(f"--out: {out} holds one of the inputs; choose another folder.")
-    config = read_config(out)
-    maker = config.get("generator") if config is not None else None
-    if maker != GENERATOR and (config is not None or (out / "records.jsonl").exists()):
-        raise UsageError(f"--out: {out} is a run folder made by {maker or 'something else'}; choose another.")
     check_judge_is_asked(settings, "--judge", asked=settings.judge)
+    if check_maker(out, GENERATOR) is None and (out / "records.jsonl").exists():
+        raise UsageError(f"--out: {out} is a run folder made by something else; choose another.")
     if settings.ifd_model is not None and not settings.ifd:
         raise UsageError("--ifd-model: names who measures --ifd; give --ifd too.")
     if settings.quota and settings.select is None:

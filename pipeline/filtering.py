@@ -44,6 +44,7 @@ class Candidate:
     siblings: Sequence[Record] = ()
     cut: bool = False  # the reply ended inside this record
     evidence: str = ""  # what the answer must rest on, and a judge may see: the passage, the facts
+    passage: str = ""  # what the question came from, where the answer need not rest on it
     declines: bool = False  # Self-QA: the question is there to be declined
     nearest: tuple[float, Neighbour] | None = None  # … and this passage comes nearest to an answer
     scores: Mapping[str, float] = field(default_factory=dict)  # what judges said of it

@@ -305,7 +305,7 @@ def links(candidate: Candidate, _: float) -> Found | None:
 @_filter(ALONE, "ours, after RELIABILITY S1: instructions hidden in a document")
 def injection(candidate: Candidate, _: float) -> Found | None:
     """A passage that speaks to the model: whatever came of it waits for a person's review."""
-    phrase = hidden_instruction(candidate.evidence)
+    phrase = hidden_instruction(candidate.evidence or candidate.passage)
     return Found(f"for review: its passage holds an instruction to the model, {phrase!r}", phrase) if phrase else None
 
 

@@ -16,6 +16,11 @@ _READING = {
     "not_json": "name a --model that can keep to JSON, or give the replies more room with --max-tokens",
     "wrong_shape": "name a --model that can keep to a JSON schema",
 }
+# What gives a generator more to ask about, where it came to the end of its sources.
+_MORE = {
+    "self_qa": "a higher --per-chunk, or more documents",
+    "self_kg": "a higher --per-fact or --hops, or more facts",
+}
 _NO_READING = "name another --model"
 
 
@@ -26,9 +31,19 @@ def why_short(tally: Tally, at_its_end: str) -> str:
     return f"{at_its_end}, and there is nothing more"
 
 
-def likeliest_cause(tally: Tally, switches: Collection[str]) -> str:
-    """What took most of the candidates: its share, an example, and what turns it off. `switches` are the filters on."""
+def likeliest_cause(tally: Tally, switches: Collection[str], target: int | None = None, generator: str = "") -> str:
+    """What took most of the candidates: its share, an example, and what turns it off. `switches` are the filters on.
+
+    Where all that was turned away or merged is less than half of what is missing, no filter is to blame.
+    """
     took = tally.rejected.total()
+    missing = max(0, (target or 0) - tally.kept)
+    if tally.ended == "exhausted" and took + tally.merged < missing / 2:
+        more = _MORE.get(generator, "more sources, or another --seed")
+        return (
+            f"{missing} records are missing, and only {took + tally.merged} candidates were turned away or merged:"
+            f" the sources gave no more. What helps: {more}."
+        )
     if tally.merged > took:
         return f"{tally.merged} candidates were exact duplicates of earlier ones: another --seed, or other sources."
     if not took:

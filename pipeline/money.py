@@ -116,9 +116,10 @@ class Budget:
         if self._limits.cost is not None:
             for model in {*self.used, self._model}:
                 if model not in self._prices:
+                    cost, *others = (name.partition(" =")[0] for name in self._limits.names)
                     raise UsageError(
-                        f"{self._limits.names[0]}: the price of {model!r} is unknown; write it into prices.toml,"
-                        " or limit the run by --max-total-tokens or --max-requests."
+                        f"{cost}: the price of {model!r} is unknown; write it into prices.toml,"
+                        f" or limit the run by {' or '.join(others)}."
                     )
 
     def objection(self, most_tokens: tuple[int, int]) -> str | None:

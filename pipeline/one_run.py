@@ -17,14 +17,14 @@ from typing import Any
 from pipeline import filters
 from pipeline.ask import Ask
 from pipeline.asking import read_prompts
-from pipeline.errors import Interrupted, Offline, UsageError
+from pipeline.errors import Interrupted, Offline, StopRun, UsageError
 from pipeline.journal import Journal, Totals
 from pipeline.judge import Judge
-from pipeline.llm import Model, Request
+from pipeline.llm import Model
 from pipeline.models import check_judge_is_asked, open_judge
-from pipeline.money import FREE, Budget, Limits, Price, read_prices
+from pipeline.money import FREE, Budget, Limits, Plan, Price, read_prices
 from pipeline.pairs import Manner, Pairs
-from pipeline.run import Covering, Generator, Line, Tally
+from pipeline.run import Covering, Generator, Line, Recalling, Tally
 from pipeline.run_folder import DerivedFiles
 from pipeline.settings import GeneratorSettings, shaping
 
@@ -68,9 +68,15 @@ class OneRun:
         """Everything that enters a request."""
         return {"model": self.model.identity, **shaping(self.settings), **self.generator.shaping}
 
-    def stored_in(self, journal: Journal) -> Callable[[Request], bool]:
-        """Whether a request has an outcome already, so that it costs nothing."""
-        return Ask(self.model, journal, concurrency=1).is_stored
+    async def plan(self, target: int | None, journal: Journal | None) -> Plan:
+        """What the generator would still send; what has an outcome in the journal costs nothing."""
+        if journal is None:
+            return self.generator.plan(target, lambda request: False)
+        ask = Ask(self.model, journal, concurrency=1)
+        ask.stop(StopRun("--plan sends nothing."))
+        if isinstance(self.generator, Recalling):
+            await self.generator.recall(ask)
+        return self.generator.plan(target, ask.is_stored)
 
     async def open(
         self, journal: Journal, spent: Totals, *, retry_failed: bool = False, source: str | None = None

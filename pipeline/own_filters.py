@@ -80,7 +80,7 @@ def _filter(path: Path, name: str, function: Callable[..., Any]) -> Filter[Candi
         record = candidate.record
         try:
             said = function(record) if len(by_place) == 1 else function(record, setting)
-        except Exception as error:  # likewise: anything may come of code that is not ours
+        except (Exception, SystemExit) as error:  # likewise: anything may come of code that is not ours
             raise BrokenFilter(
                 f"{path}: {name} failed on the record {record.id}: {_said(error, path)}. {way_out}"
             ) from error

@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from pipeline.ask import Ask
-from pipeline.errors import StopRun
+from pipeline.errors import Offline, StopRun
 from pipeline.filtering import Candidate, Filter, Found, first_objection, judge
 from pipeline.in_order import in_order
 from pipeline.judge import BETTER, comparison_request, prompts_for, question_shown, shown_of, source_text
@@ -48,7 +48,7 @@ BOUND_TO_SOURCE = frozenset(("graph", "links", "unanswered", "ungrounded"))
 # What nobody should train on, not even as the worse answer. personal_data may mend it.
 UNFIT = frozenset(("empty_output", "overlong", "control_tokens", "secrets", "personal_data"))
 
-Ending = Literal["judge", "filter", "free", "equal", "unfit", "disagreed", "tied", "unreadable"]
+Ending = Literal["judge", "filter", "free", "equal", "unfit", "disagreed", "tied", "unreadable", "not_stored"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +89,7 @@ class Pairs:
         self._against = [filter_ for filter_ in on if filter_.name in ABOUT_THE_ANSWER]
         self._unfit = [filter_ for filter_ in on if filter_.name in UNFIT]
         self._prompts, self._manner = prompts, manner
+        self._offline: Offline | None = None  # a reply was not stored, and none may be asked for
         self._kept: list[Candidate] = []
         self._lost: dict[str, list[_Lost]] = {}  # by question
 
@@ -113,7 +114,8 @@ class Pairs:
     async def make(self, answer: Ask, compare: Ask, files: DerivedFiles, concurrency: int) -> StopRun | None:
         """Write the pairs of all that was kept. Returns why it stopped early, None where it did not.
 
-        Whatever the reason, what is written are the pairs of the longest complete prefix of the records.
+        Whatever the reason, what is written are the pairs of the longest complete prefix of the records; but under
+        --offline, where nothing will come any more, of all whose replies are stored.
         """
         written: set[str] = set()
 
@@ -132,13 +134,15 @@ class Pairs:
                     self.records += 1
         except StopRun as stop:
             return stop
-        return None
+        return self._offline
 
     async def _of(self, candidate: Candidate, answer: Ask, compare: Ask) -> list[Outcome]:
         outcomes: list[Outcome] = list(self._free(candidate))
         contests = [self._contest(candidate, number, answer, compare) for number in range(self.wanted)]
         # Gathered with their exceptions, so that none is left running behind a stop.
         for ended in await asyncio.gather(*contests, return_exceptions=True):
+            if isinstance(ended, Offline):
+                self._offline, ended = ended, ("not_stored", None)
             if isinstance(ended, BaseException):
                 raise ended
             outcomes.append(ended)
@@ -215,7 +219,8 @@ class Pairs:
         """For the summary: what became of the answers, over the records whose pairs are written."""
         made = {ending: self.endings[ending] for ending in ("judge", "filter", "free")}
         none = {ending: self.endings[ending] for ending in ("equal", "unfit", "disagreed", "tied", "unreadable")}
-        asked_of = self.records * self.wanted
+        none["not_stored"] = missing = self.endings["not_stored"]
+        asked_of = self.records * self.wanted - missing
         return {"written": sum(made.values()), "by": made, "records": self.records, "answers": asked_of, "none": none}
 
 

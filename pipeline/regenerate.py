@@ -40,7 +40,7 @@ from pipeline.regeneration.sources import UNITS, Difference, Prepared, differenc
 from pipeline.regeneration.spending import Spending
 from pipeline.regeneration.versions import Version, Versions, differences
 from pipeline.run import Tally
-from pipeline.run_folder import DerivedFiles, locked, read_records, write_json
+from pipeline.run_folder import PROJECT, DerivedFiles, check_maker, locked, read_records, write_json
 from pipeline.scheduling.units import Kind, unit
 from pipeline.settings import resolved
 
@@ -136,6 +136,7 @@ class _Command:
             return self._diff(*options.diff), DONE
         if options.gc is not None and options.gc < 1:
             raise UsageError(f"--gc {options.gc}: at least one version is kept.")
+        check_maker(self.out, PROJECT, f"give {self.project.path} another `out`")
         if not self.out.is_dir() and (options.plan or options.revoke or options.gc):
             return self._without_folder()
         with locked(self.out) as lock:
@@ -208,11 +209,11 @@ class _Command:
     async def _plans(self, ready: Sequence[_Ready]) -> list[tuple[Plan, float | None]]:
         """What each source would still send, and its price."""
         if not self.journal.exists():
-            return [self._plan_of(source, None) for source in ready]
+            return [await self._plan_of(source, None) for source in ready]
         with Journal(self.journal) as journal:
-            return [self._plan_of(source, journal) for source in ready]
+            return [await self._plan_of(source, journal) for source in ready]
 
-    def _plan_of(self, source: _Ready, journal: Journal | None) -> tuple[Plan, float | None]:
+    async def _plan_of(self, source: _Ready, journal: Journal | None) -> tuple[Plan, float | None]:
         prepared = source.prepared
         one = OneRun(prepared.source.settings, prepared.generator, prepared.model)
         target = prepared.source.settings.target
@@ -221,8 +222,7 @@ class _Command:
             target = max(0, target - have)
             if prepared.kept or not target:
                 return Plan(0, 0, 0, "the chain is as it was"), 0.0
-        stored = one.stored_in(journal) if journal is not None else lambda request: False
-        plan = prepared.generator.plan(target, stored)
+        plan = await one.plan(target, journal)
         return plan, one.budget.price_of(plan.prompt_tokens, plan.completion_tokens) if plan.requests else 0.0
 
     def _refusal(self, ready: Sequence[_Ready], plans: Sequence[tuple[Plan, float | None]]) -> str | None:

@@ -77,6 +77,14 @@ class Generator(Protocol[Item]):
 
 
 @runtime_checkable
+class Recalling(Protocol):
+    """A generator whose later requests follow from earlier replies, so that its plan is the better for reading them."""
+
+    async def recall(self, ask: Ask) -> None:
+        """Read what is stored, before `plan`; `ask` sends nothing."""
+
+
+@runtime_checkable
 class Covering(Protocol):
     """A generator that says what of its source the records cover; its words join the summary."""
 

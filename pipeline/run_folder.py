@@ -33,6 +33,7 @@ from pipeline.records import Preference, Record, Rejection, Source
 
 SET = ("records.jsonl", "rejected.jsonl")  # published together with summary.json
 PREFERENCES = "preferences.jsonl"  # published along with them, with --pairs
+PROJECT = "pipeline.regenerate"
 EDITED_AFTER = 5  # looks at one summary; a rename between two of them explains no more than two
 
 
@@ -75,6 +76,21 @@ def read_config(folder: Path) -> dict[str, Any] | None:
         raise UsageError(f"{folder / 'config.json'}: is not JSON ({error}); use another --out.") from error
     if not isinstance(config, dict) or not isinstance(config.get("shaping"), dict):
         raise UsageError(f"{folder / 'config.json'}: is not of a run of instructloop; use another --out.")
+    return config
+
+
+def is_project(folder: Path) -> bool:
+    """Whether it is the root of a project of pipeline.regenerate, which has no config.json of its own."""
+    return (folder / "versions").is_dir() and (folder / "journal.sqlite").exists()
+
+
+def check_maker(folder: Path, maker: str, way_out: str = "use another --out") -> dict[str, Any] | None:
+    """The folder's config.json, if any. Raises UsageError where another command than `maker` keeps replies there."""
+    if is_project(folder) and maker != PROJECT:
+        raise UsageError(f"{folder} is a project of {PROJECT}; {way_out}.")
+    config = read_config(folder)
+    if config is not None and config.get("generator") != maker:
+        raise UsageError(f"{folder} was made by {config.get('generator')}; {way_out}.")
     return config
 
 

@@ -13,6 +13,7 @@ without one, or with numbers, names or units of the model's own, is turned away.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import random
 import sys
@@ -24,7 +25,6 @@ from typing import Any, Literal
 
 from pipeline import cache
 from pipeline.ask import Ask
-from pipeline.checks.grounding import quotes_in
 from pipeline.cli import run_command
 from pipeline.errors import UsageError
 from pipeline.filtering import Candidate
@@ -40,12 +40,19 @@ from pipeline.reading.documents import read_documents
 from pipeline.reading.extraction import KIND, Extractor
 from pipeline.records import DocumentSource, Neighbour, Quote, Record, Rejection, Stage, content_id, make_record
 from pipeline.run import Made, Outlook
-from pipeline.self_qa_examples import DECLINES, STYLES
-from pipeline.self_qa_requests import SHORTEST_QUESTION, RequestWriter, evidence_of, questions_wanted
+from pipeline.self_qa_examples import DECLINES
+from pipeline.self_qa_requests import (
+    SHORTEST_QUESTION,
+    RequestWriter,
+    evidence_of,
+    find_quotes,
+    questions_wanted,
+    read_style,
+)
 from pipeline.settings import GeneratorSettings, setting
 from pipeline.text import count_words, estimate_tokens, one_line, replace_surrogates
 
-SHAPING_VERSION = 2  # of the code that extracts, chunks and builds prompts
+SHAPING_VERSION = 3  # of the code that extracts, chunks and builds prompts
 MAX_TOKENS, MAX_TOKENS_BUNDLED = 1024, 320  # of a reply
 QUESTION_TOKENS, ANSWER_TOKENS, KEPT_OF_ASKED = 20, 120, 0.7  # for --plan: what replies usually take and bring
 LANGUAGES = ("en", "zh")
@@ -107,6 +114,7 @@ class SelfQA:
         self._documents: list[Document] = []
         self._chunks: list[Chunk] = []
         self._judged_from: dict[tuple[str, str], list[int]] = {}  # (document, chunk): [kept, judged]
+        self._recalled: dict[str, list[Request]] = {}  # chunk id -> its answers' requests, if its questions are stored
         self._described: dict[str, Mapping[str, Any]] = {}  # mode api: chunk id -> the description's fields
         self._read()
         self._corpus = Corpus(self._chunks) if settings.mode in ("open", "refuse") else None
@@ -192,29 +200,43 @@ class SelfQA:
             return await (self._decline if self._settings.mode == "refuse" else self._call)(trail, question)
         return await self._answer(trail, question, sentence)
 
+    async def recall(self, ask: Ask) -> None:
+        """The questions that are stored, so that a plan knows which answers they still need."""
+        for chunk in self._in_order():
+            trail, found = Trail(chunk, self._language(chunk), ask), dict[str, str]()
+            if ask.is_stored(self._writer.questions(chunk, trail.language)):
+                with contextlib.suppress(Unreadable):
+                    found = await self._questions(trail)
+                asked = [one for one in found.items() if count_words(one[0]) > SHORTEST_QUESTION]
+                local = ask.model.is_local
+                self._recalled[chunk.id] = [self._answer_request(chunk, trail.language, local, *one) for one in asked]
+
     def plan(self, target: int | None, stored: Callable[[Request], bool]) -> Plan:
-        """What the chunks take that are not stored yet, in their order as far as the target reaches."""
-        answers = self._settings.mode != "refuse"
+        """What the chunks take that is not stored yet, in their order as far as the target reaches."""
+        settings = self._settings
+        answers = settings.mode != "refuse"
         expected: list[tuple[Request, float]] = []
         wanted, read = 0, 0.0
         for chunk in self._in_order():
             if target is not None and wanted >= target / KEPT_OF_ASKED:
                 break
             language, count = self._language(chunk), questions_wanted(chunk, self._settings.per_chunk)
+            request, known = self._writer.questions(chunk, language), self._recalled.get(chunk.id)
+            if known is not None:
+                count = len(known)
+                expected += [(one, ANSWER_TOKENS) for one in known if answers and not stored(one)]
+            else:
+                expected.append((request, count * QUESTION_TOKENS))
+                if answers:  # the questions are not known yet; one of the usual length stands for each
+                    usual = self._answer_request(chunk, language, settings.model is None, "x" * 4 * QUESTION_TOKENS)
+                    expected += [(usual, ANSWER_TOKENS)] * count
             wanted += count
             read += count * estimate_tokens(chunk.text)
-            request = self._writer.questions(chunk, language)
-            if stored(request):
-                continue
-            expected.append((request, count * QUESTION_TOKENS))
-            if answers:  # the questions are not known yet; one of the usual length stands for each
-                write = self._writer.call if self._settings.mode == "api" else self._writer_answer
-                expected += [(write(chunk, language, "x" * 4 * QUESTION_TOKENS), ANSWER_TOKENS)] * count
         plan = plan_of(
             expected,
             f"every chunk brings the questions it is asked for, of {QUESTION_TOKENS} tokens, with answers and quotes of"
-            f" {ANSWER_TOKENS}; to a target, {KEPT_OF_ASKED:.0%} of them are kept. A chunk whose questions are stored"
-            " counts as done.",
+            f" {ANSWER_TOKENS}; to a target, {KEPT_OF_ASKED:.0%} of them are kept. Of questions that are stored, the"
+            " answers that are not are counted.",
         )
         records = min(wanted * KEPT_OF_ASKED, target or math.inf)
         source = read / max(1, wanted) if answers else 0.0
@@ -225,8 +247,10 @@ class SelfQA:
         asked = sum(questions_wanted(chunk, self._settings.per_chunk) for chunk in self._chunks)
         return KEPT_OF_ASKED * asked / max(1, len(self._chunks))
 
-    def _writer_answer(self, chunk: Chunk, language: str, question: str) -> Request:
-        return self._writer.answer(chunk, language, question, choose=self._settings.model is None)
+    def _answer_request(self, chunk: Chunk, language: str, choose: bool, question: str, sentence: str = "") -> Request:
+        if self._settings.mode == "api":
+            return self._writer.call(chunk, language, question)
+        return self._writer.answer(chunk, language, question, choose=choose, sentence=sentence)
 
     def _language(self, chunk: Chunk) -> str:
         return chunk.language if self._settings.language == "auto" else self._settings.language
@@ -251,8 +275,7 @@ class SelfQA:
     async def _answer(self, trail: Trail, question: str, sentence: str) -> Made:
         """The question's answer from the same text, with the sentences it rests on."""
         trail = trail.branch()
-        choose = trail.ask.model.is_local
-        request = self._writer.answer(trail.chunk, trail.language, question, choose=choose, sentence=sentence)
+        request = self._answer_request(trail.chunk, trail.language, trail.ask.model.is_local, question, sentence)
         reply = await self._asked(trail, "self_qa_answer", request)
         try:
             answer, said = read_value(reply, "answer"), read_value(reply, "quotes")
@@ -272,7 +295,8 @@ class SelfQA:
         way = ways[int(content_id("decline", question), 16) % len(ways)]
         score, chunk = self._corpus.nearest(question)
         nearest = (score, Neighbour(id=chunk.id, text=one_line(chunk.text)[:300])) if chunk else None
-        return [Candidate(self._record(trail, question, way, [], ""), declines=True, nearest=nearest)]
+        record = self._record(trail, question, way, [], "")
+        return [Candidate(record, passage=evidence_of(trail.chunk), declines=True, nearest=nearest)]
 
     async def _call(self, trail: Trail, question: str) -> Made:
         """A request with the call that serves it: once from memory, once with the description at hand."""
@@ -290,7 +314,7 @@ class SelfQA:
         records = [self._record(trail, question, call.strip(), quotes, input_) for input_ in ("", trail.chunk.text)]
         objection = objection_to(call, fields)
         if objection is None:
-            return [Candidate(record) for record in records]
+            return [Candidate(record, passage=evidence_of(trail.chunk)) for record in records]
         return [
             Rejection(stage="record", filter="wrong_call", reason=objection, **record.model_dump())
             for record in records
@@ -381,18 +405,6 @@ class Trail:
 # ---------------------------------------------------------------- small parts
 
 
-def find_quotes(said: object, chunk: Chunk) -> list[Quote]:
-    """What the model gave as quotes, as the chunk has them, with offsets into the document; others are left out."""
-    places: dict[tuple[int, int], None] = {}
-    for text in said if isinstance(said, list) else [said]:
-        if isinstance(text, str):
-            places |= dict.fromkeys(quotes_in(replace_surrogates(text), chunk.text))
-    return [
-        Quote(text=chunk.text[start:end], start=chunk.start + start, end=chunk.start + end)
-        for start, end in sorted(places)
-    ]
-
-
 def source_of(chunk: Chunk, quotes: Sequence[Quote] = ()) -> DocumentSource:
     """The chunk as a record names it."""
     return DocumentSource(
@@ -403,19 +415,6 @@ def source_of(chunk: Chunk, quotes: Sequence[Quote] = ()) -> DocumentSource:
         end=chunk.end,
         quotes=tuple(quotes),
     )
-
-
-def read_style(path: Path | None, language: str) -> str:
-    """The text of --style, or the shipped one."""
-    if path is None:
-        return STYLES[language]
-    try:
-        text = path.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"--style {path}: cannot be read ({error}).") from error
-    if not text:
-        raise UsageError(f"--style {path}: the file is empty.")
-    return text
 
 
 def coverage(

@@ -9,14 +9,18 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from pipeline.checks.grounding import quotes_in
+from pipeline.errors import UsageError
 from pipeline.instances import list_schema, object_schema
 from pipeline.llm import JsonObject, Request
 from pipeline.prompts import Prompts
 from pipeline.reading.chunks import Chunk, sentences
-from pipeline.self_qa_examples import API_EXAMPLES, EXAMPLES, Example
-from pipeline.text import count_words, estimate_tokens
+from pipeline.records import Quote
+from pipeline.self_qa_examples import API_EXAMPLES, EXAMPLES, STYLES, Example
+from pipeline.text import count_words, estimate_tokens, replace_surrogates
 
 ASKING_TEMPERATURE, ANSWERING_TEMPERATURE = 0.7, 0.0  # diverse questions, faithful answers
 ASKING_TEMPERATURE_BUNDLED = 0.3  # at 0.7 it asks about coconuts
@@ -127,6 +131,19 @@ class RequestWriter:
         )
 
 
+def read_style(path: Path | None, language: str) -> str:
+    """The text of --style, or the shipped one."""
+    if path is None:
+        return STYLES[language]
+    try:
+        text = path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--style {path}: cannot be read ({error}).") from error
+    if not text:
+        raise UsageError(f"--style {path}: the file is empty.")
+    return text
+
+
 # ---------------------------------------------------------------- passages
 
 
@@ -138,6 +155,18 @@ def questions_wanted(chunk: Chunk, per_chunk: int) -> int:
 def evidence_of(chunk: Chunk) -> str:
     """What the model reads of a chunk, and what its answers may state: the headings above it, and its text."""
     return f"{' > '.join(chunk.headings)}\n\n{chunk.text}" if chunk.headings else chunk.text
+
+
+def find_quotes(said: object, chunk: Chunk) -> list[Quote]:
+    """What the model gave as quotes, as the chunk has them, with offsets into the document; others are left out."""
+    places: dict[tuple[int, int], None] = {}
+    for text in said if isinstance(said, list) else [said]:
+        if isinstance(text, str):
+            places |= dict.fromkeys(quotes_in(replace_surrogates(text), chunk.text))
+    return [
+        Quote(text=chunk.text[start:end], start=chunk.start + start, end=chunk.start + end)
+        for start, end in sorted(places)
+    ]
 
 
 def sentences_of(chunk: Chunk) -> list[str]:

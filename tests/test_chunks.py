@@ -50,6 +50,36 @@ def check(document: Document, chunks: list[Chunk], tokens: int, overlap: int) ->
             assert not lost, document.text[lost[0] : lost[0] + 60]
 
 
+# ---------------------------------------------------------------- a title that is no heading
+
+
+BODY = "The pump runs at night, when power is cheap, and it rests by day. " * 3
+
+
+@pytest.mark.parametrize(
+    ("text", "begins", "headings"),
+    [
+        (f"Travel policy\n\n# Trains\n\n{BODY}", "Travel policy\n\n", ("Trains",)),
+        (f"Travel policy\n\nEdition 3\n\n{BODY}", "Travel policy\n\nEdition 3\n\nThe pump", ()),
+        (f"Travel policy\n\n# All\n\n## Trains\n\n{BODY}", "Travel policy\n\n", ("All", "Trains")),
+        (f"# Price\n\n5 USD\n\n# Trains\n\n{BODY}", "5 USD", ("Price",)),
+        ("Travel policy\n\n# Trains\n", "Travel policy", ("Trains",)),
+        ("Travel policy\n", "Travel policy", ()),
+    ],
+)
+@pytest.mark.parametrize("tokens", [40, 400])
+def test_a_few_words_before_anything_else_go_with_what_comes_next(
+    text: str, begins: str, headings: tuple[str, ...], tokens: int
+) -> None:
+    document = markdown(text)
+    chunks = chunk_document(document, tokens=tokens, overlap=0)
+    check(document, chunks, tokens, 0)
+    assert chunks[0].text.startswith(begins)
+    assert chunks[0].headings == headings
+    if BODY in text and "5 USD" not in text:
+        assert "The pump runs" in chunks[0].text
+
+
 # ---------------------------------------------------------------- what holds for all
 
 

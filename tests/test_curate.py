@@ -467,7 +467,7 @@ def test_bad_inputs_and_folders(tmp_path: Path, capsys: pytest.CaptureFixture[st
         assert said in capsys.readouterr().err
     b = run_folder(tmp_path / "b", [record("Hum.")])
     run(a, "--out", b, code=2)
-    assert "is a run folder made by self_instruct; choose another" in capsys.readouterr().err
+    assert "was made by self_instruct; use another --out" in capsys.readouterr().err
     assert (a / "records.jsonl").read_bytes() == before
     assert kept(b) == ["Hum."]
     assert not (tmp_path / "c").exists()

@@ -56,6 +56,17 @@ def test_the_likeliest_cause(seen: Tally, said: str) -> None:
     assert said in likeliest_cause(seen, SWITCHES)
 
 
+def test_where_little_was_turned_away_the_sources_gave_no_more() -> None:
+    seen = tally({"echo": rejection("echo")}, echo=5)
+    seen.kept = 20
+    said = likeliest_cause(seen, SWITCHES, 100, "self_qa")
+    assert said.startswith("80 records are missing, and only 5 candidates were turned away or merged")
+    assert said.endswith("What helps: a higher --per-chunk, or more documents.")
+    assert "echo took 5 of the 5" in likeliest_cause(seen, SWITCHES, 30, "self_qa"), "half of what is missing"
+    seen.ended = "barren"
+    assert "echo took 5 of the 5" in likeliest_cause(seen, SWITCHES, 100, "self_qa")
+
+
 @pytest.mark.parametrize(
     ("reason", "said"),
     [

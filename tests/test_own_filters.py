@@ -146,6 +146,7 @@ def test_a_run_counts_them_names_them_and_replays_for_nothing(
 @pytest.mark.parametrize(
     ("text", "said"),
     [
+        ("import sys\ndef shaky(record):\n    sys.exit(0)\n", "SystemExit: 0 (line 3)"),
         ("def shaky(record):\n    return 1 / (0 * len(record.output))\n", "division by zero (line 2)"),
         ("def shaky(record):\n    return len(record.output) > 3\n", "returned True"),
         ("def shaky(record):\n    return ''\n", "returned ''"),

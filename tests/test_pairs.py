@@ -151,7 +151,7 @@ async def test_an_answer_nobody_should_train_on_is_in_no_pair(tmp_path: Path) ->
     model = Scripted(answers, lambda a, b: "first" if a == BETTER else "second")
     pairs, counts = await made(tmp_path, model, [Candidate(record())])
     assert pairs == []
-    assert counts["none"] == {"equal": 1, "unfit": 2, "disagreed": 0, "tied": 0, "unreadable": 1}
+    assert counts["none"] == {"equal": 1, "unfit": 2, "disagreed": 0, "tied": 0, "unreadable": 1, "not_stored": 0}
 
 
 async def test_personal_data_is_redacted_in_a_pair_too(tmp_path: Path) -> None:
@@ -241,6 +241,13 @@ def test_pairs_come_after_the_records_and_replay_for_free(tmp_path: Path, run: R
     assert places == sorted(places)
 
     sent, before = len(server.ledger()), (out / "preferences.jsonl").read_bytes()
+    more = run(*against(server, out, *flags("--pairs", 2, "--offline")))
+    assert more.returncode == 3, more.stderr
+    [way_on] = [line for line in more.stderr.splitlines() if "Without --offline, go on with: " in line]
+    assert "--offline" not in way_on.partition("go on with: ")[2]
+    assert (out / "preferences.jsonl").read_bytes() == before, "pairs of what is stored; what is not is passed over"
+    counts = json.loads((out / "summary.json").read_bytes())["pairs"]
+    assert (counts["none"]["not_stored"], counts["answers"]) == (12, summary["pairs"]["answers"])
     assert run(*command, "--offline").returncode == 0
     assert len(server.ledger()) == sent
     assert (out / "preferences.jsonl").read_bytes() == before

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pipeline import regenerate
+from pipeline import curate, regenerate, self_kg, self_qa
 from pipeline.errors import UsageError
 from pipeline.regeneration.gate import Measured, objections
 from pipeline.regeneration.project import Gate, read_project
@@ -49,6 +49,46 @@ def tick(folder: Folder, capsys: pytest.CaptureFixture[str]) -> Tick:
 
 def below(folder: Path) -> set[Path]:
     return set(folder.rglob("*"))
+
+
+# ---------------------------------------------------------------- a folder is a project's or a run's
+
+
+@pytest.mark.parametrize("command", ["self_qa", "self_qa --plan", "self_kg", "curate"])
+def test_no_run_goes_into_a_projects_folder(
+    command: str, folder: Folder, tick: Tick, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tick()
+    before, sent = below(folder.root), len(folder.server.ledger())
+    name, *flags = command.split()
+    source = {"self_qa": "docs", "self_kg": "facts.tsv", "curate": "out/LATEST"}[name]
+    main = {"self_qa": self_qa.main, "self_kg": self_kg.main, "curate": curate.main}[name]
+    asked = [] if name == "curate" else ["--model", "fake", "--base-url", folder.server.base_url]
+    assert main([str(folder.root / source), "--out", str(folder.root / "out"), *asked, *flags]) == 2
+    assert "is a project of pipeline.regenerate; use another --out." in capsys.readouterr().err
+    assert below(folder.root) == before
+    assert len(folder.server.ledger()) == sent
+
+
+@pytest.mark.parametrize("flags", [(), ("--plan",), ("--gc", 1)], ids=str)
+def test_no_project_goes_into_a_runs_folder(flags: tuple[object, ...], folder: Folder, tick: Tick) -> None:
+    asked = ["--model", "fake", "--base-url", folder.server.base_url]
+    self_qa.main([str(folder.root / "docs"), "--out", str(folder.root / "out"), *asked])
+    before, sent = below(folder.root), len(folder.server.ledger())
+    code, found = tick(*flags)
+    assert code == 2
+    assert "was made by self_qa; give" in found["reason"]
+    assert "another `out`" in found["reason"]
+    assert (below(folder.root), len(folder.server.ledger())) == (before, sent)
+
+
+@pytest.mark.parametrize("every", ["tick", "month"])
+def test_an_unknown_price_names_what_else_the_file_may_limit(every: str, folder: Folder, tick: Tick) -> None:
+    folder.write(tables=f"[budget]\nmax_cost_per_{every} = 1.0")
+    code, found = tick()
+    assert code == 2
+    assert f"[budget] max_cost_per_{every}: the price of 'fake' is unknown" in found["reason"]
+    assert "limit the run by [budget] max_total_tokens_per_tick or [budget] max_requests_per_tick" in found["reason"]
 
 
 # ---------------------------------------------------------------- plans, and changed settings

@@ -19,6 +19,7 @@ from pipeline.records import DocumentSource, Record, Rejection
 from pipeline.run_folder import read_records
 from pipeline.self_qa import main
 from pipeline.self_qa_examples import DECLINES
+from tests.conftest import StartServer
 from tests.fake_server import ROOT, FakeServer
 
 DATA = Path(os.environ.get("INSTRUCTLOOP_DATA", Path(__file__).parent.parent.parent / "shared" / "data"))
@@ -337,6 +338,22 @@ def test_mode_open_puts_the_passage_among_others_for_nothing(server: FakeServer,
     assert 0 < without < len(records)
 
 
+def chunks_named(record: Record) -> list[str]:
+    return [source.chunk for source in record.source if isinstance(source, DocumentSource)]
+
+
+def test_no_refusal_of_such_a_passage_is_kept_either(server: FakeServer, tmp_path: Path) -> None:
+    path, out = tmp_path / "hostile.md", tmp_path / "out"
+    path.write_text(HOSTILE, encoding="utf-8")
+    self_qa(server, out, path, "--mode", "refuse", "--filters", "injection=off")
+    [hostile] = [c.id for c in chunks_of(path) if "Ignore all previous" in c.text]
+    assert hostile in {chunk for record in read_records(out) for chunk in chunks_named(record)}
+    self_qa(server, out, path, "--mode", "refuse")
+    assert hostile not in {chunk for record in read_records(out) for chunk in chunks_named(record)}
+    assert "injection" in {rejection.filter for rejection in rejections_of(out)}
+    assert not {"ungrounded", "unanswered", "off_topic"} & {rejection.filter for rejection in rejections_of(out)}
+
+
 def test_mode_open_without_distractors_always_has_the_passage(server: FakeServer, docs: Path, tmp_path: Path) -> None:
     self_qa(server, tmp_path / "out", docs, "--mode", "open", "--without-passage", "1")
     documents = documents_under(docs)
@@ -426,3 +443,23 @@ def test_a_plan_is_within_a_fifth_of_what_a_run_then_sends(
         (plan["prompt_tokens"], sum(line["prompt_tokens"] for line in sent)),
     ]:
         assert 0.8 * real <= planned <= 1.2 * real
+
+
+@pytest.mark.parametrize("first", [1, 5, 8])
+def test_the_plan_of_a_stopped_run_counts_the_answers_that_stored_questions_still_need(
+    first: int, tmp_path: Path, start_server: StartServer, docs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, server = tmp_path / "out", start_server(full_lists=True)
+    small = (docs, "--chunk-tokens", "60", "--concurrency", "2")
+    assert self_qa(server, out, *small, "--max-requests", first) == 4
+    capsys.readouterr()
+    assert self_qa(server, out, *small, "--plan", "--json") == 0
+    planned = json.loads(capsys.readouterr().out)["requests"]
+    assert len(server.ledger()) == first
+    self_qa(server, out, *small)
+    sent = len(server.ledger()) - first
+    assert sent > 0
+    assert 0.8 * sent <= planned <= 1.2 * sent
+    capsys.readouterr()
+    assert self_qa(server, out, *small, "--plan", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["requests"] == 0

@@ -11,13 +11,14 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from pipeline.reading.blocks import Block, Document, heading_text
 from pipeline.records import content_id
-from pipeline.text import estimate_tokens
+from pipeline.text import count_words, estimate_tokens
 
+TITLE_WORDS = 6  # at most, before a document's first heading: alone they are nothing to ask about
 LETTERS_A_TOKEN = 4  # by which text.estimate_tokens counts
 
 _SENTENCE_END = re.compile(
@@ -50,14 +51,25 @@ class Unit:
 
 
 def chunk_document(document: Document, *, tokens: int, overlap: int) -> list[Chunk]:
-    """All chunks, in order. Together they hold every block but the headings, which are in the chunks' paths."""
+    """All chunks, in order. Together they hold every block but the headings, which are in the chunks' paths.
+
+    A few words before anything else, a title that is no heading, say, go with what comes next.
+    """
     chunks: list[Chunk] = []
     path: list[tuple[int, str]] = []
+    title: list[Block] = []
     section: list[Block] = []
     for block in (*document.blocks, None):
         if block is not None and block.kind != "heading":
-            section.append(block)
+            words = count_words(document.text[(title or [block])[0].start : block.end])
+            if not (chunks or section or path) and words <= TITLE_WORDS:
+                title.append(block)
+            else:
+                section.append(replace(block, start=title[0].start) if title else block)
+                title = []
             continue
+        if block is None and title:  # there is nothing else
+            section = title
         if section:
             headings = tuple(text for _, text in path)
             chunks += _chunk_section(document, section, headings, tokens, overlap)
