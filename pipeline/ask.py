@@ -206,7 +206,13 @@ class Ask:
                 task = asyncio.create_task(self._send(key, body, request))
                 task.add_done_callback(lambda done: self._ended(key, done))
                 self._under_way[key] = task
-            reply = await asyncio.shield(self._under_way[key])
+            under_way = self._under_way[key]
+            try:
+                reply = await asyncio.shield(under_way)
+            except asyncio.CancelledError:
+                if under_way.cancelled():  # a stop broke it off before it began: say that one, not this
+                    self._require_permission()
+                raise
         if reply.finish_reason == "failed":
             self.counts.failed += 1
         else:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.ask import ATTEMPTS, Ask
-from pipeline.errors import EndpointError, Interrupted, StopRun, StorageError
+from pipeline.errors import BudgetReached, EndpointError, Interrupted, StopRun, StorageError
 from pipeline.journal import Journal
 from pipeline.llm import ParameterRefused, Reply, Request, RequestFailed
 from pipeline.money import Budget, Limits
@@ -70,6 +70,25 @@ async def asking(
 
 def question(text: object) -> Request:
     return Request((("user", str(text)),), max_tokens=10)
+
+
+class ScriptedHere(Scripted):
+    """… in this process, where a stop breaks off what is under way, since nothing is paid for it."""
+
+    is_local = True
+
+
+async def test_a_stop_tells_who_waits_for_a_turn_why_also_where_it_breaks_off(tmp_path: Path) -> None:
+    model = ScriptedHere()
+    model.gate.clear()
+    async with asking(tmp_path, model, concurrency=1) as ask:
+        waiting = [asyncio.ensure_future(ask(question(n))) for n in range(4)]
+        while not model.calls:
+            await asyncio.sleep(0)
+        ask.stop(BudgetReached("enough"))
+        ended = await asyncio.gather(*waiting, return_exceptions=True)
+    assert [type(error) for error in ended] == [BudgetReached] * 4
+    assert model.calls == ["0"]
 
 
 async def all_of(ask: Ask, number: int) -> list[str]:
