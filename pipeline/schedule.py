@@ -21,7 +21,6 @@ import re
 import shlex
 import sys
 import time
-import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +37,7 @@ from pipeline.scheduling.process import Clock, Regenerate, Runner, SystemClock
 from pipeline.scheduling.ticks import Tick, Ticks
 from pipeline.scheduling.timing import Hook, Schedule, Times, decide
 from pipeline.scheduling.units import unit
-from pipeline.settings import nearest, setting
+from pipeline.settings import nearest, setting, toml_of
 
 BUSY_S = 30.0  # between two looks at a project that another process holds
 SHOWN_TICKS = 5
@@ -74,12 +73,7 @@ class Project:
     @classmethod
     def read(cls, file: Path) -> Project:
         """Raises UsageError for a file that cannot be read, or a [schedule] that cannot be kept."""
-        try:
-            content = tomllib.loads(file.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise UsageError(f"{file}: cannot be read ({error.strerror}).") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise UsageError(f"{file}: not TOML ({error}).") from error
+        content = toml_of(file)
         table = content.get("schedule")
         if not isinstance(table, dict):
             raise UsageError(f'{file}: has no [schedule]. A daily one holds: cron = "30 2 * * *".')

@@ -271,17 +271,21 @@ def checked(model: type[Checked], arguments: argparse.Namespace) -> Checked:
         raise UsageError(f"{where}: {said} (given: {first['input']!r}).") from error
 
 
-def read_toml(path: Path | None, model: type[BaseModel]) -> dict[str, Any]:
-    """The keys of a config file, hyphens made underscores."""
-    if path is None:
-        return {}
+def toml_of(path: Path) -> dict[str, Any]:
+    """What a TOML file holds. Raises UsageError where it cannot be read, or is none."""
     try:
-        keys = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror}).") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: not TOML ({error}).") from error
-    values = {name.replace("-", "_"): value for name, value in keys.items()}
+
+
+def read_toml(path: Path | None, model: type[BaseModel]) -> dict[str, Any]:
+    """The keys of a config file, hyphens made underscores."""
+    if path is None:
+        return {}
+    values = {name.replace("-", "_"): value for name, value in toml_of(path).items()}
     for name in values:
         if name not in model.model_fields:
             raise UsageError(f"{path}: there is no setting {name!r}; {nearest(name, model.model_fields)}")

@@ -11,7 +11,6 @@ Paths are relative to the file, so that it does not matter where a scheduler sta
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +25,7 @@ from pipeline.scheduling.timing import Schedule
 from pipeline.self_instruct import SelfInstruct, SelfInstructSettings
 from pipeline.self_kg import SelfKG, SelfKGSettings
 from pipeline.self_qa import SelfQA, SelfQASettings
-from pipeline.settings import GeneratorSettings, nearest
+from pipeline.settings import GeneratorSettings, nearest, toml_of
 
 Made = TypeVar("Made", bound=BaseModel)
 Maker = type[SelfInstruct] | type[SelfQA] | type[SelfKG]
@@ -118,14 +117,8 @@ class Project:
 
 def read_project(path: Path) -> Project:
     """The project of a file. Raises UsageError with the file, the table, the key and what is wrong."""
-    try:
-        keys = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read ({error.strerror}).") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: not TOML ({error}).") from error
     base = path.resolve().parent
-    table = _checked(ProjectTable, keys, f"{path}")
+    table = _checked(ProjectTable, toml_of(path), f"{path}")
     if not table.source:
         raise UsageError(f"{path}: names no [[source]].")
     curate = _checked(CurateSettings, table.curate, f"{path}, [curate]", without=NOT_OF_CURATE)
