@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from pipeline import crash
 from pipeline.backends import endpoint, local_model
 from pipeline.backends.pace import Pace
-from pipeline.errors import BudgetReached, EndpointError, StopRun
+from pipeline.errors import BudgetReached, EndpointError, StopRun, StorageError
 from pipeline.journal import UNPAID, Ended, Journal, Stored, Totals
 from pipeline.llm import Model, ParameterRefused, Reply, Request, RequestFailed, most_prompt_tokens
 from pipeline.money import Budget
@@ -199,7 +199,7 @@ class Ask:
         if self._source is not None:
             self.read.add(key)
             await self._journal.note(key, self._source, shows)
-        reply = _read(await self._journal.outcome(key)) if key in self._journal else None
+        reply = _read(key, await self._journal.outcome(key)) if key in self._journal else None
         if reply is None or (reply.finish_reason == "failed" and self._retry_failed and retry):
             if key not in self._under_way:
                 self._require_permission()
@@ -419,8 +419,11 @@ class Ask:
         self._news = asyncio.Event()
 
 
-def _read(stored: Stored) -> Reply:
-    """A journalled outcome as the Reply it was when it arrived."""
+def _read(key: str, stored: Stored) -> Reply:
+    """A journalled outcome as the Reply it was when it arrived; raises StorageError where it is that no more."""
     if stored.reader == "failed":
         return Reply(text="", finish_reason="failed", prompt_tokens=None, completion_tokens=None, raw=stored.raw or b"")
-    return READERS[stored.reader](stored.raw)
+    try:
+        return READERS[stored.reader](stored.raw)
+    except RequestFailed as error:  # it could be read before it was stored
+        raise StorageError(f"The stored reply to request {key[:12]} is damaged ({error.detail}).") from error

@@ -41,6 +41,7 @@ from pipeline.regeneration.spending import Spending
 from pipeline.regeneration.versions import Version, Versions, differences
 from pipeline.run import Tally
 from pipeline.run_folder import PROJECT, DerivedFiles, check_maker, locked, read_records, write_json
+from pipeline.scheduling.timing import NO_SCHEDULE
 from pipeline.scheduling.units import Kind, unit
 from pipeline.settings import resolved
 
@@ -91,7 +92,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def _unit(project: Project, kind: Kind) -> str:
     if project.schedule is None:
-        raise UsageError(f"{project.path}: has no [schedule] to print.")
+        raise UsageError(f"{project.path}: {NO_SCHEDULE}")
     return unit(kind, project.path, project.schedule, out=project.out)
 
 

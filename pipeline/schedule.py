@@ -35,7 +35,7 @@ from pipeline.run_folder import locked
 from pipeline.scheduling.hooks import tell
 from pipeline.scheduling.process import Clock, Regenerate, Runner, SystemClock
 from pipeline.scheduling.ticks import Tick, Ticks
-from pipeline.scheduling.timing import Hook, Schedule, Times, decide
+from pipeline.scheduling.timing import NO_SCHEDULE, Hook, Schedule, Times, decide
 from pipeline.scheduling.units import unit
 from pipeline.settings import nearest, setting, toml_of
 
@@ -76,7 +76,7 @@ class Project:
         content = toml_of(file)
         table = content.get("schedule")
         if not isinstance(table, dict):
-            raise UsageError(f'{file}: has no [schedule]. A daily one holds: cron = "30 2 * * *".')
+            raise UsageError(f"{file}: {NO_SCHEDULE}")
         for key in table:
             if key not in Schedule.model_fields:
                 raise UsageError(f"{file}: [schedule] has no {key!r}; {nearest(key, Schedule.model_fields)}.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import sqlite3
 from collections.abc import AsyncIterator, Callable
@@ -114,6 +115,16 @@ async def test_what_is_stored_is_not_asked_again(tmp_path: Path) -> None:
         assert ask.is_stored(question("a"))
         assert not ask.is_stored(question("b"))
     assert (first.calls, second.calls) == (["a"], [])
+
+
+async def test_a_stored_reply_that_was_damaged_is_a_fault_of_the_storage(tmp_path: Path) -> None:
+    async with asking(tmp_path, Scripted()) as ask:
+        await ask(question("x"))
+    with contextlib.closing(sqlite3.connect(tmp_path / "journal.sqlite")) as connection, connection:
+        connection.execute("UPDATE attempts SET raw = ?", (b"[1]",))
+    async with asking(tmp_path, Scripted()) as ask:
+        with pytest.raises(StorageError, match=r"stored reply to request \w{12} is damaged"):
+            await ask(question("x"))
 
 
 async def test_equal_requests_at_once_are_one_call(tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def read_pdf(data: bytes) -> Extracted:
         document = pypdfium2.PdfDocument(data)
     except pypdfium2.PdfiumError as error:
         kind = "encrypted" if "assword" in str(error) else "damaged"
-        raise ExtractionFailed(kind, f"{error}.") from error
+        raise ExtractionFailed(kind, f"{str(error).rstrip('.')}.") from error
     pages, without_text, size = [], [], 0
     for number in range(len(document)):
         page = document[number]

@@ -183,7 +183,7 @@ class Ticks:
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 yield
-            except BaseException:
+            except BaseException:  # an interrupt, too, must leave no open transaction behind; it goes on from here
                 self._connection.execute("ROLLBACK")
                 raise
             self._connection.execute("COMMIT")

@@ -239,6 +239,9 @@ class Times:
         return datetime.fromtimestamp(moment, self.zone).isoformat(timespec="seconds")
 
 
+NO_SCHEDULE = 'has no [schedule]. A daily one holds: cron = "30 2 * * *".'  # of a project file
+
+
 def _trigger(schedule: Schedule, cron: Cron | None) -> BaseTrigger:
     need("schedule", "A schedule", "apscheduler")
     from apscheduler.triggers.cron import CronTrigger
