@@ -21,7 +21,7 @@ import pytest
 for name in ("torch", "transformers", "peft", "trl", "datasets", "bitsandbytes"):
     pytest.importorskip(name, reason="the trainer needs the extra: pip install -e .[local,train]")
 
-from finetune import chat, evaluate, measure, methods, run, training  # noqa: E402
+from finetune import bases, chat, evaluate, measure, run, training  # noqa: E402
 from finetune import merge as merging  # noqa: E402
 from finetune import rows as finetune_rows  # noqa: E402
 from finetune.data import Example, read  # noqa: E402
@@ -34,7 +34,7 @@ from tests.conftest import StartServer  # noqa: E402
 from tests.tiny_models import little_rows, save_tiny_gguf, write_rows  # noqa: E402
 from tests.tiny_training import QUICK, encoded, train  # noqa: E402
 
-methods.prepare()
+bases.prepare()
 import torch  # noqa: E402
 
 pytestmark = [
@@ -99,7 +99,7 @@ def test_accumulating_changes_nothing(tiny: Path, tmp_path: Path) -> None:
 
 def test_packed_rows_do_not_see_each_other(tiny: Path, tmp_path: Path) -> None:
     _, rows = encoded(tiny, little_rows(), tmp_path)
-    model = methods.load_base(tiny, "bf16", "cpu").float()
+    model = bases.load_base(tiny, "bf16", "cpu").float()
     assert training.packs_stay_apart(model, rows)
 
 
@@ -109,17 +109,17 @@ def test_a_model_that_ignores_positions_is_not_packed(tiny: Path, tmp_path: Path
 
         def __init__(self, inner: Any) -> None:
             super().__init__()
-            self.inner = inner
+            self.inner, self.config = inner, inner.config
 
         @property
         def device(self) -> Any:
             return self.inner.device
 
-        def forward(self, input_ids: Any, position_ids: Any, use_cache: bool) -> Any:
+        def forward(self, input_ids: Any, use_cache: bool, **_: Any) -> Any:
             return self.inner(input_ids=input_ids, use_cache=use_cache)
 
     _, rows = encoded(tiny, little_rows(), tmp_path)
-    model = Ignorant(methods.load_base(tiny, "bf16", "cpu").float())
+    model = Ignorant(bases.load_base(tiny, "bf16", "cpu").float())
     assert not training.packs_stay_apart(model, rows)
     assert training.can_pack(model, Recipe(), rows) == (False, "this model lets packed rows see each other")
 
