@@ -206,7 +206,8 @@ def load_base(directory: Path, precision: str, device: str, stage: str = "sft") 
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         if is_out_of_memory(error):
             raise
-        raise UsageError(f"{directory} cannot be loaded: {_first_line(error)}") from error
+        unlike = "its weights are of other sizes than its config.json says" if "mismatched" in str(error) else ""
+        raise UsageError(f"{directory} cannot be loaded: {unlike or _first_line(error)}") from error
     missing = sorted(key for key in found["missing_keys"] if stage != "reward" or not key.startswith("score"))
     if missing:  # transformers would fill them with random numbers and go on
         raise UsageError(f"{directory} is incomplete: {len(missing)} weights are missing, {missing[0]} among them.")
@@ -240,6 +241,21 @@ def is_out_of_memory(error: BaseException) -> bool:
     import torch
 
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+@contextlib.contextmanager
+def first_use(directory: Path, precision: str) -> Iterator[None]:
+    """Around the first passes through a base: what kinds of layers cannot do shows here, not when they are loaded.
+
+    :raises UsageError: with what the layer said.
+    """
+    try:
+        yield
+    except (RuntimeError, AssertionError) as error:
+        if is_out_of_memory(error):
+            raise
+        instead = "; its layers may not take 4 bits: try --method lora" if precision == "nf4" else ""
+        raise UsageError(f"{directory} cannot be trained in {precision} ({_first_line(error)}){instead}.") from error
 
 
 def release_memory() -> None:

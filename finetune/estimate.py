@@ -184,7 +184,7 @@ def seconds_a_token(model: Any, rows: Sequence[Row], tokens: int, recipe: Recipe
     if recipe.method != "full":
         model.requires_grad_(False)
     if checkpointing:
-        model.gradient_checkpointing_enable()
+        model.activation_checkpointing_enable()
     model.enable_input_require_grads()
     on_gpu = model.device.type == "cuda"
     for _ in range(2 if on_gpu else 1):  # the first pass on a GPU also loads its kernels
@@ -198,5 +198,5 @@ def seconds_a_token(model: Any, rows: Sequence[Row], tokens: int, recipe: Recipe
     model.zero_grad(set_to_none=True)
     model.disable_input_require_grads()
     if checkpointing:
-        model.gradient_checkpointing_disable()
+        model.activation_checkpointing_disable()
     return seconds / len(ids[:tokens])

@@ -123,7 +123,9 @@ def _reply(tokenizer: Any, ids: list[int], stops: Sequence[int]) -> Reply:
 def plain_text_loss(model: Any, tokenizer: Any, path: Path = PLAIN_TEXT) -> float:
     """The loss on plain prose that nobody trained on: where it rises, the model forgets."""
     texts = [part for part in path.read_text(encoding="utf-8").split("\n\n") if part.strip()]
-    return mean_loss(answer_losses(model, [encode_document(tokenizer, text.strip()) for text in texts]))
+    longest = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    ids = [encode_document(tokenizer, text.strip()).input_ids[:longest] for text in texts]
+    return mean_loss(answer_losses(model, [Row(row, row) for row in ids]))
 
 
 # ---------------------------------------------------------------- what the answers are worth

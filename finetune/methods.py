@@ -6,8 +6,9 @@ python -m finetune.run --preset list        the published numbers, and where the
 
 from __future__ import annotations
 
+import argparse
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from pipeline.errors import UsageError
@@ -131,6 +132,23 @@ PRESETS = {
         "depth) and its final rate of 1e-6 are not applied",
     ),
 }  # fmt: skip
+
+
+def recipe_of(options: argparse.Namespace) -> Recipe:
+    """The recipe: defaults, then the preset's numbers, then the flags.
+
+    :raises UsageError: for numbers that make no sense.
+    """
+    preset = PRESETS[options.preset].numbers if options.preset else {}
+    given = {field.name: getattr(options, field.name, None) for field in fields(Recipe)}
+    values = {**preset, **{name: value for name, value in given.items() if value is not None}}
+    if given["epochs"] is not None and given["steps"] is None:
+        values.pop("steps", None)  # a preset's
+    if "rank" in values and "alpha" not in values:
+        values["alpha"] = 2.0 * values["rank"]
+    recipe = Recipe(**values)
+    recipe.check()
+    return recipe
 
 
 # ---------------------------------------------------------------- the adapter

@@ -25,7 +25,7 @@ import signal
 import statistics
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from finetune import bases, card, estimate, evaluate, methods, rows, training
 from finetune.bases import TOKENIZER_FILES
 from finetune.data import SAMPLE, Example, candidates, hash_examples, read, sample_control, split, without_held_out
 from finetune.evaluate import say
-from finetune.methods import METHODS, PRESETS, Recipe
+from finetune.methods import METHODS, PRESETS
 from pipeline.backends import weights as local_weights
 from pipeline.errors import DONE, UsageError
 from pipeline.run_folder import locked, write_json
@@ -119,27 +119,6 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def recipe_of(options: argparse.Namespace) -> Recipe:
-    """The recipe: defaults, then the preset's numbers, then the flags.
-
-    :raises UsageError: for numbers that make no sense.
-    """
-    preset = PRESETS[options.preset].numbers if options.preset else {}
-    given = {field.name: getattr(options, field.name, None) for field in fields(Recipe)}
-    values = {**preset, **{name: value for name, value in given.items() if value is not None}}
-    if given["epochs"] is not None and given["steps"] is None:
-        values.pop("steps", None)  # a preset's
-    if "rank" in values and "alpha" not in values:
-        values["alpha"] = 2.0 * values["rank"]
-    recipe = Recipe(**values)
-    recipe.check()
-    if not 0 <= options.watch <= MOST_WATCHED:
-        raise UsageError(f"--watch is {options.watch}: a share of the rows, from 0 to {MOST_WATCHED}.")
-    if not 0 <= options.seed < 2**32:
-        raise UsageError(f"--seed is {options.seed}: a number from 0 to {2**32 - 1}.")
-    return recipe
-
-
 # ---------------------------------------------------------------- the run
 
 
@@ -157,7 +136,11 @@ class Arm:
 class _Run:
     def __init__(self, options: argparse.Namespace, again: str) -> None:
         self.options, self.again = options, again
-        self.recipe = recipe_of(options)
+        self.recipe = methods.recipe_of(options)
+        if not 0 <= options.watch <= MOST_WATCHED:
+            raise UsageError(f"--watch is {options.watch}: a share of the rows, from 0 to {MOST_WATCHED}.")
+        if not 0 <= options.seed < 2**32:
+            raise UsageError(f"--seed is {options.seed}: a number from 0 to {2**32 - 1}.")
         if options.stage == "reward" and not METHODS[self.recipe.method].merges:
             raise UsageError(
                 f"--stage reward trains by lora, qlora, dora, adalora or full, not by {self.recipe.method}."
@@ -275,6 +258,8 @@ class _Run:
             return []
         pool = self._without_held_out(pool, tasks, "control's candidates")
         if {example.messages for example in pool} <= {example.messages for example in ours}:
+            if self.options.control is not None:
+                raise UsageError(f"All rows of {about} are among ours, so it is no control. Use --control none.")
             self.say(
                 "Nothing was rejected, so a control would be the same rows: the verdict says nothing about filtering"
             )
@@ -314,8 +299,7 @@ class _Run:
         for line in rows.describe(audit) if arm.name == "ours" else rows.describe(audit)[:3]:
             self.say(line)
         packing = recipe.packing and stage in ("sft", "pretrain")
-        batches = self._plan(encoded, audit, packing)
-        checkpointing = self._estimate(batches)
+        fit = self._fit(encoded, audit, packing)
         if self.options.plan:
             return False
         with locked(arm.folder) if self.main_process else contextlib.nullcontext():
@@ -325,7 +309,7 @@ class _Run:
                 self._require_its_own(arm.folder)
                 self.say(f"{arm.folder} is trained already")
             else:
-                self._learn(arm, encoded, watched, audit, batches, checkpointing)
+                self._learn(arm, encoded, watched, audit, *fit)
         return True
 
     def _require_its_own(self, folder: Path) -> None:
@@ -345,14 +329,15 @@ class _Run:
         recipe, stage = self.recipe, self.options.stage
         packing = recipe.packing and stage in ("sft", "pretrain")
         model = bases.load_base(self.base, recipe.precision, self.device, stage)
-        if packing:
-            packing, why_not = training.can_pack(model, recipe, encoded)
-            if not packing:
-                self.say(f"No packing: {why_not}")
-                batches = self._plan(encoded, audit, packing)
-        if stage != "reward":
-            a_token = estimate.seconds_a_token(model, encoded, batches.length, recipe, checkpointing=checkpointing)
-            self._say_time(a_token, encoded, batches)
+        with bases.first_use(self.base, recipe.precision):
+            if packing:
+                packing, why_not = training.can_pack(model, recipe, encoded)
+                if not packing:
+                    self.say(f"No packing: {why_not}")
+                    batches, checkpointing = self._fit(encoded, audit, packing)
+            if stage != "reward":
+                a_token = estimate.seconds_a_token(model, encoded, batches.length, recipe, checkpointing=checkpointing)
+                self._say_time(a_token, encoded, batches)
         setup = training.Setup(arm.folder, self.device, arm.seed, stage, packing, checkpointing, self.options.log)
         trainer, result = training.train(model, self.tokenizer, encoded, watched, recipe, batches, setup, self.say)
         done: dict[str, Any] = {"result": asdict(result), "audit": asdict(audit), "base": str(self.base)}
@@ -375,11 +360,6 @@ class _Run:
             return rows.encode_pairs(self.tokenizer, examples, max_length=most, **settings)
         return rows.encode(self.tokenizer, examples, max_length=max_length, longest=longest, **settings)
 
-    def _plan(self, encoded: Any, audit: rows.Audit, packing: bool) -> training.Batches:
-        return training.plan(
-            encoded, self.recipe, audit.max_length, packing=packing, device=self.device, processes=self.processes
-        )
-
     def _say_time(self, a_token: float, encoded: Any, batches: training.Batches) -> None:
         a_record = sum(row.length for row in encoded) / len(encoded)
         seconds = a_token * a_record * batches.steps * min(self.recipe.batch, len(encoded)) / self.processes
@@ -388,24 +368,33 @@ class _Run:
             f" at {1 / a_token:.0f} tokens/s (measured on one micro-batch)"
         )
 
-    def _estimate(self, batches: training.Batches) -> bool:
-        """Say what it will take, refuse what will not fit; returns whether to use gradient checkpointing."""
-        shape = estimate.shape_of(self.config)
-        tokens, free = batches.at_once * batches.length, estimate.free_memory(self.device)
+    def _fit(self, encoded: Any, audit: rows.Audit, packing: bool) -> tuple[training.Batches, bool]:
+        """Batches that the memory holds, and whether with gradient checkpointing; it is said, or refused."""
+        shape, free = estimate.shape_of(self.config), estimate.free_memory(self.device)
         wanted = self.options.checkpointing
         if self.recipe.method == "prefix":  # its keys and values are lost when a layer is computed again
             if wanted == "on":
                 raise UsageError("--checkpointing on does not go with --method prefix.")
             wanted = "off"
-        on = wanted == "on" or (wanted == "auto" and self.device == "cuda")
-        found = estimate.estimate(shape, self.recipe, tokens, checkpointing=on, device=self.device)
-        if wanted == "auto" and not on and found.total > free / 2:
-            on = True
+        most = sys.maxsize
+        while True:
+            batches = training.plan(
+                encoded, self.recipe, audit.max_length, packing=packing, device=self.device, processes=self.processes,
+                most=most,
+            )  # fmt: skip
+            tokens = batches.at_once * batches.length * (2 if self.options.stage in ("dpo", "reward") else 1)
+            on = wanted == "on" or (wanted == "auto" and self.device == "cuda")
             found = estimate.estimate(shape, self.recipe, tokens, checkpointing=on, device=self.device)
+            if wanted == "auto" and not on and found.total > free / 2:
+                on = True
+                found = estimate.estimate(shape, self.recipe, tokens, checkpointing=on, device=self.device)
+            if found.total <= estimate.MARGIN * free or batches.at_once * batches.length <= audit.max_length:
+                break
+            most = batches.at_once * batches.length // 2
         self.say(estimate.describe(found, free, self.device))
         if not self.options.force:
             estimate.require_room(found, shape, self.recipe, tokens, checkpointing=on, device=self.device, free=free)
-        return on
+        return batches, on
 
     def _settle(self, arm: Arm, audit: rows.Audit) -> None:
         """Note what the run is made of, and refuse a folder begun with something else."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -64,17 +65,21 @@ def plan(
     packing: bool,
     device: str,
     processes: int = 1,
+    most: int = sys.maxsize,
 ) -> Batches:
-    """Micro-batches and steps such that a step sees about `recipe.batch` records, packed or not."""
+    """Micro-batches and steps such that a step sees about `recipe.batch` records, packed or not.
+
+    :param most: tokens a micro-batch shall have at most, where it can: a row is never cut.
+    """
     tokens = sum(row.length for row in rows)
-    length = max(max_length, PACK_LENGTH[device]) if packing else max_length
+    length = max(max_length, min(PACK_LENGTH[device], most)) if packing else max_length
     if packing:
         units = math.ceil(tokens / length)
         a_step = max(1, round(recipe.batch * units / len(rows)))
     else:
         units, a_step = len(rows), recipe.batch
     a_step = max(1, math.ceil(min(a_step, units) / processes))
-    at_once = 1 if packing else max(1, min(a_step, TOKENS_AT_ONCE[device] // length))
+    at_once = 1 if packing else max(1, min(a_step, min(TOKENS_AT_ONCE[device], most) // length))
     accumulate = math.ceil(a_step / at_once)
     an_epoch = max(1, math.ceil(units / (at_once * accumulate * processes)))
     steps = recipe.steps or math.ceil(an_epoch * recipe.epochs)
@@ -169,7 +174,8 @@ def train(
                 callbacks=[_progress(say)],
             )
         except (ValueError, NotImplementedError) as error:  # some kinds of layers take no adapter, or not this one
-            raise UsageError(f"--method {recipe.method} does not go with this model: {error}") from error
+            instead = " Try --dropout 0." if "dropout" in str(error) else ""
+            raise UsageError(f"--method {recipe.method} does not go with this model: {error}{instead}") from error
         trainer.remove_callback(PrinterCallback)
         if watched:
             trainer.add_callback(EarlyStoppingCallback(PATIENCE))
@@ -406,7 +412,8 @@ def fingerprint(folder: Path, now: dict[str, Any]) -> None:
     if path.is_file():
         before = read_json(path)
         changed = [name for name in (*now, *before) if now.get(name) != before.get(name)]
-        if changed:
+        learnt = [*folder.glob("checkpoints/checkpoint-*"), *folder.glob("trained.json")]
+        if changed and learnt:  # else nothing would be lost, or mixed
             listed = "; ".join(f"{name}: {before.get(name)} -> {now.get(name)}" for name in dict.fromkeys(changed))
             raise UsageError(f"{folder} was begun with something else ({listed}). Use another --out, or remove it.")
     else:

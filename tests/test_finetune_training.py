@@ -163,7 +163,9 @@ def test_training_stops_early_and_keeps_the_best(tiny: Path, tmp_path: Path) -> 
 
 
 def test_a_folder_begun_with_something_else_is_refused(tmp_path: Path) -> None:
-    training.fingerprint(tmp_path, {"data": "a", "seed": 1})
+    training.fingerprint(tmp_path, {"data": "a", "seed": 0})
+    training.fingerprint(tmp_path, {"data": "a", "seed": 1})  # where nothing was learnt yet, nothing is refused
+    (tmp_path / "checkpoints" / "checkpoint-4").mkdir(parents=True)
     training.fingerprint(tmp_path, {"data": "a", "seed": 1})
     with pytest.raises(UsageError, match="seed: 1 -> 2"):
         training.fingerprint(tmp_path, {"data": "a", "seed": 2})
