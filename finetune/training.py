@@ -6,11 +6,12 @@ other data. Everything else is the library's.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -206,7 +207,7 @@ def _score_what_is_learnt() -> None:
 
 
 def trainer_of(stage: str) -> Any:
-    """The library's trainer for a stage."""
+    """The library's trainer for a stage, but for what it does differently when it goes on."""
     from trl import DPOTrainer, RewardTrainer, SFTTrainer
 
     class RenderedDPOTrainer(DPOTrainer):  # type: ignore[misc]
@@ -215,7 +216,29 @@ def trainer_of(stage: str) -> Any:
         def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
             return dataset
 
-    return {"dpo": RenderedDPOTrainer, "reward": RewardTrainer}.get(stage, SFTTrainer)
+    kind: Any = {"dpo": RenderedDPOTrainer, "reward": RewardTrainer}.get(stage, SFTTrainer)
+
+    class SteadyTrainer(kind):  # type: ignore[misc]
+        """Keeps an adapter in the type it is trained in: peft reads one back in fp32, so a resumed run would differ."""
+
+        def _load_from_checkpoint(self, *given: Any, **named: Any) -> None:
+            with _same_types(self.model):
+                super()._load_from_checkpoint(*given, **named)
+
+        def _load_best_model(self) -> None:
+            with _same_types(self.model):
+                super()._load_best_model()
+
+    return SteadyTrainer
+
+
+@contextlib.contextmanager
+def _same_types(model: Any) -> Iterator[None]:
+    before = {name: parameter.dtype for name, parameter in model.named_parameters()}
+    yield
+    for name, parameter in model.named_parameters():
+        if parameter.dtype != before.get(name, parameter.dtype):
+            parameter.data = parameter.data.to(before[name])
 
 
 def _arguments(recipe: Recipe, batches: Batches, setup: Setup, *, watch: bool) -> Any:

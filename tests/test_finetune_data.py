@@ -126,7 +126,7 @@ def test_what_cannot_be_read_is_said_in_a_sentence(text: str, said: str, tmp_pat
 
 def test_rows_with_an_empty_answer_are_left_out_and_counted(tmp_path: Path) -> None:
     turns = [("user", "Hi"), ("assistant", " "), ("user", "Bye"), ("assistant", "See you")]
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]},
         {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": None}]},
         {"messages": [{"role": role, "content": text} for role, text in turns]},  # one would teach to say nothing

@@ -25,7 +25,7 @@ for name in ("torch", "transformers", "peft", "trl", "datasets", "bitsandbytes")
 
 from finetune import bases, estimate, measure, run, training  # noqa: E402
 from finetune.methods import Recipe  # noqa: E402
-from finetune.rows import Row  # noqa: E402
+from finetune.rows import Audit, Row  # noqa: E402
 from pipeline.errors import UsageError  # noqa: E402
 from tests.tiny_models import little_rows, write_rows  # noqa: E402
 from tests.tiny_training import encoded  # noqa: E402
@@ -150,7 +150,7 @@ def test_micro_batches_shrink_until_they_fit(
     started.device, started.base = "cpu", tiny
     started.config = bases.require_causal(tiny)
     _, rows = encoded(tiny, little_rows(64), tmp_path)
-    audit = run.rows.Audit(64, "", 64, [])
+    audit = Audit(64, "", 64, [])
 
     def fitted(free: float) -> training.Batches:
         monkeypatch.setattr(estimate, "free_memory", lambda device: free)
@@ -197,7 +197,9 @@ def test_what_was_trained_is_let_go_before_the_next(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else a GPU would hold ours while the control is trained, and the control's estimate be refused."""
-    load, models, held = bases.load_base, [], []
+    load = bases.load_base
+    models: list[weakref.ref[Any]] = []
+    held: list[int] = []
 
     def noted(*arguments: Any, **named: Any) -> Any:
         held.append(sum(model() is not None for model in models))

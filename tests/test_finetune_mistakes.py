@@ -105,8 +105,9 @@ def test_an_answer_needs_at_least_one_token(
     assert "--new-tokens: 0, and must be above 0" in capfd.readouterr().err
 
 
-def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path, refused: Said) -> None:
-    said = refused("--method", "full", "--learning-rate", "1e30", "--steps", "8")
+@pytest.mark.parametrize("watch", ["0", "0.2"])
+def test_a_loss_that_is_no_number_ends_the_run(watch: str, tmp_path: Path, refused: Said) -> None:
+    said = refused("--method", "full", "--learning-rate", "1e30", "--steps", "8", "--watch", watch)
     assert "the loss is no number any more" in said
     assert "lower --learning-rate than 1e+30" in said
     assert not (tmp_path / "out" / "trained.json").exists()
@@ -160,7 +161,7 @@ def test_a_base_that_is_not_whole_is_refused(tiny: Path, tmp_path: Path, refused
 
 
 def test_a_base_that_does_not_go_on_writing_is_refused(tiny: Path, tmp_path: Path, refused: Said) -> None:
-    kinds = {
+    kinds: dict[str, dict[str, Any]] = {
         "t5": {"model_type": "t5", "architectures": ["T5ForConditionalGeneration"], "is_encoder_decoder": True},
         "bert": {"model_type": "bert", "architectures": ["BertLMHeadModel"]},  # reads both ways: no is_decoder
         "nameless": {"model_type": "bert", "architectures": None},
