@@ -28,12 +28,12 @@ from pipeline.funnel import likeliest_cause, why_short
 from pipeline.interrupt import interruptible
 from pipeline.journal import Journal, Totals
 from pipeline.judge import USUAL_VERDICT_TOKENS
-from pipeline.later import plan_judge, plan_pairs
 from pipeline.llm import Model
 from pipeline.models import open_model
 from pipeline.money import Plan, plan_of, usd
 from pipeline.one_run import OneRun, changes
 from pipeline.pairs import Pairs
+from pipeline.plan_judging import plan_judge, plan_pairs
 from pipeline.prompts import read_prompts
 from pipeline.run import Generator, Tally
 from pipeline.run_folder import DerivedFiles, check_maker, locked, write_json

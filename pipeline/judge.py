@@ -80,7 +80,7 @@ def judge_request(record: Record, source: str, prompts: Prompts, extra: JsonObje
 
 
 def comparison_request(shown: dict[str, str], answers: tuple[str, str], prompts: Prompts, extra: JsonObject) -> Request:
-    """The request that says which of two answers is BETTER; `shown` is what `question_shown` gives."""
+    """The request that says which of two answers is BETTER, both marked off as data; `question_shown` gives `shown`."""
     properties = {"reason": {"type": "string"}, "better": {"type": "string", "enum": list(BETTER)}}
     values = shown | {"first": answers[0] or "-", "second": answers[1] or "-"}
     return verdict_request(prompts.chat("pair_judge", values), properties, extra)
