@@ -21,7 +21,6 @@ _MORE = {
     "self_qa": "a higher --per-chunk, or more documents",
     "self_kg": "a higher --per-fact or --hops, or more facts",
 }
-_NO_READING = "name another --model"
 
 
 def why_short(tally: Tally, at_its_end: str) -> str:
@@ -60,7 +59,7 @@ def likeliest_cause(tally: Tally, switches: Collection[str], target: int | None 
 def _advice(name: str, example: Rejection, tally: Tally, switches: Collection[str]) -> str:
     if name == "parse":
         reason = tally.reasons.most_common(1)[0][0] if tally.reasons else ""
-        return f"What may help: {_READING.get(reason, _NO_READING)}."
+        return f"What may help: {_READING.get(reason, 'name another --model')}."
     if name == "cut_off":
         return f"What may help: {_READING[name]}."
     if name not in switches:

@@ -13,7 +13,6 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import Any
 
 from pipeline.ask import Ask
 from pipeline.filtering import Candidate
@@ -105,7 +104,7 @@ class InstanceWriter:
 
     async def write(self, task: NewTask, ask: Ask) -> Made:
         """The task's candidates, or the one rejection that a reply which cannot be read becomes."""
-        trail = Trail(task, ask, dict(task.prompts), [task.request], self._examples.shown)
+        trail = Trail(task, ask, dict(task.prompts), [task.request])
         try:
             is_classification = await self._identify(trail)
             if self._classification_only and not is_classification:
@@ -130,17 +129,16 @@ class InstanceWriter:
         return self._request(messages, list_schema("instances", fields, self._per_task))
 
     async def _identify(self, trail: Trail) -> bool:
-        trail.prompts |= self._prompts.hashes("self_instruct_identify")
-        value = read_value(await trail.asked(self.identify_request(trail.task.instruction)), "classification")
+        request = self.identify_request(trail.task.instruction)
+        value = read_value(await self._asked(trail, "self_instruct_identify", request), "classification")
         if not isinstance(value, bool):
             raise Unreadable("wrong_shape", f"'classification' is no truth value: {value!r}")
         return value
 
     async def _instances(self, trail: Trail, is_classification: bool) -> Made:
         first, second = _names(is_classification)
-        trail.prompts |= self._prompts.hashes(_template(is_classification))
         request = self.instances_request(trail.task.instruction, is_classification)
-        items = read_items(await trail.asked(request), "instances")
+        items = read_items(await self._asked(trail, _template(is_classification), request), "instances")
         if not items.values:
             raise Unreadable("no_instances", "the list of instances is empty")
         instances = items.values[: self._per_task]
@@ -170,9 +168,9 @@ class InstanceWriter:
         branch = trail.branch()
         while len(turns) < self._turns:
             values = {"conversation": _conversation(turns)}
-            messages = self._chat(branch, "self_instruct_next_turn", values, self._examples.next_turn)
+            messages = self._prompts.chat("self_instruct_next_turn", values, self._examples.next_turn)
             schema = object_schema({"user": {"type": "string"}, "assistant": {"type": "string"}})
-            reply = await branch.asked(self._request(messages, schema))
+            reply = await self._asked(branch, "self_instruct_next_turn", self._request(messages, schema))
             try:
                 turns.append(_turn(reply))
             except Unreadable as error:
@@ -208,11 +206,12 @@ class InstanceWriter:
             extra=self._extra,
         )
 
-    def _chat(
-        self, trail: Trail, template: str, values: Mapping[str, object], examples: Sequence[Example]
-    ) -> tuple[tuple[str, str], ...]:
+    async def _asked(self, trail: Trail, template: str, request: Request) -> Reply:
+        """The reply to a request, which shows the examples and follows from the one before; both are noted."""
+        shows = [*self._examples.shown, ("", trail.requests[-1])]
         trail.prompts |= self._prompts.hashes(template)
-        return self._prompts.chat(template, values, examples)
+        trail.requests.append(trail.ask.key(request))
+        return await trail.ask(request, shows=shows)
 
     def _rejection(
         self,
@@ -245,17 +244,10 @@ class Trail:
     ask: Ask
     prompts: dict[str, str]
     requests: list[str]
-    examples: Sequence[tuple[str, str]]  # as `Ask` takes what a request shows
-
-    async def asked(self, request: Request) -> Any:
-        """The reply; the request descends from the one before, and shows the examples."""
-        shows = [*self.examples, ("", self.requests[-1])]
-        self.requests.append(self.ask.key(request))
-        return await self.ask(request, shows=shows)
 
     def branch(self) -> Trail:
         """A trail that goes on from here without touching this one."""
-        return Trail(self.task, self.ask, dict(self.prompts), list(self.requests), self.examples)
+        return Trail(self.task, self.ask, dict(self.prompts), list(self.requests))
 
 
 # ---------------------------------------------------------------- texts

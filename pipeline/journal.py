@@ -110,7 +110,6 @@ class Stored:
 
     raw: bytes
     reader: str
-    outcome: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,16 +218,16 @@ class Journal:
         return stored
 
     async def _read_ahead(self, key: str) -> None:
-        def read(connection: sqlite3.Connection) -> list[tuple[str, bytes, str, str]]:
+        def read(connection: sqlite3.Connection) -> list[tuple[str, bytes, str]]:
             query = (
-                "SELECT o.key, a.raw, o.reader, a.outcome FROM attempts a JOIN outcomes o ON o.attempt = a.id"
+                "SELECT o.key, a.raw, o.reader FROM attempts a JOIN outcomes o ON o.attempt = a.id"
                 " AND o.key = a.key WHERE a.id >= (SELECT attempt FROM outcomes WHERE key = ?) ORDER BY a.id LIMIT ?"
             )
             return connection.execute(query, (key, READ_AHEAD)).fetchall()
 
         try:
-            for found, raw, reader, ended in await self._submit(read):
-                self._ahead[found] = Stored(raw, reader, ended)
+            for found, raw, reader in await self._submit(read):
+                self._ahead[found] = Stored(raw, reader)
         finally:
             self._reading = None
         while len(self._ahead) > MOST_AHEAD:

@@ -18,6 +18,7 @@ from kg.values import value_of
 from pipeline.kg_english import is_neutral, measure, phrases_of
 from pipeline.text import language_of
 
+MOST_TOLD = 64  # of a subject in a paragraph
 _VERBS_ZH = frozenset(
     "环绕 包含 包括 导致 引起 治疗 属于 位于 毗邻 流经 拥有 使用 需要 生产 创立 发明 发现 探访 出生于 毕业于".split()
 )
@@ -165,24 +166,24 @@ class Speaker:
                 called = None
         return clauses
 
-    def paragraph(self, subject: int, most: int = 64) -> str:
-        """What the graph says of a subject; `most` bounds relations, and the objects of each."""
-        told = self._tell(subject, self.name(subject), {subject}, most)
+    def paragraph(self, subject: int) -> str:
+        """What the graph says of a subject: MOST_TOLD relations at most, and as many objects of each."""
+        told = self._tell(subject, self.name(subject), {subject})
         return ("" if self.language == "zh" else " ").join(told)
 
-    def _tell(self, subject: int, called: str, seen: set[int], most: int) -> list[str]:
+    def _tell(self, subject: int, called: str, seen: set[int]) -> list[str]:
         """A subject's facts as sentences; what has no name is described by way of it, and told in its place."""
         told: list[str] = []
         keys = self.graph.keys  # in whose order a fact more moves no other
-        for relation in sorted(self.graph.relations_of(subject, most), key=self.graph.relation_keys.__getitem__):
-            objects = sorted(self.graph.tails(subject, relation, most), key=keys.__getitem__)
+        for relation in sorted(self.graph.relations_of(subject, MOST_TOLD), key=self.graph.relation_keys.__getitem__):
+            objects = sorted(self.graph.tails(subject, relation, MOST_TOLD), key=keys.__getitem__)
             facts = [(subject, relation, object_) for object_ in objects if not self.graph.is_nameless(object_)]
             if facts:
                 told.append(self._sentence(self._together(facts, called)))
             for object_ in objects:
                 if self.graph.is_nameless(object_) and object_ not in seen:
                     seen.add(object_)
-                    told += self._tell(object_, fill(self.phrases(relation).ref, s=called), seen, most)
+                    told += self._tell(object_, fill(self.phrases(relation).ref, s=called), seen)
         return told
 
     def _together(self, facts: Sequence[Fact], called: str | None = None) -> str:

@@ -96,9 +96,13 @@ def check_maker(folder: Path, maker: str, way_out: str = "use another --out") ->
 
 def write_json(path: Path, value: object) -> None:
     """A JSON file, written aside and renamed."""
-    with _aside(path) as file:
-        json.dump(value, file, ensure_ascii=False, indent=2)
-        file.write("\n")
+    with _storage_errors(path):
+        with _aside_of(path).open("w", encoding="utf-8") as file:
+            json.dump(value, file, ensure_ascii=False, indent=2)
+            file.write("\n")
+            _sync(file)
+        crash.point("file.written")
+    _take_place(path)
 
 
 class DerivedFiles:
@@ -284,17 +288,6 @@ def _finish(folder: Path) -> None:
                 belongs = _holds(file, named)
             if belongs:
                 _take_place(path)
-
-
-@contextlib.contextmanager
-def _aside(path: Path) -> Iterator[IO[str]]:
-    """A file that takes the place of `path` once it is complete and on the disk."""
-    with _storage_errors(path):
-        with _aside_of(path).open("w", encoding="utf-8") as file:
-            yield file
-            _sync(file)
-        crash.point("file.written")
-    _take_place(path)
 
 
 def _aside_of(path: Path) -> Path:

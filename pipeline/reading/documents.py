@@ -21,6 +21,7 @@ from pipeline.errors import UsageError
 from pipeline.hygiene import clean
 from pipeline.reading import extraction
 from pipeline.reading.blocks import Document, join_parts, read_markdown, read_plain
+from pipeline.reading.extraction import BadFile
 from pipeline.records import DocumentSource, Rejection
 from pipeline.text import language_of
 
@@ -28,14 +29,6 @@ LARGEST_FILE = 64 * 2**20  # bytes
 MARKDOWN = {".md", ".markdown", ".mkd"}
 PLAIN = {".txt", ".text", ".rst", ".log"}
 SUFFIXES = sorted(MARKDOWN | PLAIN | set(extraction.READERS))
-
-
-class BadFile(Exception):
-    """A file that becomes no document. `kind` is the word it is counted under."""
-
-    def __init__(self, kind: str, detail: str) -> None:
-        super().__init__(detail)
-        self.kind, self.detail = kind, detail
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,17 +127,14 @@ def _walk(root: Path) -> Iterator[Found]:
 
 
 def read_file(file: Found, extractor: extraction.Extractor, language: str) -> tuple[Document, list[tuple[str, str]]]:
-    """The document in a file, and remarks about parts of it that could not be read."""
+    """The document in a file, and remarks about parts of it that could not be read. Raises BadFile."""
     suffix = file.path.suffix.lower()
     if suffix not in SUFFIXES:
         raise BadFile("unsupported_format", f"{suffix or 'no suffix'} is none of {' '.join(SUFFIXES)}.")
     data = bytes_of(file)
     remarks: list[tuple[str, str]] = []
     if suffix in extraction.READERS:
-        try:
-            extracted = extractor.extract(suffix, data, language if suffix in extraction.GRAPHS else "auto")
-        except extraction.ExtractionFailed as failed:
-            raise BadFile(failed.kind, failed.detail) from failed
+        extracted = extractor.extract(suffix, data, language if suffix in extraction.GRAPHS else "auto")
         cleaned = [(kind, level, clean(text)) for kind, level, text in extracted.parts]
         text, blocks = join_parts([(kind, level, part) for kind, level, (part, _) in cleaned if part.strip()])
         remarks = extracted.remarks
@@ -152,10 +142,7 @@ def read_file(file: Found, extractor: extraction.Extractor, language: str) -> tu
         for _, _, (_, counts) in cleaned:
             dropped.update(counts)
     else:
-        try:
-            text, dropped = clean(extraction.decode(data))
-        except extraction.ExtractionFailed as failed:
-            raise BadFile(failed.kind, failed.detail) from failed
+        text, dropped = clean(extraction.decode(data))
         text, blocks, more = read_markdown(text) if suffix in MARKDOWN else read_plain(text)
         dropped.update(more)
     if not any(block.kind != "heading" for block in blocks):
