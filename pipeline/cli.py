@@ -106,7 +106,7 @@ def run_deriving(
         say("Interrupted; what was there before is as it was.")
         return Interrupted.exit_code
     if arguments.json:
-        print(json.dumps(summary, ensure_ascii=False))
+        show_json(summary)
     return code
 
 
@@ -170,11 +170,8 @@ class _Run:
         found = dataclasses.asdict(plan) | {"cost": price, "spent": self.one.budget.cost, "stopped_by": over}
         found |= {"answers": answers.requests, "verdicts": verdicts.requests}
         if self.switches.json:
-            print(json.dumps(found, ensure_ascii=False))
-        say(
-            f"Would send about {plan.requests} requests: {plan.prompt_tokens} tokens to read, {plan.completion_tokens}"
-            f" to write, {usd(price)}. Spent so far: {usd(self.one.budget.cost)}."
-        )
+            show_json(found)
+        say(f"Would send {plan.priced(price)}. Spent so far: {usd(self.one.budget.cost)}.")
         say(f"Assumed: {plan.assumes}")
         if answers.requests or verdicts.requests:
             say(
@@ -233,7 +230,7 @@ class _Run:
     async def _report(self, tally: Tally, stopped: StopRun | None) -> int:
         summary = await self.one.summarize(tally)
         if self.switches.json:
-            print(json.dumps(summary, ensure_ascii=False))
+            show_json(summary)
         kinds = ", ".join(f"{n} {task}" for task, n in tally.kept_by_task.most_common())
         say(f"Kept {tally.kept}{f' ({kinds})' if kinds else ''}; rejected {tally.rejected.total()}.")
         for name, number in tally.rejected.most_common():

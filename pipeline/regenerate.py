@@ -192,10 +192,7 @@ class _Command:
         for source, (plan, price) in zip(ready, plans, strict=True):
             for line in _described(source):
                 say(line)
-            say(
-                f"  would send about {plan.requests} requests: {plan.prompt_tokens} tokens to read,"
-                f" {plan.completion_tokens} to write, {usd(price)}"
-            )
+            say(f"  would send {plan.priced(price)}")
             found[source.name] = {
                 **asdict(source.difference), "items": source.items, "changed_settings": source.changed_shaping,
                 **asdict(plan), "cost": price,

@@ -30,28 +30,39 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline import crash
 from pipeline.cli import Switches, run_deriving, show
-from pipeline.errors import DONE, SHORT, FolderBusy, Interrupted, StorageError, UsageError
+from pipeline.errors import (
+    DONE,
+    REFUSED,
+    SHORT,
+    BudgetReached,
+    EndpointError,
+    FolderBusy,
+    Interrupted,
+    StopRun,
+    StorageError,
+    UsageError,
+)
 from pipeline.run_folder import locked
 from pipeline.scheduling.hooks import tell
 from pipeline.scheduling.process import Clock, Regenerate, Runner, SystemClock
 from pipeline.scheduling.ticks import Tick, Ticks
 from pipeline.scheduling.timing import NO_SCHEDULE, Hook, Schedule, Times, decide
 from pipeline.scheduling.units import unit
-from pipeline.settings import nearest, setting, toml_of
+from pipeline.settings import first_mistake, nearest, setting, toml_of
 
 BUSY_S = 30.0  # between two looks at a project that another process holds
 SHOWN_TICKS = 5
 
-# What the exit codes of a run mean for a schedule; each is in DESIGN's list.
+# What the exit codes of a run mean for a schedule.
 MEANING = {
     DONE: "done",
-    1: "a bug of ours",
-    2: "bad usage or bad input",
+    StopRun.exit_code: "a bug of ours",
+    UsageError.exit_code: "bad usage or bad input",
     SHORT: "finished, but short of its target or with isolated failures",
-    4: "budget reached",
-    5: "the endpoint is down, or the key or the model was refused",
-    6: "storage failed",
-    7: "a gate refused the new version",
+    BudgetReached.exit_code: "budget reached",
+    EndpointError.exit_code: "the endpoint is down, or the key or the model was refused",
+    StorageError.exit_code: "storage failed",
+    REFUSED: "a gate refused the new version",
     FolderBusy.exit_code: "another process held the project",
     Interrupted.exit_code: "interrupted",
 }
@@ -83,10 +94,9 @@ class Project:
         try:
             schedule = Schedule.model_validate(table)
         except ValidationError as error:
-            first = error.errors()[0]
-            where = " ".join(["[schedule]", *map(str, first["loc"][:1])])
-            said = first["msg"].removeprefix("Value error, ")
-            raise UsageError(f"{file}: {where}: {said} (given: {first['input']!r}).") from error
+            path, said = first_mistake(error)
+            where = f"[schedule] {path.partition('.')[0]}".rstrip()
+            raise UsageError(f"{file}: {where}: {said}") from error
         # the same two keys say to pipeline.regenerate, which checks all others, where the versions go
         name, out = content.get("name", "project"), content.get("out")
         if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+", name) or not isinstance(out, str | None):

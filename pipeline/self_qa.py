@@ -121,16 +121,15 @@ class SelfQA:
 
     def _read(self) -> None:
         """Take in what the paths hold: documents, or the descriptions of APIs."""
-        settings = self._settings
-        leave_out, language = self._leave_out, settings.language
+        paths, name, leave_out = self._settings.paths, self.name, self._leave_out
+        language = self._settings.language
         with Extractor(cache=self._cache) as extractor:
-            if settings.mode == "api":
-                self._take(read_descriptions(settings.paths, generator=self.name, leave_out=leave_out))
+            if self._settings.mode == "api":
+                self._take(read_descriptions(paths, generator=name, leave_out=leave_out))
             else:
-                documents = read_documents(
-                    settings.paths, generator=self.name, extractor=extractor, language=language, leave_out=leave_out
+                self._take(
+                    read_documents(paths, generator=name, extractor=extractor, language=language, leave_out=leave_out)
                 )
-                self._take(documents)
         self._fresh_texts = extractor.fresh
 
     def _take(self, entries: Iterable[Document | Description | Rejection]) -> None:
@@ -195,7 +194,8 @@ class SelfQA:
 
     async def _serve(self, trail: Trail, question: str, sentence: str) -> Made:
         if count_words(question) <= SHORTEST_QUESTION:
-            return [self._no_question(trail, question)]
+            reason = f"{question[:60]!r} is no question: {SHORTEST_QUESTION} words or fewer"
+            return [self._rejection(trail, "instruction", "no_question", reason, instruction=question)]
         if self._settings.mode in ("refuse", "api"):
             return await (self._decline if self._settings.mode == "refuse" else self._call)(trail, question)
         return await self._answer(trail, question, sentence)
@@ -347,10 +347,6 @@ class SelfQA:
             prompts=trail.prompts,
             requests=trail.requests,
         )
-
-    def _no_question(self, trail: Trail, question: str) -> Rejection:
-        reason = f"{question[:60]!r} is no question: {SHORTEST_QUESTION} words or fewer"
-        return self._rejection(trail, "instruction", "no_question", reason, instruction=question)
 
     async def _asked(self, trail: Trail, template: str, request: Request) -> Reply:
         """The reply to a request; it and its template are noted on the trail."""

@@ -13,7 +13,6 @@ import argparse
 import difflib
 import importlib.metadata
 import json
-import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from math import isfinite
@@ -270,11 +269,17 @@ def checked(model: type[Checked], arguments: argparse.Namespace) -> Checked:
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
-        name = str(first["loc"][0]) if first["loc"] else ""
+        path, said = first_mistake(error)
+        name = path.partition(".")[0]
         where = _flag(name) if name in flags else f"{arguments.config}, {name}"
-        said = re.sub(r"^Value error, ", "", first["msg"])
-        raise UsageError(f"{where}: {said} (given: {first['input']!r}).") from error
+        raise UsageError(f"{where}: {said}") from error
+
+
+def first_mistake(error: ValidationError) -> tuple[str, str]:
+    """Where the first mistake is, "" where it is no single key, and what is wrong with what was given."""
+    first = error.errors()[0]
+    said = first["msg"].removeprefix("Value error, ")
+    return ".".join(map(str, first["loc"])), f"{said} (given: {first['input']!r})."
 
 
 def toml_of(path: Path) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from pipeline.scheduling.timing import Schedule
 from pipeline.self_instruct import SelfInstruct, SelfInstructSettings
 from pipeline.self_kg import SelfKG, SelfKGSettings
 from pipeline.self_qa import SelfQA, SelfQASettings
-from pipeline.settings import GeneratorSettings, nearest, toml_of
+from pipeline.settings import GeneratorSettings, first_mistake, nearest, toml_of
 
 Made = TypeVar("Made", bound=BaseModel)
 Maker = type[SelfInstruct] | type[SelfQA] | type[SelfKG]
@@ -175,10 +175,8 @@ def _checked(model: type[Made], keys: Mapping[str, Any], where: str, without: se
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(map(str, first["loc"]))
-        said = re.sub(r"^Value error, ", "", first["msg"])
-        raise UsageError(f"{where}, {name}: {said} (given: {first['input']!r}).") from error
+        name, said = first_mistake(error)
+        raise UsageError(f"{where}, {name}: {said}") from error
 
 
 def _there(value: str | int | float | bool, base: Path) -> str | int | float | bool:
