@@ -31,6 +31,17 @@ def why_short(tally: Tally, at_its_end: str) -> str:
     return f"{at_its_end}, and there is nothing more"
 
 
+def why_nothing(tally: Tally, items: int, at_its_end: str, switches: Collection[str], generator: str) -> str:
+    """Why a source of so many items brought no record at all."""
+    if items:
+        return f"{why_short(tally, at_its_end)}. {likeliest_cause(tally, switches, generator=generator)}"
+    bad = sum(number for name, number in tally.rejected.items() if tally.firsts[name].stage == "file")
+    if not bad:
+        return "what was named holds nothing that could be asked about."
+    first = next(example.reason for example in tally.firsts.values() if example.stage == "file")
+    return f"nothing in its files could be read ({bad} complaints). The first: {first}"
+
+
 def likeliest_cause(tally: Tally, switches: Collection[str], target: int | None = None, generator: str = "") -> str:
     """What took most of the candidates: its share, an example, and what turns it off. `switches` are the filters on.
 

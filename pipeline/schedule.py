@@ -246,8 +246,10 @@ class Scheduler:
         event = _event(tick)
         when = self.times.shown(tick.tick)
         news = f"new version {tick.after}" if event == "success" else "nothing new" if event == "empty" else event
+        empty = tick.result.get("empty", {}) if isinstance(tick.result, dict) else {}
+        why = "".join(f" {name} brings no record: {reason}" for name, reason in empty.items())
         return {
-            "text": f"{self.project.name}, {when}: {news} (exit code {code}: {meaning}).",
+            "text": f"{self.project.name}, {when}: {news} (exit code {code}: {meaning}).{why}",
             "project": self.project.name,
             "schedule": tick.schedule,
             "tick": when,

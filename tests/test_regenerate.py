@@ -182,6 +182,58 @@ def test_paths_shape_nothing(folder: Folder, tick: Tick) -> None:
     assert not [line for line in folder.server.ledger() if "docs/" in said(line) or ".md" in said(line)]
 
 
+# ---------------------------------------------------------------- a source that brings nothing
+
+
+def only_an_unsupported_file(folder: Folder) -> None:
+    for path in (folder.root / "docs").iterdir():
+        path.unlink()
+    (folder.root / "docs/photo.jpeg").write_bytes(b"\xff\xd8")
+
+
+EMPTY: dict[str, tuple[Callable[[Folder], object], int, str, str]] = {
+    "no file can be read": (
+        only_an_unsupported_file, 3, "docs", "nothing in its files could be read (1 complaints). The first: photo.jpeg"
+    ),
+    "a filter takes all": (
+        lambda folder: folder.write(docs="filters = {too_short = 50}"), 0, "docs",
+        "every passage has been asked about, and there is nothing more. The likeliest cause: too_short took",
+    ),
+    "curation takes all": (
+        lambda folder: folder.write(tables='select = 5\nquota = "task=0"'), 7, "[curate]",
+        "it turned away all that the sources brought: ",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", EMPTY)
+def test_a_source_that_brings_nothing_says_why(what: str, folder: Folder, tick: Tick) -> None:
+    edit, wanted, name, why = EMPTY[what]
+    edit(folder)
+    code, found = tick()
+    assert (code, list(found["empty"])) == (wanted, [name])
+    assert found["empty"][name].startswith(why)
+    assert found["empty"][name] in tick.said.err  # type: ignore[attr-defined]
+    _, again = tick()
+    assert (again["empty"], again["sent"]) == (found["empty"], 0), "also where nothing has changed since"
+
+
+def test_a_source_that_brings_something_is_not_explained(folder: Folder, tick: Tick) -> None:
+    assert tick()[1]["empty"] == {}
+    assert "brings no record" not in tick.said.err  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("paths", "why"), [('"docs/*.pdf"', "no such file, folder or glob"), ('"."', "no file")])
+def test_paths_that_match_nothing_name_their_source(paths: str, why: str, folder: Folder, tick: Tick) -> None:
+    (folder.root / "empty").mkdir()
+    path = folder.root / "regenerate.toml"
+    path.write_text(path.read_text(encoding="utf-8").replace('"docs"]', f"{paths}]".replace('"."', '"empty"'), 1))
+    code, found = tick()
+    assert code == 2
+    assert found["reason"].startswith(f"{path}, [[source]] docs: ")
+    assert why in found["reason"]
+
+
 # ---------------------------------------------------------------- versions
 
 
