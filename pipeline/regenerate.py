@@ -39,6 +39,7 @@ from pipeline.regeneration.project import Project, read_project
 from pipeline.regeneration.revocation import collect, finish_revocations, read_revoked, revoke
 from pipeline.regeneration.sources import UNITS, Difference, Prepared, difference, prepare
 from pipeline.regeneration.spending import Spending
+from pipeline.regeneration.training import check_flags
 from pipeline.regeneration.versions import Version, Versions, differences
 from pipeline.run import Tally
 from pipeline.run_folder import PROJECT, DerivedFiles, check_maker, locked, read_records, write_json
@@ -259,6 +260,7 @@ class _Command:
             need("dedup", "[curate] semantic_duplicates", "sentence_transformers", "faiss")
         if self.project.train is not None:
             need("local,train", "[train]", "peft", "trl")
+            check_flags(self.project.train, self.project.path)
         for source in ready:
             for line in _described(source):
                 say(line)
