@@ -13,9 +13,8 @@ import argparse
 import difflib
 import importlib.metadata
 import json
-import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, TypeVar, get_args, get_origin
@@ -28,7 +27,6 @@ from pydantic import (
     Field,
     InstanceOf,
     PlainSerializer,
-    ValidationError,
     ValidationInfo,
 )
 
@@ -37,6 +35,7 @@ from pipeline.backends.endpoint import without_secrets
 from pipeline.errors import UsageError
 from pipeline.money import Limits
 from pipeline.own_filters import OwnFilters
+from pipeline.validated import validated
 
 Kind = Literal["shaping", "deriving", "running"]
 
@@ -267,14 +266,9 @@ def checked(model: type[Checked], arguments: argparse.Namespace) -> Checked:
     """The settings, from --config and the flags, which win. Raises UsageError for what is unknown or wrong."""
     flags = {name: value for name, value in vars(arguments).items() if name in model.model_fields}
     values = read_toml(arguments.config, model) | flags
-    try:
-        return model.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = str(first["loc"][0]) if first["loc"] else ""
-        where = _flag(name) if name in flags else f"{arguments.config}, {name}"
-        said = re.sub(r"^Value error, ", "", first["msg"])
-        raise UsageError(f"{where}: {said} (given: {first['input']!r}).") from error
+    return validated(
+        model, values, lambda name: _flag(name) if name.split(",")[0] in flags else f"{arguments.config}, {name}"
+    )
 
 
 def toml_of(path: Path) -> dict[str, Any]:
@@ -314,7 +308,7 @@ def resolved(settings: BaseModel) -> dict[str, Any]:
     return dumped
 
 
-def nearest(name: str, names: Mapping[str, object]) -> str:
+def nearest(name: str, names: Collection[str]) -> str:
     """A half sentence that names the nearest of `names`."""
     found = difflib.get_close_matches(name, names, n=1, cutoff=0.0)
     return f"the nearest is {found[0]!r}"
