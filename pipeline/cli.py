@@ -24,7 +24,7 @@ from pipeline import filters
 from pipeline.ask import Ask
 from pipeline.backends.endpoint import without_secrets
 from pipeline.errors import DONE, SHORT, BudgetReached, Interrupted, Offline, StopRun, StorageError, UsageError
-from pipeline.funnel import likeliest_cause, why_short
+from pipeline.funnel import likeliest_cause, what_next, why_short
 from pipeline.interrupt import interruptible
 from pipeline.journal import Journal, Totals
 from pipeline.judge import USUAL_VERDICT_TOKENS
@@ -267,7 +267,8 @@ class _Run:
         say(f"{what}: {why_short(tally, self.generator.at_its_end)}.")
         switches = {f.name for f in self.one.filters} | {f.name for f in filters.INSTRUCTION}
         say(likeliest_cause(tally, switches, self.settings.target, self.generator.name))
-        say(f"Next: read {self.folder / 'rejected.jsonl'}; change --filters, --seed or the model; then {self.again}")
+        read = f"read {self.folder / 'rejected.jsonl'}; then " * bool(tally.rejected)
+        say(f"Next: {read}{what_next(tally, switches, self.generator.name)}. This was: {self.again}")
 
 
 def _pairs_line(pairs: Pairs) -> str:
@@ -311,13 +312,13 @@ class Progress:
         if not final and now - self._shown < (0.2 if self._terminal else 15.0):
             return
         self._shown = now
-        line = self._line(tally, now - self._started)
+        line = self._line(tally, now - self._started, is_over=final or tally.ended != "")
         if self._terminal:
             say(f"\r{line:<100}", end="\n" if final else "")
         else:
             say(line)
 
-    def _line(self, tally: Tally, seconds: float) -> str:
+    def _line(self, tally: Tally, seconds: float, *, is_over: bool) -> str:
         counts = self._ask.counts
         of = f" of {self._target}" if self._target else ""
         parts = [f"kept {tally.kept}{of}", f"rejected {tally.rejected.total()}", f"sent {self._ask.sent_in_run}"]
@@ -329,7 +330,7 @@ class Progress:
             parts.append(f"{faults} faults")
         if cost := self._ask.budget.cost:
             parts.append(usd(cost) + (f", {cost / tally.kept:.5f} a record" if tally.kept else ""))
-        if self._target and 0 < tally.kept < self._target and counts.sent:
+        if self._target and 0 < tally.kept < self._target and counts.sent and not is_over:
             parts.append(f"about {_duration(seconds * (self._target - tally.kept) / tally.kept)} left")
         return " · ".join(parts)
 

@@ -24,10 +24,11 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any, get_args
 
-from pipeline import crash
+from pipeline import crash, filters
 from pipeline.cli import Progress, say, show, show_json
 from pipeline.errors import DONE, REFUSED, SHORT, Interrupted, StopRun, UsageError
 from pipeline.extras import need
+from pipeline.funnel import why_nothing
 from pipeline.interrupt import interruptible
 from pipeline.journal import Journal
 from pipeline.money import Plan, usd
@@ -38,6 +39,7 @@ from pipeline.regeneration.project import Project, read_project
 from pipeline.regeneration.revocation import collect, finish_revocations, read_revoked, revoke
 from pipeline.regeneration.sources import UNITS, Difference, Prepared, difference, prepare
 from pipeline.regeneration.spending import Spending
+from pipeline.regeneration.training import check_flags
 from pipeline.regeneration.versions import Version, Versions, differences
 from pipeline.run import Tally
 from pipeline.run_folder import PROJECT, DerivedFiles, check_maker, locked, read_records, write_json
@@ -167,7 +169,10 @@ class _Command:
         revoked = read_revoked(self.out)
         found = []
         for source in self.project.sources:
-            prepared = prepare(source, self.versions.aside / "sources" / source.name, self.out, revoked, adapter)
+            try:
+                prepared = prepare(source, self.versions.aside / "sources" / source.name, self.out, revoked, adapter)
+            except UsageError as error:
+                raise UsageError(f"{self.project.path}, [[source]] {source.name}: {error}") from error
             if prepared is None:
                 say(f"{source.name}: all of it is revoked.")
                 continue
@@ -252,6 +257,7 @@ class _Command:
             need("dedup", "[curate] semantic_duplicates", "sentence_transformers", "faiss")
         if self.project.train is not None:
             need("local,train", "[train]", "peft", "trl")
+            check_flags(self.project.train, self.project.path)
         for source in ready:
             for line in _described(source):
                 say(line)
@@ -338,11 +344,14 @@ class _Command:
         kept.write_ids(settings.out / kept.REPLIES, replies)
         number = len(records) + tally.kept
         say(f"{prepared.name}: {number} records, {len(records)} of them copied; {one.ask.counts.sent} requests sent.")
+        why = "" if number else _why_nothing(one, tally, len(prepared.live), is_copied=whole)
+        if why:
+            say(f"{prepared.name} brings no record: {why}")
         shown = {name: value for name, value in resolved(settings).items() if name != "out"}
         part = {
             "generator": prepared.source.generator, "shaping": prepared.shaping, "settings": shown,
             "files": prepared.files, "kept": len(prepared.kept), "records": number,
-            "rejected": dict(tally.rejected), "failed": one.ask.counts.failed,
+            "rejected": dict(tally.rejected), "failed": one.ask.counts.failed, "why_nothing": why,
         }  # fmt: skip
         complete = not one.ask.counts.failed and (settings.target is None or number >= settings.target or whole)
         return part, complete
@@ -356,11 +365,14 @@ class _Command:
         for source, _, reason, _ in news:
             say(f"{source}: {reason}")
         version, records = made.version, made.version.manifest["counts"]["records"]
+        empty = _empty(made.version)
         result = {
             "version": version.name, "new": made.is_new, "published": not made.reasons, "records": records,
-            "reasons": list(made.reasons), "bad_files": [entry[2] for entry in news], "short": short,
+            "reasons": list(made.reasons), "bad_files": [entry[2] for entry in news], "short": short, "empty": empty,
             "sent": tick["sent"], "cost": tick["cost"],
         }  # fmt: skip
+        if "[curate]" in empty:
+            say(f"[curate]: {empty['[curate]']}")
         if made.reasons:
             say(f"The gate refused {version.name}: {'; '.join(made.reasons)}. LATEST is as it was.")
             say(f"Next: look at {version.folder}; mend the sources or the [gate], then: {self.again}")
@@ -392,6 +404,23 @@ class _Command:
                 ids = [id_] if isinstance(id_, str) else id_
                 say(f"  {word:8} {' -> '.join(ids)}  {shorten(asked[ids[0]], MOST_SHOWN, placeholder=' …')}")
         return {"before": before.name, "after": after.name, **found}
+
+
+def _why_nothing(one: OneRun, tally: Tally, items: int, *, is_copied: bool) -> str:
+    if is_copied:
+        return "--keep copies it from the last version as it was, and that held none of it."
+    switches = {filter_.name for filter_ in one.filters} | {filter_.name for filter_ in filters.INSTRUCTION}
+    return why_nothing(tally, items, one.generator.at_its_end, switches, one.generator.name)
+
+
+def _empty(version: Version) -> dict[str, str]:
+    """Which sources brought no record, or left none in the set, and why."""
+    parts, counts = version.manifest["sources"], version.manifest["counts"]
+    found = {name: part["why_nothing"] for name, part in parts.items() if part.get("why_nothing")}
+    if not counts["records"] and any(part["records"] for part in parts.values()):
+        took = ", ".join(f"{number} {name}" for name, number in counts["rejected"].items())
+        found["[curate]"] = f"it turned away all that the sources brought: {took}."
+    return found
 
 
 def _described(source: _Ready) -> list[str]:

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from pipeline import crash
 from pipeline.cli import Switches, run_deriving, show
@@ -48,7 +48,8 @@ from pipeline.scheduling.process import Clock, Regenerate, Runner, SystemClock
 from pipeline.scheduling.ticks import Tick, Ticks
 from pipeline.scheduling.timing import NO_SCHEDULE, Hook, Schedule, Times, decide
 from pipeline.scheduling.units import unit
-from pipeline.settings import first_mistake, nearest, setting, toml_of
+from pipeline.settings import nearest, setting, toml_of
+from pipeline.validated import validated
 
 BUSY_S = 30.0  # between two looks at a project that another process holds
 SHOWN_TICKS = 5
@@ -91,15 +92,10 @@ class Project:
         for key in table:
             if key not in Schedule.model_fields:
                 raise UsageError(f"{file}: [schedule] has no {key!r}; {nearest(key, Schedule.model_fields)}.")
-        try:
-            schedule = Schedule.model_validate(table)
-        except ValidationError as error:
-            path, said = first_mistake(error)
-            where = f"[schedule] {path.partition('.')[0]}".rstrip()
-            raise UsageError(f"{file}: {where}: {said}") from error
+        schedule = validated(Schedule, table, lambda name: f"{file}: {f'[schedule] {name}'.strip()}")
         # the same two keys say to pipeline.regenerate, which checks all others, where the versions go
         name, out = content.get("name", "project"), content.get("out")
-        if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+", name) or not isinstance(out, str | None):
+        if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*", name) or not isinstance(out, str | None):
             raise UsageError(f"{file}: name or out is not as it should be (given: {name!r}, {out!r}).")
         return cls(file, name, file.resolve().parent / (out or Path("outputs") / name), schedule)
 
@@ -256,8 +252,10 @@ class Scheduler:
         event = _event(tick)
         when = self.times.shown(tick.tick)
         news = f"new version {tick.after}" if event == "success" else "nothing new" if event == "empty" else event
+        empty = tick.result.get("empty", {}) if isinstance(tick.result, dict) else {}
+        why = "".join(f" {name} brings no record: {reason}" for name, reason in empty.items())
         return {
-            "text": f"{self.project.name}, {when}: {news} (exit code {code}: {meaning}).",
+            "text": f"{self.project.name}, {when}: {news} (exit code {code}: {meaning}).{why}",
             "project": self.project.name,
             "schedule": tick.schedule,
             "tick": when,

@@ -14,7 +14,7 @@ import difflib
 import importlib.metadata
 import json
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, TypeVar, get_args, get_origin
@@ -27,7 +27,6 @@ from pydantic import (
     Field,
     InstanceOf,
     PlainSerializer,
-    ValidationError,
     ValidationInfo,
 )
 
@@ -36,6 +35,7 @@ from pipeline.backends.endpoint import without_secrets
 from pipeline.errors import UsageError
 from pipeline.money import Limits
 from pipeline.own_filters import OwnFilters
+from pipeline.validated import validated
 
 Kind = Literal["shaping", "deriving", "running"]
 
@@ -266,20 +266,9 @@ def checked(model: type[Checked], arguments: argparse.Namespace) -> Checked:
     """The settings, from --config and the flags, which win. Raises UsageError for what is unknown or wrong."""
     flags = {name: value for name, value in vars(arguments).items() if name in model.model_fields}
     values = read_toml(arguments.config, model) | flags
-    try:
-        return model.model_validate(values)
-    except ValidationError as error:
-        path, said = first_mistake(error)
-        name = path.partition(".")[0]
-        where = _flag(name) if name in flags else f"{arguments.config}, {name}"
-        raise UsageError(f"{where}: {said}") from error
-
-
-def first_mistake(error: ValidationError) -> tuple[str, str]:
-    """Where the first mistake is, "" where it is no single key, and what is wrong with what was given."""
-    first = error.errors()[0]
-    said = first["msg"].removeprefix("Value error, ")
-    return ".".join(map(str, first["loc"])), f"{said} (given: {first['input']!r})."
+    return validated(
+        model, values, lambda name: _flag(name) if name.split(",")[0] in flags else f"{arguments.config}, {name}"
+    )
 
 
 def toml_of(path: Path) -> dict[str, Any]:
@@ -319,7 +308,7 @@ def resolved(settings: BaseModel) -> dict[str, Any]:
     return dumped
 
 
-def nearest(name: str, names: Mapping[str, object]) -> str:
+def nearest(name: str, names: Collection[str]) -> str:
     """A half sentence that names the nearest of `names`."""
     found = difflib.get_close_matches(name, names, n=1, cutoff=0.0)
     return f"the nearest is {found[0]!r}"

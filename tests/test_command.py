@@ -61,7 +61,7 @@ BAD_INPUT: dict[str, tuple[dict[str, str | bytes], list[str], str]] = {
         {"s.jsonl": json.dumps(TASK)}, ["--seeds", "s.jsonl", "--classification-only"],
         "s.jsonl: --classification-only, but no seed has is_classification true.",
     ),
-    "target 0": ({}, ["--target", "0"], "--target: Input should be greater than 0 (given: '0')."),
+    "target 0": ({}, ["--target", "0"], "--target: takes a number above 0 (given: '0')."),
     "config with an unknown key": (
         {"c.toml": "tagret = 5"}, ["--config", "c.toml"],
         "c.toml: there is no setting 'tagret'; the nearest is 'target'",

@@ -79,7 +79,8 @@ def test_the_record_it_shows_is_one_that_its_command_makes(readme: Path, tmp_pat
     text = readme.read_text(encoding="utf-8")
     command = re.search(r"`python -m pipeline\.self_kg (kg/planets\.ttl [^`]+)`", text)
     shown = _RECORD.search(text)
-    assert command is not None and shown is not None
+    assert command is not None
+    assert shown is not None
     graph, *flags = command[1].split()
     assert self_kg.main([str(ROOT / graph), *flags, "--out", str(tmp_path)]) == 0
     assert any(json.loads(shown[1]).items() <= record.items() for record in read_lines(tmp_path / "records.jsonl"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -179,6 +180,58 @@ def test_paths_shape_nothing(folder: Folder, tick: Tick) -> None:
     assert (code, found["sent"]) == (0, 0)
     assert {record["id"] for record in folder.records()} == before
     assert not [line for line in folder.server.ledger() if "docs/" in said(line) or ".md" in said(line)]
+
+
+# ---------------------------------------------------------------- a source that brings nothing
+
+
+def only_an_unsupported_file(folder: Folder) -> None:
+    for path in (folder.root / "docs").iterdir():
+        path.unlink()
+    (folder.root / "docs/photo.jpeg").write_bytes(b"\xff\xd8")
+
+
+EMPTY: dict[str, tuple[Callable[[Folder], object], int, str, str]] = {
+    "no file can be read": (
+        only_an_unsupported_file, 3, "docs", "nothing in its files could be read (1 complaints). The first: photo.jpeg"
+    ),
+    "a filter takes all": (
+        lambda folder: folder.write(docs="filters = {too_short = 50}"), 0, "docs",
+        "every passage has been asked about, and there is nothing more. The likeliest cause: too_short took",
+    ),
+    "curation takes all": (
+        lambda folder: folder.write(tables='select = 5\nquota = "task=0"'), 7, "[curate]",
+        "it turned away all that the sources brought: ",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", EMPTY)
+def test_a_source_that_brings_nothing_says_why(what: str, folder: Folder, tick: Tick) -> None:
+    edit, wanted, name, why = EMPTY[what]
+    edit(folder)
+    code, found = tick()
+    assert (code, list(found["empty"])) == (wanted, [name])
+    assert found["empty"][name].startswith(why)
+    assert found["empty"][name] in tick.said.err  # type: ignore[attr-defined]
+    _, again = tick()
+    assert (again["empty"], again["sent"]) == (found["empty"], 0), "also where nothing has changed since"
+
+
+def test_a_source_that_brings_something_is_not_explained(folder: Folder, tick: Tick) -> None:
+    assert tick()[1]["empty"] == {}
+    assert "brings no record" not in tick.said.err  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("paths", "why"), [('"docs/*.pdf"', "no such file, folder or glob"), ('"."', "no file")])
+def test_paths_that_match_nothing_name_their_source(paths: str, why: str, folder: Folder, tick: Tick) -> None:
+    (folder.root / "empty").mkdir()
+    path = folder.root / "regenerate.toml"
+    path.write_text(path.read_text(encoding="utf-8").replace('"docs"]', f"{paths}]".replace('"."', '"empty"'), 1))
+    code, found = tick()
+    assert code == 2
+    assert found["reason"].startswith(f"{path}, [[source]] docs: ")
+    assert why in found["reason"]
 
 
 # ---------------------------------------------------------------- versions
@@ -413,30 +466,16 @@ def test_revoking_a_seed_takes_what_descends_from_it(folder: Folder, tick: Tick)
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        ('target = 4', 'targte = 4', "[[source]] tasks: there is no setting 'targte'; the nearest is 'target'"),
-        ('target = 4', 'target = 0', "[[source]] tasks, target: Input should be greater than 0 (given: 0)"),
-        ('"self_kg"', '"self_gk"', "[[source]] 2: `generator` is one of self_instruct, self_qa, self_kg"),
-        ('name = "tasks"', 'name = "docs"', "[[source]] docs: the name stands there twice"),
-        ('[curate]', '[curate]\njudge = true', "[curate]: there is no setting 'judge'"),
-        ('concurrency = 4', 'pairs = 4', "[shared]: there is no setting 'pairs'"),
-        ('[curate]', '[curat]', "there is no setting 'curat'; the nearest is 'curate'"),
-        ('near_duplicates', 'near_duplicate', "[curate]: there is no setting 'near_duplicate'"),
-        ('concurrency = 4', 'concurency = 4', "[shared]: there is no setting 'concurency'; the nearest is"),
-        ('concurrency = 4', 'max_cost = 4', "[shared]: there is no setting 'max_cost'"),
-        ('[curate]', '[gate]\nleast_record = 4\n[curate]', "[gate]: there is no setting 'least_record'; the"),
-        ('[curate]', '[gate]\nverdict = "better"\n[curate]', "[gate] verdict: there is no [train]"),
-        ('[curate]', '[budget]\nmax_cost_per_tik = 4\n[curate]', "the nearest is 'max_cost_per_tick'"),
-        ('name = "mill"', 'name = "mill" nonsense', "not TOML"),
-        ('name = "mill"', 'name = "../mill"', ", name: String should match pattern"),
+        ("target = 4", "targte = 4", "[[source]] tasks: there is no setting 'targte'; the nearest is 'target'."),
+        ('["docs"]', "[]", "[[source]] docs: no documents: name a folder"),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_file_gets_one_sentence(old: str, new: str, said: str, folder: Folder, tick: Tick) -> None:
     path = folder.root / "regenerate.toml"
     path.write_text(path.read_text(encoding="utf-8").replace(old, new, 1), encoding="utf-8")
     code, found = tick()
     assert code == 2
-    assert said in found["reason"]
-    assert found["reason"].startswith(str(path))
+    assert found["reason"].startswith(f"{path}, {said}")
     assert folder.server.ledger() == []
 
 
@@ -461,6 +500,25 @@ def test_a_missing_file_is_bad_input(tmp_path: Path) -> None:
 def test_a_file_that_moved_is_renamed_and_an_unreadable_one_is_not() -> None:
     found = difference({"a": "1", "b": "2", "c": UNREADABLE}, {"d": "1", "b": "3", "e": UNREADABLE})
     assert (found.renamed, found.changed, found.new, found.gone) == ([("a", "d")], ["b"], ["e"], ["c"])
+
+
+@pytest.mark.skipif(not (find_spec("peft") and find_spec("trl")), reason="[train] needs the extra train")
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("learnin_rate = 0.1", "there is no setting 'learnin_rate'; the nearest is 'learning_rate'."),
+        ('steps = "many"', "argument --steps: invalid int value: 'many'."),
+        ('out = "elsewhere"', "there is no setting 'out'; the nearest is "),
+    ],
+)
+def test_a_wrong_training_setting_is_told_before_anything_is_asked(
+    setting: str, said: str, folder: Folder, tick: Tick
+) -> None:
+    folder.write(tables=f"[train]\n{setting}")
+    code, found = tick()
+    assert code == 2
+    assert found["reason"].startswith(f"{folder.root / 'regenerate.toml'}, [train]: {said}")
+    assert folder.server.ledger() == []
 
 
 def test_training_settings_become_flags() -> None:
