@@ -70,6 +70,22 @@ class Filter(Generic[Seen]):
     why: str = ""  # the reason for the threshold, where there is one
 
 
+def add_to(
+    filters: list[Filter[Seen]],
+    source: str,
+    threshold: float | None = None,
+    choices: tuple[str, ...] = (),
+    why: str = "",
+) -> Callable[[Check[Seen]], Check[Seen]]:
+    """Put a check into a list, as the filter of its name; of `choices` the first is the default."""
+
+    def add(check: Check[Seen]) -> Check[Seen]:
+        filters.append(Filter(check.__name__, check, choices[0] if choices else threshold, source, choices, why))
+        return check
+
+    return add
+
+
 def on_a_record(filter_: Filter[NewInstruction]) -> Filter[Candidate]:
     """A filter of new instructions as one that asks a finished record's instruction."""
 
