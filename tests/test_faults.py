@@ -10,8 +10,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ import pytest
 from pipeline.errors import FolderBusy, StorageError
 from pipeline.records import PromptSource, make_record
 from pipeline.run_folder import DerivedFiles, locked
+from tests.conftest import summary, wait_for
 from tests.fake_server import FakeServer
 from tests.forked import Forked
 
@@ -28,22 +28,12 @@ PASSWORD = "pass-CANARY-5e2a"
 DERIVED = ("records.jsonl", "rejected.jsonl")
 
 
-@pytest.fixture(scope="module")
-def forked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forked]:
-    with Forked(tmp_path_factory.mktemp("forked")) as process:
-        yield process
-
-
 def serve(tmp_path: Path, *plan: Mapping[str, Any], **options: Any) -> FakeServer:
     return FakeServer(ledger=tmp_path / "ledger.jsonl", plan=plan, **options)
 
 
 def command(folder: Path, server: FakeServer, *more: str, target: int = 12) -> list[str]:
     return ["--model", "fake", "--target", str(target), "--out", str(folder), "--base-url", server.base_url, *more]
-
-
-def summary(folder: Path) -> Any:
-    return json.loads((folder / "summary.json").read_text())
 
 
 def derived(folder: Path) -> dict[str, bytes]:
@@ -322,13 +312,6 @@ def test_the_key_is_in_no_file_and_no_stream(tmp_path: Path, forked: Forked, pat
 
 
 # ---------------------------------------------------------------- signals, and a parent that dies
-
-
-def wait_for(condition: Any, seconds: float = 60.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not come to that"
-        time.sleep(0.005)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])

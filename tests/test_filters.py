@@ -21,6 +21,7 @@ from pipeline.novelty import NoveltyIndex
 from pipeline.records import DocumentSource, Neighbour, PromptSource, Quote, Record, make_record
 from pipeline.self_instruct import Pool
 from pipeline.text import language_of
+from tests.conftest import a_record
 from tests.fake_server import ROOT
 
 POOL = {"s1": "Name three rivers that flow through Germany.", "s2": "请说出三条流经德国的河流的名字。"}
@@ -36,10 +37,7 @@ def new(text: str) -> NewInstruction:
 def record(
     input_: str, output: str, instruction: str = "Do it.", task: Any = "generation", language: str = "en"
 ) -> Record:
-    return make_record(
-        instruction=instruction, input=input_, output=output, task=task, generator="g", model="m", language=language,
-        source=PromptSource(prompt=0, seeds=(), pool=()), prompts={}, requests=(),
-    )  # fmt: skip
+    return a_record(instruction, output, input=input_, task=task, language=language)
 
 
 def candidate(input_: str, output: str, *more: tuple[str, str], cut: bool = False, **fields: Any) -> Candidate:

@@ -6,7 +6,7 @@ import asyncio
 import json
 import random
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,6 @@ from tests.forked import Forked
 
 PRICES = {"fake": Price(2.0, 8.0)}
 PRICES_TOML = '["fake"]\ninput = 2.0\noutput = 8.0\n'
-
-
-@pytest.fixture(scope="module")
-def forked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forked]:
-    with Forked(tmp_path_factory.mktemp("forked")) as process:
-        yield process
 
 
 # ---------------------------------------------------------------- a thousand random servers

@@ -14,6 +14,7 @@ from kg.questions import KINDS, Question
 from pipeline.kg_phrases import Draft
 from pipeline.self_kg import SelfKG, SelfKGSettings, main
 from pipeline.self_kg_requests import read_phrases, tidy
+from tests.conftest import read_lines, summary
 from tests.fake_kg import Teller, reply
 from tests.fake_server import FakeServer
 
@@ -34,16 +35,11 @@ def run(*arguments: object) -> int:
 
 
 def read(folder: Path, name: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / name).read_text(encoding="utf-8").splitlines()]
+    return read_lines(folder / name)
 
 
 def records(folder: Path) -> list[dict[str, Any]]:
     return read(folder, "records.jsonl")
-
-
-def summary(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    return found
 
 
 # ---------------------------------------------------------------- templates

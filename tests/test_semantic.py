@@ -21,8 +21,9 @@ from pipeline.curation.near_duplicates import Match
 from pipeline.curation.selection import Quota, select
 from pipeline.curation.semantic import QuestionLikeness, find_semantic_duplicates
 from pipeline.errors import UsageError
-from pipeline.records import FileSource, Record, make_record
+from pipeline.records import Record
 from pipeline.run_folder import read_records
+from tests.conftest import a_record
 
 pytest.importorskip("faiss")
 needs_model = pytest.mark.skipif(
@@ -34,10 +35,7 @@ Vectors = NDArray[np.float16]
 
 
 def record(instruction: str, input: str = "", output: str = "Done.", language: str = "en") -> Record:
-    return make_record(
-        instruction=instruction, input=input, output=output, task="generation", generator="t", model="",
-        language=language, source=FileSource(file="t", line=1), prompts={}, requests=(),
-    )  # fmt: skip
+    return a_record(instruction, output, input=input, language=language)
 
 
 def unit(rows: NDArray[np.float64]) -> Vectors:
