@@ -32,11 +32,11 @@ from pipeline.checks.graph_check import Asked, check
 from pipeline.cli import run_command
 from pipeline.errors import UsageError
 from pipeline.filtering import Candidate
-from pipeline.kg_phrases import Draft, Speaker, graph_language
 from pipeline.llm import Request
 from pipeline.models import NoModel
 from pipeline.money import Expected, Plan, plan_of
 from pipeline.parsing import Unreadable, read_items, read_object
+from pipeline.phrasing.speaker import Draft, Speaker, graph_language
 from pipeline.prompts import Prompts
 from pipeline.records import GraphSource, Record, Rejection, Stage, content_id, make_record
 from pipeline.run import Made, Outlook

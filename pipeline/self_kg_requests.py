@@ -9,9 +9,9 @@ from typing import Any
 from kg.graph import Phrases
 from kg.names import split_name
 from kg.questions import Question, Sampler
-from pipeline.kg_phrases import Draft, Speaker
 from pipeline.llm import WRITING_TEMPERATURE, WRITING_TOP_P, JsonObject, Request, list_schema, object_schema
 from pipeline.parsing import Unreadable
+from pipeline.phrasing.speaker import Draft, Speaker
 from pipeline.prompts import Prompts
 from pipeline.self_kg_examples import EXAMPLES, RELATION_EXAMPLES, REPHRASED
 from pipeline.text import one_line, replace_surrogates

@@ -115,8 +115,8 @@ def against(server: FakeServer, out: Path, *more: object) -> list[object]:
 
 
 def wait_for(condition: Callable[[], object]) -> None:
-    """Wait until something has come about; a minute only guards against hanging."""
-    end = time.monotonic() + 60
+    """Wait until something has come about; the two minutes only guard against hanging."""
+    end = time.monotonic() + 120
     while not condition():
         assert time.monotonic() < end, "it did not come to that"
         time.sleep(0.005)

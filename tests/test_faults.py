@@ -299,7 +299,7 @@ def test_the_key_is_in_no_file_and_no_stream(tmp_path: Path, forked: Forked, pat
         scheme = "ftp" if path == "not http" else "http"
         url = f"{scheme}://user:{PASSWORD}@127.0.0.1:{port}/v1?key={KEY}"
         arguments = ["--model", "fake", "--target", "12", "--concurrency", "2", "--deadline", "1", "--out", str(out)]
-        process = forked.start([*arguments, "--base-url", url], env=env)
+        process = forked.start([*arguments, "--json", "--base-url", url], env=env)
         if path == "interrupted":
             wait_for(lambda: len(server.ledger()) > 3)
             os.kill(process, signal.SIGINT)

@@ -16,8 +16,8 @@ from kg.questions import KINDS, Sampler
 from pipeline import filtering, filters
 from pipeline.checks.graph_check import Asked
 from pipeline.filtering import Candidate, Filter, NewInstruction
-from pipeline.kg_phrases import Speaker
 from pipeline.novelty import NoveltyIndex
+from pipeline.phrasing.speaker import Speaker
 from pipeline.records import DocumentSource, Neighbour, PromptSource, Quote, Record, make_record
 from pipeline.self_instruct import Pool
 from pipeline.text import language_of

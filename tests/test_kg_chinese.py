@@ -8,8 +8,8 @@ from kg.graph import Graph, GraphBuilder
 from kg.questions import KINDS, Sampler
 from kg.values import value_of, values_in
 from pipeline.checks.graph_check import Asked, check
-from pipeline.kg_chinese import comparative, phrases_of
-from pipeline.kg_phrases import Speaker
+from pipeline.phrasing.chinese import comparative, phrases_of
+from pipeline.phrasing.speaker import Speaker
 
 # label -> the statement, and the questions for either end
 SAID = {

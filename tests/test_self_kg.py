@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from kg.questions import KINDS, Question
-from pipeline.kg_phrases import Draft
+from kg.questions import Question
+from pipeline.phrasing.speaker import Draft
 from pipeline.self_kg import SelfKG, SelfKGSettings, main
 from pipeline.self_kg_requests import read_phrases, tidy
 from tests.conftest import read_lines, summary
@@ -310,19 +310,6 @@ def test_phrases_that_lose_a_name_are_not_taken(wrong: dict[str, Any]) -> None:
     right = read_phrases({"label": "x", "statement": "{s} is {o}.", "tail": "{s}?", "head": "{o}?"})
     assert right.statement == "{s} is {o}"
     assert tidy("film film genre") == "film genre"
-
-
-def test_the_command_is_quick_to_import() -> None:
-    import subprocess
-    import sys
-
-    code = (
-        "import sys, pipeline.self_kg; print([m for m in ('rdflib', 'networkx', 'torch', 'numpy') if m in sys.modules])"
-    )
-    assert (
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
-    )
-    assert len(KINDS) == 11
 
 
 def test_a_plan_counts_what_a_run_then_sends(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -170,7 +170,7 @@ class Extractor:
 def _version(packages: tuple[str, ...]) -> str:
     """What the text depends on beside the file: the readers' own code, and the packages they stand on."""
     own = hashlib.sha256()
-    for pattern in ("pipeline/reading/*.py", "pipeline/kg_phrases.py", "kg/*.py"):
+    for pattern in ("pipeline/reading/*.py", "pipeline/phrasing/*.py", "kg/*.py"):
         for path in sorted(ROOT.glob(pattern)):
             own.update(path.read_bytes())
     return " ".join((own.hexdigest(), *(f"{name}=={importlib.metadata.version(name)}" for name in packages)))

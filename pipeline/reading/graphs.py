@@ -12,7 +12,7 @@ from pathlib import Path
 
 from kg.graph import Graph, GraphError
 from kg.load import load
-from pipeline.kg_phrases import Speaker, graph_language
+from pipeline.phrasing.speaker import Speaker, graph_language
 from pipeline.reading.blocks import Part
 from pipeline.reading.extraction import LARGEST_TEXT, BadFile, Extracted
 

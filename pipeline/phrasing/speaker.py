@@ -1,6 +1,6 @@
 """Questions and answers from templates, in English and Chinese: correct without any model.
 
-What a relation's phrases leave open (`kg.graph.Phrases`) is filled by its label (kg_english.py, kg_chinese.py). A
+What a relation's phrases leave open (`kg.graph.Phrases`) is filled by its label (english.py, chinese.py). A
 draft is what `--template` writes down, and what a model is asked to rephrase.
 """
 
@@ -15,7 +15,7 @@ from kg.graph import Fact, Graph, Phrases, stable_hash
 from kg.names import is_awkward, language_of_name, split_name
 from kg.questions import Question
 from kg.values import value_of
-from pipeline import kg_chinese, kg_english
+from pipeline.phrasing import chinese, english
 from pipeline.text import language_of
 
 MOST_TOLD = 64  # of a subject in a paragraph
@@ -69,7 +69,7 @@ class Speaker:
 
     def _is_neutral(self, relation: int) -> bool:
         known = self.graph.relation_phrases(relation, self.language)
-        return not known.statement and not self.was_awkward(relation) and kg_english.is_neutral(known.label)
+        return not known.statement and not self.was_awkward(relation) and english.is_neutral(known.label)
 
     def learn(self, relation: int, phrases: Phrases) -> None:
         self.learned[relation] = phrases
@@ -98,14 +98,14 @@ class Speaker:
     def _object(self, relation: int, node: int) -> str:
         """An object as a sentence says it: in Chinese the 701 of a 出生年份 is 701年."""
         name, phrases = self.name(node), self.phrases(relation)
-        if self.language == "zh" and name.isdigit() and kg_chinese.is_year(phrases.label):
+        if self.language == "zh" and name.isdigit() and chinese.is_year(phrases.label):
             return name if "{o}年" in phrases.statement else f"{name}年"
         return name
 
     def _one_of_several(self, statement: str, relation: int) -> str:
         label = self.phrases(relation).label
         if self.language == "zh":
-            made = kg_chinese.phrases_of(label).statement
+            made = chinese.phrases_of(label).statement
             return made.replace("是{o}", "包括{o}") if statement == made else statement
         singular = (f"{label.removeprefix('has ')} of {{s}} is {{o}}", f"entry under “{label}” for {{s}} is {{o}}")
         several = {f"the {one}": f"one {one}" for one in singular}
@@ -261,7 +261,7 @@ def _en_both(speaker: Speaker, question: Question) -> Draft:
 
 def _en_compare(speaker: Speaker, question: Question) -> Draft:
     one, other = (speaker.name(node) for node in question.asked)
-    label = kg_english.measure(speaker.phrases(question.relations[0]).label)
+    label = english.measure(speaker.phrases(question.relations[0]).label)
     if is_date(speaker.graph, question):
         ask = f"Which has the {'later' if question.more else 'earlier'} {label}, {one} or {other}?"
     else:
@@ -330,11 +330,11 @@ def _zh_both(speaker: Speaker, question: Question) -> Draft:
 def _zh_compare(speaker: Speaker, question: Question) -> Draft:
     one, other = (speaker.name(node) for node in question.asked)
     label = speaker.phrases(question.relations[0]).label
-    how = kg_chinese.comparative(label, more=question.more, dates=is_date(speaker.graph, question))
-    whose = "谁" if kg_chinese.of_people(label) else "哪个"
+    how = chinese.comparative(label, more=question.more, dates=is_date(speaker.graph, question))
+    whose = "谁" if chinese.of_people(label) else "哪个"
     first, second = _winner_first(question)
     answer = f"{speaker.name(question.answers[0])}。{speaker.statement(first)}，而{speaker.statement(second)}。"
-    return Draft(f"{one}和{other}，{whose}的{kg_chinese.measure(label)}{how}？", answer)
+    return Draft(f"{one}和{other}，{whose}的{chinese.measure(label)}{how}？", answer)
 
 
 def _zh_claim(speaker: Speaker, question: Question) -> Draft:
@@ -426,6 +426,6 @@ def complete(known: Phrases, language: str) -> Phrases:
                 ref=f"what completes “{blank_tail}”",
             )
     else:
-        made = kg_chinese.phrases_of(known.label) if language == "zh" else kg_english.phrases_of(known.label)
+        made = chinese.phrases_of(known.label) if language == "zh" else english.phrases_of(known.label)
     given = {name: getattr(known, name) or getattr(made, name) for name in ("statement", "tail", "head", "ref")}
     return replace(known, **given)
