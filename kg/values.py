@@ -51,7 +51,6 @@ _NUMBER = re.compile(
     r"\s?(?P<scale>thousand|million|billion|trillion|万亿|万|亿)?"
     r"\s?(?P<unit>" + "|".join(sorted(map(re.escape, _UNITS), key=len, reverse=True)) + r")?(?![A-Za-z])",
 )
-_PLAIN = re.compile(r"[-−]?\d+(?:[,，]\d{3})*(?:\.\d+)?")
 _SCALES = {"thousand": 1e3, "million": 1e6, "billion": 1e9, "trillion": 1e12, "万": 1e4, "亿": 1e8, "万亿": 1e12}
 _WORDS = {
     word: value

@@ -22,18 +22,19 @@ from typing import Any, TypeVar
 
 from pipeline import filters
 from pipeline.ask import Ask
-from pipeline.asking import interruptible, read_prompts, usd
 from pipeline.backends.endpoint import without_secrets
 from pipeline.errors import DONE, SHORT, BudgetReached, Interrupted, Offline, StopRun, StorageError, UsageError
 from pipeline.funnel import likeliest_cause, what_next, why_short
+from pipeline.interrupt import interruptible
 from pipeline.journal import Journal, Totals
 from pipeline.judge import USUAL_VERDICT_TOKENS
-from pipeline.later import plan_judge, plan_pairs
 from pipeline.llm import Model
 from pipeline.models import open_model
-from pipeline.money import Limits, Plan, plan_of
+from pipeline.money import Plan, plan_of, usd
 from pipeline.one_run import OneRun, changes
 from pipeline.pairs import Pairs
+from pipeline.plan_judging import plan_judge, plan_pairs
+from pipeline.prompts import read_prompts
 from pipeline.run import Generator, Tally
 from pipeline.run_folder import DerivedFiles, check_maker, locked, write_json
 from pipeline.settings import (
@@ -128,8 +129,7 @@ class _Run:
     ) -> None:
         self.settings, self.switches, self.generator, self.again = settings, switches, generator, again
         self.folder = settings.out
-        limits = Limits(settings.max_cost, settings.max_total_tokens, settings.max_requests)
-        self.one = OneRun(settings, generator, model, limits)
+        self.one = OneRun(settings, generator, model, settings.limits)
 
     async def run(self) -> int:
         with locked(self.folder), Journal(self.folder / "journal.sqlite") as self.journal:

@@ -121,7 +121,7 @@ def first_objection(filters: Sequence[Filter[Seen]], seen: Seen) -> tuple[Filter
     return None
 
 
-def judge(
+def apply_filters(
     filters: Sequence[Filter[Candidate]], candidate: Candidate
 ) -> Record | tuple[Record, Filter[Candidate], Found]:
     """The record to keep, mended where a filter did so; or, with the record, the filter that rejects it and why."""

@@ -17,7 +17,7 @@ from typing import Any
 
 from pipeline.ask import Ask
 from pipeline.filtering import Candidate
-from pipeline.llm import JsonObject, Reply, Request
+from pipeline.llm import WRITING_TEMPERATURE, WRITING_TOP_P, JsonObject, Reply, Request, list_schema, object_schema
 from pipeline.parsing import Unreadable, read_items, read_value
 from pipeline.prompts import Prompts
 from pipeline.records import PromptSource, Record, Rejection, Stage, Task, Turn, make_record
@@ -26,7 +26,6 @@ from pipeline.seed_tasks import Instance, SeedTask, fingerprint
 from pipeline.text import replace_surrogates
 
 GENERATOR = "self_instruct"
-WRITING_TEMPERATURE, WRITING_TOP_P = 0.7, 0.9  # the original's 0 makes small models echo (docs/decisions.md)
 TEMPLATES = (
     "self_instruct_identify",
     "self_instruct_output_first",
@@ -259,17 +258,7 @@ class Trail:
         return Trail(self.task, self.ask, dict(self.prompts), list(self.requests), self.examples)
 
 
-# ---------------------------------------------------------------- schemas and texts
-
-
-def object_schema(properties: JsonObject) -> dict[str, Any]:
-    """A JSON schema of an object with exactly these properties, in this order."""
-    return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
-
-
-def list_schema(name: str, items: JsonObject, at_most: int) -> dict[str, Any]:
-    """A JSON schema of an object that holds one list."""
-    return object_schema({name: {"type": "array", "items": items, "minItems": 1, "maxItems": at_most}})
+# ---------------------------------------------------------------- texts
 
 
 def _names(is_classification: bool) -> tuple[str, str]:

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from pipeline.llm import JsonObject, Reply, Request
+from pipeline.llm import JsonObject, Reply, Request, object_schema
 from pipeline.parsing import Unreadable, read_object
 from pipeline.prompts import Prompts
 from pipeline.records import DocumentSource, GraphSource, Record, content_id
@@ -80,7 +80,7 @@ def judge_request(record: Record, source: str, prompts: Prompts, extra: JsonObje
 
 
 def comparison_request(shown: dict[str, str], answers: tuple[str, str], prompts: Prompts, extra: JsonObject) -> Request:
-    """The request that says which of two answers is BETTER; `shown` is what `question_shown` gives."""
+    """The request that says which of two answers is BETTER, both marked off as data; `question_shown` gives `shown`."""
     properties = {"reason": {"type": "string"}, "better": {"type": "string", "enum": list(BETTER)}}
     values = shown | {"first": answers[0] or "-", "second": answers[1] or "-"}
     return verdict_request(prompts.chat("pair_judge", values), properties, extra)
@@ -88,9 +88,7 @@ def comparison_request(shown: dict[str, str], answers: tuple[str, str], prompts:
 
 def verdict_request(messages: tuple[tuple[str, str], ...], properties: JsonObject, extra: JsonObject) -> Request:
     """A request for a verdict with exactly these properties, in this order."""
-    schema = {
-        "type": "object", "properties": properties, "required": list(properties), "additionalProperties": False,
-    }  # fmt: skip
+    schema = object_schema(properties)
     return Request(messages, max_tokens=VERDICT_TOKENS, temperature=0.0, schema=schema, extra=extra)
 
 

@@ -13,14 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.ask import Ask
-from pipeline.asking import budget_of, interruptible, read_prompts, usd
 from pipeline.errors import BudgetReached, Offline, StopRun
 from pipeline.in_order import in_order
+from pipeline.interrupt import interruptible
 from pipeline.journal import Journal
 from pipeline.judge import USUAL_VERDICT_TOKENS, Judge, judge_request, prompts_for, source_text
 from pipeline.llm import Model
 from pipeline.models import open_judge_alone
-from pipeline.money import plan_of
+from pipeline.money import Budget, plan_of, read_prices, usd
+from pipeline.prompts import read_prompts
 from pipeline.records import Record
 from pipeline.settings import AskingSettings
 
@@ -39,7 +40,7 @@ class Judging:
         self._model: Model = open_judge_alone(settings)
         if settings.judge_model is None:
             say("Note: the bundled model judges, and it cannot (docs/quality.md). --judge-model names another.")
-        self._budget = budget_of(settings, self._model)
+        self._budget = Budget(self._model.identity, read_prices(settings.prices, self._model), settings.limits)
         self._prompts = read_prompts(settings.prompts)
         self.missing = 0  # records whose verdict is not stored, under --offline
         self.summary: dict[str, Any] = {}

@@ -16,14 +16,14 @@ from typing import Any
 
 from pipeline import filters
 from pipeline.ask import Ask
-from pipeline.asking import read_prompts
 from pipeline.errors import Interrupted, Offline, StopRun, UsageError
 from pipeline.journal import Journal, Totals
 from pipeline.judge import Judge
 from pipeline.llm import Model
 from pipeline.models import check_judge_is_asked, open_judge
-from pipeline.money import FREE, Budget, Limits, Plan, Price, read_prices
+from pipeline.money import Budget, Limits, Plan, Price, read_prices
 from pipeline.pairs import Manner, Pairs
+from pipeline.prompts import read_prompts
 from pipeline.run import Covering, Generator, Line, Recalling, Tally
 from pipeline.run_folder import DerivedFiles
 from pipeline.settings import GeneratorSettings, shaping
@@ -57,10 +57,7 @@ class OneRun:
         self.pairs: Pairs | None = None
         self.notes: list[str] = []  # to be said
         self.started = time.monotonic()
-        prices = {**(more_prices or {}), **read_prices(settings.prices)}
-        for one in (model, self.judge_model):
-            if one.is_local:
-                prices[one.identity] = FREE
+        prices = {**(more_prices or {}), **read_prices(settings.prices, model, self.judge_model)}
         self.budget = Budget(model.identity, prices, limits or Limits())
 
     @property

@@ -25,7 +25,7 @@ from typing import Any, Literal
 
 from pipeline.ask import Ask
 from pipeline.errors import Offline, StopRun
-from pipeline.filtering import Candidate, Filter, Found, first_objection, judge
+from pipeline.filtering import Candidate, Filter, Found, apply_filters, first_objection
 from pipeline.in_order import in_order
 from pipeline.judge import BETTER, comparison_request, prompts_for, question_shown, shown_of, source_text
 from pipeline.llm import JsonObject, Request
@@ -104,7 +104,7 @@ class Pairs:
         record = candidate.record
         if filter_ not in ABOUT_THE_ANSWER or (filter_ == "cut_off" and record.task == "classification"):
             return  # a label stands before its input: that was cut off, not the answer
-        fit = judge(self._unfit, candidate)
+        fit = apply_filters(self._unfit, candidate)
         if isinstance(fit, Record):
             lost = _Lost(replace(candidate, record=fit, siblings=()), filter_, found.reason)
             self._lost.setdefault(_question_id(fit), []).append(lost)
@@ -179,7 +179,7 @@ class Pairs:
             return "equal", None
         cut = reply.finish_reason == "length"
         other = replace(candidate, record=record.model_copy(update={"output": text}), cut=cut, scores={})
-        fit = judge(self._unfit, other)
+        fit = apply_filters(self._unfit, other)
         if not isinstance(fit, Record):
             return "unfit", None
         objection = first_objection(self._against, replace(other, record=fit))
@@ -193,7 +193,8 @@ class Pairs:
         record = candidate.record
         source, prompts = candidate.evidence or source_text(record), prompts_for(record, self._prompts)
         orders = ((record.output, other), (other, record.output))
-        requests = [compare_request(record, source, pair, prompts, self._manner.extra) for pair in orders]
+        shown, extra = question_shown(record, source), self._manner.extra
+        requests = [comparison_request(shown, pair, prompts, extra) for pair in orders]
         verdicts_ = (compare(request, shows=shown_of(record)) for request in requests)
         replies = await asyncio.gather(*verdicts_, return_exceptions=True)
         said: list[tuple[str, str]] = []
@@ -239,13 +240,6 @@ def answer_request(record: Record, number: int, prompts: Prompts, manner: Manner
         sample=number,
         extra=manner.extra,
     )
-
-
-def compare_request(
-    record: Record, source: str, answers: tuple[str, str], prompts: Prompts, extra: JsonObject
-) -> Request:
-    """Which of two answers is better? What is compared is marked off as data."""
-    return comparison_request(question_shown(record, source), answers, prompts, extra)
 
 
 # ---------------------------------------------------------------- small parts

@@ -25,13 +25,13 @@ from textwrap import shorten
 from typing import Any, get_args
 
 from pipeline import crash, filters
-from pipeline.asking import interruptible, usd
 from pipeline.cli import Progress, say, show, show_json
 from pipeline.errors import DONE, REFUSED, SHORT, Interrupted, StopRun, UsageError
 from pipeline.extras import need
 from pipeline.funnel import why_nothing
+from pipeline.interrupt import interruptible
 from pipeline.journal import Journal
-from pipeline.money import Plan
+from pipeline.money import Plan, usd
 from pipeline.one_run import OneRun, changes
 from pipeline.regeneration import kept, spending
 from pipeline.regeneration.assembly import Assembled, assemble

@@ -218,7 +218,7 @@ def open_set(folder: Path) -> Iterator[PublishedSet]:
         summary: dict[str, Any] = {}
         looks = 0
         while looks < EDITED_AFTER:
-            before, summary = summary, _read_summary(folder)
+            before, summary = summary, read_summary(folder)
             looks = looks + 1 if summary == before else 1
             with contextlib.ExitStack() as look:
                 found = {name: _find(folder / name, summary, look) for name in SET}
@@ -236,7 +236,7 @@ def read_records(folder: Path) -> Iterator[Record]:
         yield from published.records()
 
 
-def _read_summary(folder: Path) -> dict[str, Any]:
+def read_summary(folder: Path) -> dict[str, Any]:
     """summary.json; empty where there is none, or none that can be read."""
     try:
         summary = json.loads((folder / "summary.json").read_bytes())
@@ -276,7 +276,7 @@ def _holds(file: BufferedReader, named: dict[str, Any]) -> bool:
 
 def _finish(folder: Path) -> None:
     """Rename what a run that was killed while it published had still aside; the folder's lock is held."""
-    summary = _read_summary(folder)
+    summary = read_summary(folder)
     for path in (folder / name for name in (*SET, PREFERENCES)):
         named, aside = _named(summary, path.name), _aside_of(path)
         if named is not None and aside.is_file():

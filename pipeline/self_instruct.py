@@ -28,8 +28,8 @@ from pipeline.ask import Ask
 from pipeline.cli import run_command
 from pipeline.errors import UsageError
 from pipeline.filtering import NewInstruction, chosen, first_objection
-from pipeline.instances import WRITING_TEMPERATURE, WRITING_TOP_P, Examples, InstanceWriter, NewTask, list_schema
-from pipeline.llm import Reply, Request
+from pipeline.instances import Examples, InstanceWriter, NewTask
+from pipeline.llm import WRITING_TEMPERATURE, WRITING_TOP_P, Reply, Request, list_schema
 from pipeline.money import Expected, Plan, plan_of
 from pipeline.novelty import NoveltyIndex
 from pipeline.parsing import Unreadable, read_items

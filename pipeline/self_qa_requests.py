@@ -14,8 +14,7 @@ from typing import Any
 
 from pipeline.checks.grounding import quotes_in
 from pipeline.errors import UsageError
-from pipeline.instances import list_schema, object_schema
-from pipeline.llm import JsonObject, Request
+from pipeline.llm import JsonObject, Request, list_schema, object_schema
 from pipeline.prompts import Prompts
 from pipeline.reading.chunks import Chunk, sentences
 from pipeline.records import Quote

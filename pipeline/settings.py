@@ -32,6 +32,7 @@ from pydantic import (
 from pipeline import filters, own_filters
 from pipeline.backends.endpoint import without_secrets
 from pipeline.errors import UsageError
+from pipeline.money import Limits
 from pipeline.own_filters import OwnFilters
 from pipeline.validated import validated
 
@@ -151,6 +152,11 @@ class AskingSettings(BaseModel):
     prices: Path = setting(Path("prices.toml"), "running", "what models cost", metavar="FILE")
     rpm: float | None = setting(None, "running", "requests a minute at most, where the limit is known", gt=0)
     tpm: float | None = setting(None, "running", "tokens a minute at most, where the limit is known", gt=0)
+
+    @property
+    def limits(self) -> Limits:
+        """What may be spent in all."""
+        return Limits(self.max_cost, self.max_total_tokens, self.max_requests)
 
 
 class GeneratorSettings(AskingSettings):

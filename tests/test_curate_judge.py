@@ -13,9 +13,9 @@ import pytest
 
 from pipeline import curate
 from pipeline.ask import Ask
-from pipeline.asking import interruptible
 from pipeline.backends.endpoint import parse_reply
 from pipeline.errors import Interrupted
+from pipeline.interrupt import interruptible
 from pipeline.journal import Journal
 from pipeline.llm import Reply, Request
 from pipeline.records import DocumentSource, Quote, Record

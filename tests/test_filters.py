@@ -477,7 +477,7 @@ def reason(filter_: Filter[Any], seen: Any) -> str | None:
     if isinstance(seen, NewInstruction):
         objection = filtering.first_objection([filter_], seen)
         return None if objection is None else objection[1].reason
-    judged = filtering.judge([filter_], seen)
+    judged = filtering.apply_filters([filter_], seen)
     if isinstance(judged, Record):
         return None if judged is seen.record else f"mended: {judged.output}"
     return judged[2].reason
@@ -556,7 +556,7 @@ def test_every_choice_is_tried() -> None:
 def test_a_mended_record_has_the_id_of_its_texts_and_is_seen_by_what_follows() -> None:
     seen = candidate("", "Write to jane.doe@gmail.com <|im_end|>")
     chosen = filtering.chosen(filters.RECORD, {"control_tokens": "neutralise"})
-    judged = filtering.judge(chosen, seen)
+    judged = filtering.apply_filters(chosen, seen)
     assert isinstance(judged, Record)
     assert judged == record("", "Write to [e-mail address] < |im_end|>")
 

@@ -17,9 +17,8 @@ from pipeline.regeneration.gate import Measured, objections
 from pipeline.regeneration.project import Gate, read_project
 from pipeline.regeneration.sources import UNREADABLE, difference
 from pipeline.regeneration.training import flags_of
-from pipeline.regeneration.versions import check_version
 from pipeline.run_folder import locked, read_records
-from tests.a_project import Folder, said
+from tests.a_project import Folder, damaged, said
 from tests.conftest import StartServer
 from tests.fake_server import ROOT
 
@@ -248,7 +247,7 @@ def test_a_version_is_whole_and_names_its_parent(folder: Folder, tick: Tick) -> 
     assert second.manifest["sources"]["docs"]["files"].keys() == {"marrowick.md", "quillfern.md", "tansyvole.md"}
     assert second.manifest["sent"] == 2
     for version in (first, second):
-        check_version(version)
+        assert damaged(version) == []
         there = {p.relative_to(version.folder).as_posix() for p in version.folder.rglob("*") if p.is_file()}
         assert set(version.manifest["files"]) == there - {"manifest.json"}
     code, found = tick("--diff", first.name, "LATEST")

@@ -12,8 +12,8 @@ import pytest
 
 from kg.questions import KINDS, Question
 from pipeline.kg_phrases import Draft
-from pipeline.kg_replies import read_phrases, tidy
 from pipeline.self_kg import SelfKG, SelfKGSettings, main
+from pipeline.self_kg_requests import read_phrases, tidy
 from tests.fake_kg import Teller, reply
 from tests.fake_server import FakeServer
 
@@ -179,7 +179,7 @@ class Prepared:
     def questions(self, number: int) -> Iterator[tuple[Question, str]]:
         for question, _ in zip(self.generator._sampler.questions(), range(number), strict=False):
             draft = self.generator._speaker.draft(question)
-            yield question, self.generator._question_request(question, draft).messages[-1][1]
+            yield question, self.generator._writer.questions([question], [draft]).messages[-1][1]
 
     def every_second_a_lie(self, number: int) -> None:
         self.lies_among_ten(5, number)
@@ -237,7 +237,7 @@ def test_scenario_pairs_are_matched_by_id(tmp_path: Path) -> None:
             pairs[0]["id"] = "q77"
         if number == 2:
             pairs.pop()
-        asked = prepared.generator._scenario_request(group, drafts).messages[-1][1]
+        asked = prepared.generator._writer.questions(group, drafts).messages[-1][1]
         prepared.answers[asked] = json.dumps({"pairs": pairs}, ensure_ascii=False)
     prepared.path.write_text(json.dumps(prepared.answers), encoding="utf-8")
     out = tmp_path / "out"
@@ -290,7 +290,7 @@ def test_one_triple_more_asks_little_anew(graph: Path, tmp_path: Path) -> None:
     async def asked(path: Path) -> set[str]:
         generator = SelfKG(SelfKGSettings(graphs=(path,), model="fake"))
         questions = list(generator._sampler.questions())
-        return {str(generator._question_request(q, generator._speaker.draft(q)).messages) for q in questions}
+        return {str(generator._writer.questions([q], [generator._speaker.draft(q)]).messages) for q in questions}
 
     before, after = asyncio.run(asked(PLANETS)), asyncio.run(asked(grown))
     assert after - before

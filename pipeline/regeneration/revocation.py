@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pipeline import cache, crash
-from pipeline.asking import usd
 from pipeline.errors import UsageError
+from pipeline.money import usd
 from pipeline.one_run import OneRun
 from pipeline.records import DocumentSource, GraphSource, PromptSource, Record, Rejection, Source
 from pipeline.regeneration import kept, spending

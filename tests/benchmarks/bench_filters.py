@@ -10,7 +10,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from pipeline import filters
-from pipeline.filtering import Candidate, Mended, NewInstruction, first_objection, judge
+from pipeline.filtering import Candidate, Mended, NewInstruction, apply_filters, first_objection
 from pipeline.novelty import NoveltyIndex
 from pipeline.records import Record
 from tests.conftest import DATA
@@ -31,7 +31,7 @@ def funnel(name: str, records: list[Record]) -> None:
             texts[str(number)] = one.instruction
         else:
             took[f"{objection[0].name} (of new instructions)"].append(number)
-        judged = judge(FILTERS, Candidate(one, [one]))
+        judged = apply_filters(FILTERS, Candidate(one, [one]))
         if not isinstance(judged, Record):
             took[judged[1].name].append(number)
         elif judged is not one:
@@ -86,7 +86,7 @@ def speed(found: dict[str, list[Record]]) -> None:
         for _ in range(3):
             started = time.process_time()
             for candidate in seen:
-                judge(FILTERS, candidate)
+                apply_filters(FILTERS, candidate)
             seconds.append(time.process_time() - started)
         print(f"| {name} | {len(seen)} | {len(seen) / min(seconds):,.0f} | 5,000 |")
 
