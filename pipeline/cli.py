@@ -175,6 +175,8 @@ class _Run:
             f"Would send about {plan.requests} requests: {plan.prompt_tokens} tokens to read, {plan.completion_tokens}"
             f" to write, {usd(price)}. Spent so far: {usd(self.one.budget.cost)}."
         )
+        for note in self.one.notes:
+            say(note)
         say(f"Assumed: {plan.assumes}")
         if answers.requests or verdicts.requests:
             say(

@@ -611,7 +611,7 @@ def test_every_threshold_has_a_range_and_none_outside_of_it_is_taken(name: str) 
     filter_ = REGISTERED[name]
     least, most = filter_.range.least, filter_.range.most
     assert math.isfinite(least), "a threshold without a lowest value takes -1"
-    assert filter_.threshold in filter_.range
+    assert float(filter_.threshold or 0) in filter_.range
     for outside in (least - 1, most + 1, math.nan, math.inf, *([most] if filter_.range.below else [])):
         with pytest.raises(UsageError, match=f"the filter '{name}' takes on, off or a number from {least:g}"):
             validated(GeneratorSettings, {"filters": {name: outside}}, str)
