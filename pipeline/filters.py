@@ -322,9 +322,15 @@ def links(candidate: Candidate, _: float) -> Found | None:
 
 @_filter(ALONE, "ours, after RELIABILITY S1: instructions hidden in a document")
 def injection(candidate: Candidate, _: float) -> Found | None:
-    """A passage that speaks to the model: whatever came of it waits for a person's review."""
-    phrase = hidden_instruction(candidate.evidence or candidate.passage)
-    return Found(f"for review: its passage holds an instruction to the model, {phrase!r}", phrase) if phrase else None
+    """A passage that speaks to the model, be it one put around its own: what came of it waits for a person's review."""
+    record = candidate.record
+    shown = {"its passage": candidate.evidence or candidate.passage}
+    if record.task == "qa":  # in mode open the model that is trained reads them all
+        shown["another passage put beside its own"] = record.input
+    for which, text in shown.items():
+        if phrase := hidden_instruction(text):
+            return Found(f"for review: {which} holds an instruction to the model, {phrase!r}", phrase)
+    return None
 
 
 @_filter(ALONE, "Self-QA: no demonstratives, for there is no article to refer to")
