@@ -408,6 +408,29 @@ def test_revoking_is_planned_and_what_others_support_stays(folder: Folder, tick:
     assert tick()[1]["sent"] == 0, "and leaves nothing to ask, where no chain is touched"
 
 
+def test_what_is_revoked_stands_in_no_other_documents_input_either(folder: Folder, tick: Tick) -> None:
+    for number in range(6):
+        folder.document(f"Hamlet{number}", 20 + number)
+    folder.write(docs='mode = "open"\ndistractors = 2\nwithout_passage = 0.0')
+    tick()
+    before = {r["id"]: r for r in folder.records() if r["generator"] == "self_qa"}
+    shown = [r for r in before.values() if "Quillfern" in r["input"] and r["source"][0]["document"] != "quillfern.md"]
+    assert shown, "it is a distractor of others"
+    sent = len(folder.server.ledger())
+    assert tick("--revoke", "quillfern.md")[0] == 0
+    assert folder.traces("Quillfern") == folder.in_journal("Quillfern") == []
+    left = {record["id"] for record in folder.records()}
+    elsewhere = {id_ for id_, record in before.items() if "Quillfern" not in json.dumps(record)}
+    assert elsewhere
+    assert elsewhere <= left, "what shows nothing of it stays"
+    assert tick()[1]["sent"] == 0
+    assert len(folder.server.ledger()) == sent
+    assert {r["source"][0]["document"] for r in shown} <= {
+        r["source"][0]["document"] for r in folder.records() if r["generator"] == "self_qa"
+    }, "the next tick puts other passages beside the same questions"
+    assert folder.traces("Quillfern") == []
+
+
 @pytest.mark.slow
 def test_what_vanished_long_ago_or_was_renamed_can_be_revoked(folder: Folder, tick: Tick) -> None:
     folder.document("Hobbleside")
