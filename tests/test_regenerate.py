@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sqlite3
+import subprocess
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -80,6 +82,24 @@ def test_no_project_goes_into_a_runs_folder(flags: tuple[object, ...], folder: F
     assert "was made by self_qa; give" in found["reason"]
     assert "another `out`" in found["reason"]
     assert (below(folder.root), len(folder.server.ledger())) == (before, sent)
+
+
+def test_a_folder_of_old_that_holds_both_says_what_to_move_and_why(folder: Folder, tick: Tick) -> None:
+    tick()
+    asked = ["--model", "fake", "--base-url", folder.server.base_url, "--out", str(folder.root / "run")]
+    self_qa.main([str(folder.root / "docs"), *asked])
+    for name in ("config.json", "records.jsonl", "summary.json"):
+        shutil.copy(folder.root / "run" / name, folder.root / "out" / name)
+    code, found = tick()
+    assert code == 2
+    assert "holds a project and also a run of self_qa" in found["reason"]
+    assert "--gc would delete the run's replies" in found["reason"]
+    subprocess.run(found["reason"].rpartition("goes on: ")[2], shell=True, check=True)
+    assert {path.name for path in (folder.root / "out-self_qa").iterdir()} == {
+        "config.json", "records.jsonl", "summary.json",
+    }  # fmt: skip
+    code, found = tick()
+    assert (code, found["sent"]) == (0, 0)
 
 
 @pytest.mark.parametrize("every", ["tick", "month"])
