@@ -10,6 +10,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from kg.values import han_number
+
 
 @dataclass(frozen=True, slots=True)
 class Quantity:
@@ -108,8 +110,6 @@ _WORDS = {w: value for value, w in enumerate(_ONES)} | {w: 10 * value for value,
 _SCALES = {"hundred": 1e2, "thousand": 1e3, "million": 1e6, "billion": 1e9, "trillion": 1e12, "dozen": 12.0}
 _SHORT_SCALES = {"k": 1e3, "K": 1e3, "M": 1e6, "B": 1e9, "bn": 1e9}
 _SHORT_SCALES |= {"千": 1e3, "万": 1e4, "百万": 1e6, "亿": 1e8, "十亿": 1e9}
-_HAN_DIGITS = {**{d: i for i, d in enumerate("零一二三四五六七八九")}, "〇": 0, "两": 2}
-_HAN_SCALES = {"十": 10, "百": 100, "千": 1000}
 SMALL = 10  # a number in words up to here, without a unit, counts what the text lists
 
 _number_word = "|".join(sorted((*_WORDS, *_SCALES), key=len, reverse=True))
@@ -142,7 +142,7 @@ def quantities(text: str) -> Iterator[Quantity]:
     text = _NUMBERING.sub("", text)  # a list's own
     for found in _HAN_SHARE.finditer(text):
         share = found["share"]
-        value = float(share) if share[0].isdigit() else _han_value(share)
+        value = float(share) if share[0].isdigit() else han_number(share)
         yield Quantity(found.group(), value, ("share", 0.01))
     text = _HAN_SHARE.sub(" ", text)
     for found in _DIGITS.finditer(text):
@@ -153,7 +153,7 @@ def quantities(text: str) -> Iterator[Quantity]:
         unit = _unit(found["unit"])
         yield Quantity(found.group(), value, unit, is_count=unit is None and value <= SMALL)
     for found in _HAN_NUMBER.finditer(_NO_NUMBER.sub(lambda gone: "　" * len(gone.group()), text)):
-        value = _han_value(found["han"])
+        value = han_number(found["han"])
         unit = _unit(found["unit"])
         yield Quantity(found.group(), value, unit, is_count=unit is None and value <= SMALL)
 
@@ -188,20 +188,3 @@ def _spelled_value(words: str) -> float:
             total += max(current, 1) * _SCALES[word]
             current = 0.0
     return total + current
-
-
-def _han_value(han: str) -> float:
-    """二百零五万 as 2050000; 二〇二四, digit by digit, as 2024."""
-    if len(han) > 1 and all(character in _HAN_DIGITS for character in han):
-        return float("".join(str(_HAN_DIGITS[character]) for character in han))
-    total = section = digit = 0.0
-    for character in han:
-        if character in _HAN_DIGITS:
-            digit = _HAN_DIGITS[character]
-        elif character in _HAN_SCALES:
-            section += max(digit, 1) * _HAN_SCALES[character]
-            digit = 0
-        else:
-            total = (total + section + digit) * (1e4 if character == "万" else 1e8)
-            section = digit = 0
-    return total + section + digit
