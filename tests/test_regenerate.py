@@ -143,6 +143,26 @@ def test_a_plan_sends_and_writes_nothing_and_names_what_changed(folder: Folder, 
     assert len(folder.server.ledger()) - sent == docs["requests"], "the plan was right"
 
 
+def test_a_changed_chain_that_is_stored_in_part_is_priced_by_what_is_missing(folder: Folder, tick: Tick) -> None:
+    folder.write(target=8)
+    tick()
+    folder.seeds["seed_Anvil"] = "Anvil"
+    folder.write_seeds()
+    whole = tick("--plan")[1]["sources"]["tasks"]["requests"]
+    folder.write(tables="[budget]\nmax_requests_per_tick = 7")
+    sent = len(folder.server.ledger())
+    assert tick()[0] == 4
+    part = tick("--plan")[1]["sources"]["tasks"]
+    assert "records come of what is stored" in part["assumes"]
+    made = int(part["assumes"].split(". ")[-1].split()[0])
+    assert 0 < made < 8
+    assert 0 < part["requests"] < whole
+    assert len(folder.server.ledger()) - sent == 7, "a plan sends nothing"
+    folder.write(tables="")
+    assert tick()[0] == 0
+    assert tick("--plan")[1]["sources"]["tasks"]["requests"] == 0
+
+
 def test_a_changed_setting_needs_a_word_and_says_what_it_would_cost(folder: Folder, tick: Tick) -> None:
     tick()
     before, sent = folder.data(), len(folder.server.ledger())
