@@ -172,6 +172,8 @@ class _Run:
         if self.switches.json:
             show_json(found)
         say(f"Would send {plan.priced(price)}. Spent so far: {usd(self.one.budget.cost)}.")
+        for note in self.one.notes:
+            say(note)
         say(f"Assumed: {plan.assumes}")
         if answers.requests or verdicts.requests:
             say(

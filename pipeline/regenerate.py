@@ -219,13 +219,9 @@ class _Command:
     async def _plan_of(self, source: _Ready, journal: Journal | None) -> tuple[Plan, float | None]:
         prepared = source.prepared
         one = OneRun(prepared.source.settings, prepared.generator, prepared.model)
-        target = prepared.source.settings.target
-        if prepared.source.generator == "self_instruct":  # a chain: nobody knows what it will ask, but for nothing
-            have = source.before["records"] if source.before and source.is_unchanged else 0
-            target = max(0, target - have)
-            if prepared.kept or not target:
-                return Plan(0, 0, 0, "the chain is as it was"), 0.0
-        plan = await one.plan(target, journal)
+        if prepared.source.generator == "self_instruct" and prepared.kept:
+            return Plan(0, 0, 0, "the chain is copied as it was"), 0.0
+        plan = await one.plan(prepared.source.settings.target, journal)
         return plan, one.budget.price_of(plan.prompt_tokens, plan.completion_tokens) if plan.requests else 0.0
 
     def _refusal(self, ready: Sequence[_Ready], plans: Sequence[tuple[Plan, float | None]]) -> str | None:

@@ -96,6 +96,15 @@ class Covering(Protocol):
 
 
 @runtime_checkable
+class Noting(Protocol):
+    """A generator that has something to say of its sources before it begins."""
+
+    @property
+    def notes(self) -> list[str]:
+        """Sentences, each of which is said once."""
+
+
+@runtime_checkable
 class Expecting(Protocol):
     """A generator that knows about how much an item brings; so its first items are not asked in vain."""
 

@@ -19,6 +19,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shlex
 import socket
 import time
 from collections.abc import Iterator
@@ -90,8 +91,21 @@ def check_maker(folder: Path, maker: str, way_out: str = "use another --out") ->
         raise UsageError(f"{folder} is a project of {PROJECT}; {way_out}.")
     config = read_config(folder)
     if config is not None and config.get("generator") != maker:
-        raise UsageError(f"{folder} was made by {config.get('generator')}; {way_out}.")
+        made = f"{folder} was made by {config.get('generator')}; {way_out}."
+        raise UsageError(_mixed(folder, str(config.get("generator"))) if is_project(folder) else made)
     return config
+
+
+def _mixed(folder: Path, generator: str) -> str:
+    """What to do with a folder from when the two were not kept apart: the run's files go, its replies stay."""
+    there = [name for name in ("config.json", *SET, PREFERENCES, "summary.json") if (folder / name).exists()]
+    aside = folder.with_name(f"{folder.name}-{generator}")
+    move = shlex.join(["mv", *(str(folder / name) for name in there), f"{aside}/"])
+    return (
+        f"{folder} holds a project and also a run of {generator}, from when the two were not kept apart: --gc would"
+        f" delete the run's replies from the journal that they share. Move the run's files away, and the project goes"
+        f" on: mkdir {shlex.quote(str(aside))} && {move}"
+    )
 
 
 def write_json(path: Path, value: object) -> None:

@@ -12,13 +12,14 @@ classification or not and gets its instances: the label first, then an input for
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import math
 import random
 import re
 import sys
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,15 +27,15 @@ from typing import Any
 from pipeline import filters, instances
 from pipeline.ask import Ask
 from pipeline.cli import run_command
-from pipeline.errors import UsageError
-from pipeline.filtering import NewInstruction, chosen, first_objection
+from pipeline.errors import StopRun, UsageError
+from pipeline.filtering import Candidate, NewInstruction, apply_filters, chosen, first_objection
 from pipeline.instances import Examples, InstanceWriter, NewTask
 from pipeline.llm import WRITING_TEMPERATURE, WRITING_TOP_P, Reply, Request, list_schema
 from pipeline.money import Expected, Plan, plan_of
 from pipeline.novelty import NoveltyIndex
 from pipeline.parsing import Unreadable, read_items
 from pipeline.prompts import Prompts
-from pipeline.records import PromptSource, Rejection, Stage, content_id
+from pipeline.records import PromptSource, Record, Rejection, Stage, content_id
 from pipeline.run import Made, Outlook
 from pipeline.seed_tasks import SeedTask, fingerprint, load_seed_tasks
 from pipeline.settings import GeneratorSettings, setting
@@ -96,6 +97,8 @@ class SelfInstruct:
             top_p=settings.top_p,
             extra=settings.extra_body,
         )
+        self._leave_out = leave_out
+        self._stored, self._has_ended = 0, False  # records that stored replies make; whether they are all there will be
         self._brought_by: dict[str, str] = {}  # kept instruction -> the request whose reply held it first
         self._filters = chosen(filters.INSTRUCTION, settings.filters)
         self._pool = Pool(seeds, next((float(f.threshold or 0) for f in self._filters if f.name == "novelty"), None))
@@ -110,7 +113,7 @@ class SelfInstruct:
 
     # ---------------------------------------------------------------- first line: prompts -> instructions
 
-    async def items(self, ask: Ask, outlook: Outlook) -> AsyncIterator[NewTask | Rejection]:
+    async def items(self, ask: Ask, outlook: Outlook) -> AsyncGenerator[NewTask | Rejection, None]:
         """The kept instructions, prompt by prompt, with the rejected ones where they stood.
 
         A prompt draws from what the prompts before it brought, but for the last few: these are never waited for, and
@@ -142,7 +145,7 @@ class SelfInstruct:
             await asyncio.gather(*(reply for _, _, reply in under_way), return_exceptions=True)
 
     def _seen_by(self, number: int) -> int:
-        """How many of the prompts before it a prompt may draw from; at first few are left out, so small runs draw, too."""
+        """How many of the prompts before it a prompt may draw from; at first few are left out: small runs draw, too."""
         return number + 1 - min(self._settings.window, 1 + number // 2)
 
     def _kept_a_prompt(self, folded: int) -> float:
@@ -231,9 +234,27 @@ class SelfInstruct:
 
     # ---------------------------------------------------------------- --plan
 
+    async def recall(self, ask: Ask) -> None:
+        """How many records what is stored makes, so that a plan knows what is missing: the chain, without sending."""
+        settings = self._settings
+        chain, seen = SelfInstruct(settings, self._leave_out), set[str]()
+        own = settings.own_filters.filters if settings.own_filters is not None else ()
+        kept_by = filters.of_records(settings.filters, own)
+        with contextlib.suppress(StopRun):
+            async with contextlib.aclosing(chain.items(ask, Outlook(settings.target))) as items:
+                async for item in items:
+                    for made in await chain.make(item, ask) if isinstance(item, NewTask) else ():
+                        judged = apply_filters(kept_by, made) if isinstance(made, Candidate) else None
+                        if isinstance(judged, Record):
+                            seen.add(judged.id)
+                    self._stored = len(seen)
+                    if settings.target is not None and len(seen) >= settings.target:
+                        return
+                self._has_ended = True
+
     def plan(self, target: int | None, stored: Callable[[Request], bool]) -> Plan:
-        """What the target takes, by the yields below; each prompt depends on earlier replies, so none is known."""
-        settings, wanted = self._settings, target or 0
+        """What the target takes beyond what is stored, by the yields below, for nobody knows a chain's next prompt."""
+        settings, wanted = self._settings, 0 if self._has_ended else max(0, (target or 0) - self._stored)
         per_prompt, per_task = settings.per_prompt * NEW_OF_ASKED, settings.per_task * KEPT_OF_ASKED
         tasks = math.ceil(wanted / per_task)
         prompts = math.ceil(tasks / per_prompt)
@@ -248,16 +269,16 @@ class SelfInstruct:
             second += [(self._writer.instances_request(task.instruction, task.is_classification), writing)]
         chain = plan_of(((request, expected) for request in first), "", prompts / max(1, len(first)))
         rest = plan_of(second, "", tasks / len(sample))
-        done = sum(map(stored, first))
         question = sum(map(estimate_tokens, texts)) / len(texts)
         assumes = (
             f"a prompt brings {per_prompt:g} new instructions of {settings.per_prompt} asked for, an instruction"
             f" {per_task:g} kept records of {settings.per_task} asked for, in about {INSTANCE_TOKENS} tokens each;"
-            " the real yield depends on the model, and what is stored already is not taken off"
-            + (f" ({done} of the first {len(first)} prompts are)." if done else ".")
+            f" the real yield depends on the model. {self._stored} records come of what is stored."
+            + " There the chain has ended: it would ask nothing more."
+            * self._has_ended
         )
         both = chain + rest
-        expected_records = Expected(wanted, question + INSTANCE_TOKENS / 2, INSTANCE_TOKENS / 2)
+        expected_records = Expected(self._stored + wanted, question + INSTANCE_TOKENS / 2, INSTANCE_TOKENS / 2)
         return replace(both, assumes=assumes, expected=expected_records)
 
 

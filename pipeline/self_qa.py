@@ -36,7 +36,7 @@ from pipeline.reading.api_calls import Description, objection_to, read_descripti
 from pipeline.reading.blocks import Document
 from pipeline.reading.chunks import Chunk, chunk_document
 from pipeline.reading.corpus import Corpus
-from pipeline.reading.documents import read_documents
+from pipeline.reading.documents import guessed_encodings, read_documents, said_of_guesses
 from pipeline.reading.extraction import KIND, Extractor
 from pipeline.records import DocumentSource, Neighbour, Quote, Record, Rejection, Stage, content_id, make_record
 from pipeline.run import Made, Outlook
@@ -379,8 +379,15 @@ class SelfQA:
                 counts[1] += 1
 
     def coverage(self) -> dict[str, Any]:
-        """How much of each document was asked, and how much of it brought a record."""
-        return {"documents": coverage(self._documents, self._chunks, self._judged_from)}
+        """How much of each document was asked and brought a record, and which were read in a guessed encoding."""
+        return {
+            "documents": coverage(self._documents, self._chunks, self._judged_from),
+            "guessed_encodings": guessed_encodings(self._documents),
+        }
+
+    @property
+    def notes(self) -> list[str]:
+        return said_of_guesses(guessed_encodings(self._documents))
 
 
 @dataclass

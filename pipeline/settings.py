@@ -15,7 +15,6 @@ import importlib.metadata
 import json
 import tomllib
 from collections.abc import Collection, Sequence
-from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, TypeVar, get_args, get_origin
 
@@ -101,15 +100,10 @@ def _known_filters(value: dict[str, float | str | bool], info: ValidationInfo) -
         filter_ = known[name]
         if isinstance(wanted, bool) or wanted in filter_.choices:
             continue
-        if filter_.choices or isinstance(wanted, str) or filter_.threshold is None:
-            ways = ["on", "off", *filter_.choices] + ["a number"] * (
-                not filter_.choices and filter_.threshold is not None
-            )
+        takes_number = filter_.threshold is not None and not filter_.choices
+        if isinstance(wanted, str) or not takes_number or wanted not in filter_.range:
+            ways = ["on", "off", *filter_.choices, *([str(filter_.range)] if takes_number else [])]
             raise ValueError(f"the filter {name!r} takes {', '.join(ways[:-1])} or {ways[-1]}")
-        if not isfinite(wanted):
-            raise ValueError(f"the filter {name!r}: {wanted} is no threshold")
-        if name == "novelty" and not 0 <= wanted < 1:
-            raise ValueError("novelty's threshold lies from 0 to below 1")
     return value
 
 

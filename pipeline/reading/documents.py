@@ -13,7 +13,7 @@ import contextlib
 import glob
 import os
 import stat
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,9 +25,11 @@ from pipeline.reading.extraction import BadFile
 from pipeline.records import DocumentSource, Rejection
 from pipeline.text import language_of
 
+MOST_NAMED = 10  # files, where something is said of many
 LARGEST_FILE = 64 * 2**20  # bytes
 MARKDOWN = {".md", ".markdown", ".mkd"}
 PLAIN = {".txt", ".text", ".rst", ".log"}
+ENCODED = MARKDOWN | PLAIN | {".csv", ".tsv", ".jsonl", ".html", ".htm", ".xhtml"}  # text, in some encoding
 SUFFIXES = sorted(MARKDOWN | PLAIN | set(extraction.READERS))
 
 
@@ -74,6 +76,31 @@ def rejected_file(name: str, kind: str, detail: str, generator: str) -> Rejectio
     return Rejection(
         stage="file", filter=kind, reason=f"{name}: {detail}", generator=generator, model="", source=(source,)
     )
+
+
+# ---------------------------------------------------------------- guessed encodings
+
+
+def guessed_encodings(documents: Sequence[Document]) -> dict[str, list[str]]:
+    """Encoding -> the names of the documents that were read in it, for they were not UTF-8."""
+    found: dict[str, list[str]] = {}
+    for document in documents:
+        if document.guessed:
+            found.setdefault(document.guessed, []).append(document.name)
+    return found
+
+
+def said_of_guesses(guessed: Mapping[str, Sequence[str]]) -> list[str]:
+    """The same in sentences, one an encoding."""
+    said = []
+    for encoding, names in guessed.items():
+        files, were = (f"{len(names)} files", "were") if len(names) > 1 else ("1 file", "was")
+        more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+        shown = ", ".join(names[:MOST_NAMED])
+        said.append(
+            f"{files} {were} not UTF-8 and {were} read as {encoding}: {shown}{more}. If that is wrong, save as UTF-8."
+        )
+    return said
 
 
 # ---------------------------------------------------------------- finding files
@@ -147,7 +174,8 @@ def read_file(file: Found, extractor: extraction.Extractor, language: str) -> tu
         dropped.update(more)
     if not any(block.kind != "heading" for block in blocks):
         raise BadFile("no_text", "it holds no text.")
-    return Document(file.name, text, tuple(blocks), language_of(text), dropped), remarks
+    guessed = extraction.guessed_encoding(data) if suffix in ENCODED else ""
+    return Document(file.name, text, tuple(blocks), language_of(text), dropped, guessed), remarks
 
 
 def bytes_of(file: Found) -> bytes:

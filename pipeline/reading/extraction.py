@@ -221,20 +221,26 @@ _WESTERN = re.compile(
 
 def decode(data: bytes) -> str:
     """The text of bytes in UTF-8, or in the encoding that they look like."""
+    return data.decode(guessed_encoding(data) or "utf-8-sig")
+
+
+def guessed_encoding(data: bytes) -> str:
+    """The encoding that bytes look like; "" where nothing is guessed, for they are UTF-8."""
     try:
-        return data.decode("utf-8-sig")
+        data.decode("utf-8-sig")
+        return ""
     except UnicodeDecodeError:
         pass
     if b"\0" in data[:4096] and data[:2] not in (b"\xff\xfe", b"\xfe\xff"):
         raise BadFile("binary", "binary data under the name of a text file.")
     if all(_WESTERN.fullmatch(run) for run in _HIGH.findall(data)):
-        return data.decode("cp1252")
+        return "cp1252"
     from charset_normalizer import from_bytes
 
     best = from_bytes(data).best()
     if best is None:
         raise BadFile("unknown_encoding", "its encoding is unknown; save it as UTF-8.")
-    return str(best)
+    return best.encoding
 
 
 # ---------------------------------------------------------------- the child
