@@ -30,6 +30,7 @@ from pipeline.cli import run_command
 from pipeline.errors import StopRun, UsageError
 from pipeline.filtering import Candidate, NewInstruction, apply_filters, chosen, first_objection
 from pipeline.instances import Examples, InstanceWriter, NewTask
+from pipeline.instruction_filters import INSTRUCTION
 from pipeline.llm import WRITING_TEMPERATURE, WRITING_TOP_P, Reply, Request, list_schema
 from pipeline.money import Expected, Plan, plan_of
 from pipeline.novelty import NoveltyIndex
@@ -100,7 +101,7 @@ class SelfInstruct:
         self._leave_out = leave_out
         self._stored, self._has_ended = 0, False  # records that stored replies make; whether they are all there will be
         self._brought_by: dict[str, str] = {}  # kept instruction -> the request whose reply held it first
-        self._filters = chosen(filters.INSTRUCTION, settings.filters)
+        self._filters = chosen(INSTRUCTION, settings.filters)
         self._pool = Pool(seeds, next((float(f.threshold or 0) for f in self._filters if f.name == "novelty"), None))
         self.shaping: dict[str, Any] = {
             "seeds": fingerprint(seeds),
