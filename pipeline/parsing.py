@@ -76,9 +76,9 @@ def read_text(reply: Reply) -> str:
 
 
 def _find(reply: Reply, *fits: Callable[[Any], bool], wanted: str) -> tuple[Any, bool]:
-    """The first JSON value of the reply that fits, by the first of `fits` that any value meets; and whether it is cut.
+    """The JSON value that was asked for, and whether the token limit cut it off.
 
-    Chatter may hold JSON too ("as in [1]"), so the first value is not always the one that was asked for.
+    Chatter may hold JSON too ("as in [1]"), so it is the first value that meets `fits[0]`, else `fits[1]`, and so on.
     """
     values = _json_values(reply)
     for fit in fits:
@@ -91,7 +91,7 @@ def _find(reply: Reply, *fits: Callable[[Any], bool], wanted: str) -> tuple[Any,
 
 
 def _json_values(reply: Reply) -> list[tuple[Any, bool]]:
-    """The objects and lists of the reply that stand in no other one, each with whether the token limit cut it off."""
+    """The outermost objects and lists in the reply, each with whether the token limit cut it off."""
     read_text(reply)
     decoder = json.JSONDecoder(parse_constant=_no_constant)
     values: list[tuple[Any, bool]] = []

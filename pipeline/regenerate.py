@@ -130,7 +130,6 @@ class _Command:
     def __init__(self, project: Project, options: argparse.Namespace, again: str) -> None:
         self.project, self.options, self.again = project, options, again
         self.out, self.versions = project.out, Versions(project.out)
-        self.journal = project.out / "journal.sqlite"
         self.accept = bool(project.accept_changes or options.accept_changes)
         self.keep = bool(project.keep or options.keep)
 
@@ -212,9 +211,9 @@ class _Command:
 
     async def _plans(self, ready: Sequence[_Ready]) -> list[tuple[Plan, float | None]]:
         """What each source would still send, and its price."""
-        if not self.journal.exists():
+        if not self.project.journal.exists():
             return [await self._plan_of(source, None) for source in ready]
-        with Journal(self.journal) as journal:
+        with Journal(self.project.journal) as journal:
             return [await self._plan_of(source, journal) for source in ready]
 
     async def _plan_of(self, source: _Ready, journal: Journal | None) -> tuple[Plan, float | None]:
@@ -281,7 +280,7 @@ class _Command:
         """Every source's records into its folder. Returns their parts of the manifest, the tick's, and who is short."""
         sources: dict[str, dict[str, Any]] = {}
         short: list[str] = []
-        with Journal(self.journal) as journal:
+        with Journal(self.project.journal) as journal:
             purse = await spending.begin(self.out, self.project.budget, journal, [one.prepared for one in ready])
             for source in ready:
                 sources[source.name], complete = await self._ask_one(source, journal, purse)
