@@ -19,10 +19,10 @@ from pipeline.ask import Ask
 from pipeline.errors import Interrupted, Offline, StopRun, UsageError
 from pipeline.journal import Journal, Totals
 from pipeline.judge import Judge
-from pipeline.llm import Model
+from pipeline.llm import Manner, Model
 from pipeline.models import check_judge_is_asked, open_judge
 from pipeline.money import Budget, Limits, Plan, Price, read_prices
-from pipeline.pairs import Manner, Pairs
+from pipeline.pairs import Pairs
 from pipeline.prompts import read_prompts
 from pipeline.run import Covering, Generator, Line, Noting, Recalling, Tally
 from pipeline.run_folder import DerivedFiles

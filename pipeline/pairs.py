@@ -28,7 +28,7 @@ from pipeline.errors import Offline, StopRun
 from pipeline.filtering import Candidate, Filter, Found, apply_filters, first_objection
 from pipeline.in_order import in_order
 from pipeline.judge import BETTER, comparison_request, prompts_for, question_shown, shown_of, source_text
-from pipeline.llm import JsonObject, Request
+from pipeline.llm import Manner, Request
 from pipeline.parsing import Unreadable, read_text, read_value
 from pipeline.prompts import Prompts
 from pipeline.records import Message, Preference, Record, content_id, user_message
@@ -49,16 +49,6 @@ BOUND_TO_SOURCE = frozenset(("graph", "links", "unanswered", "ungrounded"))
 UNFIT = frozenset(("empty_output", "overlong", "control_tokens", "secrets", "personal_data"))
 
 Ending = Literal["judge", "filter", "free", "equal", "unfit", "disagreed", "tied", "unreadable", "not_stored"]
-
-
-@dataclass(frozen=True, slots=True)
-class Manner:
-    """How further answers are asked for."""
-
-    max_tokens: int
-    temperature: float | None
-    top_p: float | None
-    extra: JsonObject
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,14 +222,8 @@ def answer_request(record: Record, number: int, prompts: Prompts, manner: Manner
     """One more answer to a record's question: its turns, as a chat. `number` tells the answers apart."""
     earlier = [({"question": user}, assistant) for user, assistant in record.history]
     values = {"question": user_message(record.instruction, record.input)}
-    return Request(
-        prompts.chat("pair_answer", values, earlier),
-        max_tokens=manner.max_tokens,
-        temperature=ANSWERING_TEMPERATURE if manner.temperature is None else manner.temperature,
-        top_p=1.0 if manner.top_p is None else manner.top_p,
-        sample=number,
-        extra=manner.extra,
-    )
+    messages = prompts.chat("pair_answer", values, earlier)
+    return manner.request(messages, temperature=ANSWERING_TEMPERATURE, top_p=1.0, sample=number)
 
 
 # ---------------------------------------------------------------- small parts
