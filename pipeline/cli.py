@@ -23,7 +23,17 @@ from typing import Any, TypeVar
 from pipeline import filters
 from pipeline.ask import Ask
 from pipeline.backends.endpoint import without_secrets
-from pipeline.errors import DONE, SHORT, BudgetReached, Interrupted, Offline, StopRun, StorageError, UsageError
+from pipeline.errors import (
+    DONE,
+    SHORT,
+    BudgetReached,
+    Interrupted,
+    Offline,
+    StopRun,
+    StorageError,
+    UsageError,
+    storage_failures,
+)
 from pipeline.funnel import likeliest_cause, what_next, why_short
 from pipeline.interrupt import interruptible
 from pipeline.journal import Journal, Totals
@@ -68,7 +78,8 @@ def run_command(
         generator = prepare(settings)
         model = open_model(settings)
         run = _Run(settings, switches, generator, model, again)
-        return asyncio.run(run.plan() if switches.plan else run.run())
+        with storage_failures():
+            return asyncio.run(run.plan() if switches.plan else run.run())
     except StopRun as stop:
         say(f"{stop} Go on with: {again}" if isinstance(stop, StorageError | Interrupted) else str(stop))
         return stop.exit_code
@@ -98,7 +109,8 @@ def run_deriving(
         arguments = parser.parse_args(argv)
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         given = {name: getattr(arguments, name, False) for name in ("offline", "retry_failed", "plan")}
-        summary, code = work(checked(settings_model, arguments), Switches(say, again, **given))
+        with storage_failures():
+            summary, code = work(checked(settings_model, arguments), Switches(say, again, **given))
     except StopRun as stop:
         say(str(stop))
         return stop.exit_code
