@@ -20,7 +20,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pipeline import filters
 from pipeline.ask import Ask
 from pipeline.backends.endpoint import without_secrets
 from pipeline.errors import (
@@ -35,6 +34,7 @@ from pipeline.errors import (
     storage_failures,
 )
 from pipeline.funnel import likeliest_cause, what_next, why_short
+from pipeline.instruction_filters import INSTRUCTION
 from pipeline.interrupt import interruptible
 from pipeline.journal import Journal, Totals
 from pipeline.judge import USUAL_VERDICT_TOKENS
@@ -279,7 +279,7 @@ class _Run:
         """Which end it came to, what most likely did it, and what to do next."""
         what = "Short of the target" if tally.kept else "Nothing was kept"
         say(f"{what}: {why_short(tally, self.generator.at_its_end)}.")
-        switches = {f.name for f in self.one.filters} | {f.name for f in filters.INSTRUCTION}
+        switches = {f.name for f in self.one.filters} | {f.name for f in INSTRUCTION}
         say(likeliest_cause(tally, switches, self.settings.target, self.generator.name))
         read = f"read {self.folder / 'rejected.jsonl'}; then " * bool(tally.rejected)
         say(f"Next: {read}{what_next(tally, switches, self.generator.name)}. This was: {self.again}")

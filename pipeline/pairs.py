@@ -2,7 +2,7 @@
 
     python -m pipeline.self_instruct --pairs 2 --judge-model gpt-4o        writes preferences.jsonl beside the records
 
-They come after the records, from two wells:
+They come after the records, from two sources:
 
     for free    a filter turned an answer away, and another answer to the same question was kept. Only where the reason
                 is about the answer: never where it was too near to another one, or its document was at fault.
