@@ -93,7 +93,7 @@ def test_a_graph_is_said_in_the_language_that_is_asked_for(tmp_path: Path) -> No
     GRAPHS[".ttl"](path)
     [document] = read_documents([path], generator="self_qa", language="zh")
     assert isinstance(document, Document)
-    assert "里廷格发明热泵。里廷格的城镇是埃本塞。" in document.text
+    assert "里廷格发明了热泵。里廷格的城镇是埃本塞。" in document.text
     assert document.language == "zh"
 
 

@@ -11,7 +11,7 @@ import re
 import unicodedata
 from collections.abc import Iterator
 
-from pipeline.checks.quantities import NUMBER_WORDS, Quantity, agree, quantities
+from pipeline.checks.quantities import NUMBER_WORDS, Quantity, agree, is_unit, quantities
 from pipeline.text import language_of, terms
 
 SHORTEST_QUOTE = 6  # letters and digits; a Han character counts as two: less than that is found anywhere
@@ -175,6 +175,8 @@ def names(answer: str, flat_source: str = "") -> Iterator[str]:
 
 
 def _is_name(word: str, before: str, after: str, flat_source: str) -> bool:
+    if before[-1:].isdigit() and is_unit(word):
+        return False  # 16GB: a quantity, and looked at as one
     if _MADE_UP.search(word):
         return True
     if not word[0].isupper() or len(word) < 2:
