@@ -122,7 +122,7 @@ def values_in(text: str, *, words: bool = False) -> list[Value]:
         number, (dimension, factor) = han_number(match["han"]), _UNITS[match["unit"]]
         found.append(Value(number * factor, dimension, number, match.start(), match.end()))
     if words:
-        written = [(_WORDS[m.group().lower()], m) for m in _WORD.finditer(rest)]
+        written = [(float(_WORDS[m.group().lower()]), m) for m in _WORD.finditer(rest)]
         written += [(han_number(m.group(1)), m) for m in _HAN_COUNT.finditer(rest)]
         found += [Value(number, "", number, m.start(), m.end()) for number, m in written]
     return sorted(found, key=lambda value: value.start)

@@ -36,7 +36,7 @@ _SIGNATURE = re.compile(  # hashtags, an address, who said it, the last line of 
     r"|(?:\s[-–—~]+|\n[-–—~]+)\s*[^\W\d][\w.,]*(?: [\w.,]+){0,3}\s*\Z"
 )
 _LONG_SENTENCE, _LONG_LINE = 10, 5  # words, from which a sentence or a line shows what it is
-_PAIRS_ZH = ("“”", "「」", "《》", "（）", "【】")
+_PAIRS_ZH = (("“", "”"), ("「", "」"), ("《", "》"), ("（", "）"), ("【", "】"))
 _LONG_ALONE_ZH = 20  # a slogan, a couplet, a verse of four lines
 
 
