@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import gzip
+import json
+from pathlib import Path
+
 import pytest
 
 from kg.values import han_number
-from pipeline.checks.grounding import unsupported
+from pipeline.checks.grounding import names, unsupported
 from pipeline.checks.quantities import quantities
 from pipeline.hygiene import hidden_instruction
+from pipeline.text import language_of
 
 SOURCE = """三十一家工厂用了一千零一天，产量三千万吨，耗资一亿五千万元，使用210萬條訓練數據，參數量為七億，費用兩萬元
 。三分之一的用户在半年内更换，关闭需要一个半小时，误差为万分之三，五成以上的故障来自密封圈。仪器在零下二十
@@ -35,6 +40,32 @@ def test_the_same_number_in_other_words_is_supported(answer: str) -> None:
 @pytest.mark.parametrize("answer", INVENTED)
 def test_another_number_is_not(answer: str) -> None:
     assert unsupported(answer, SOURCE) != []
+
+
+PLAIN = """大约能节省一半电费。|应当反省自己的做法。|适合大城市居住。|准备在创业板上市。|可以去附近超市购买。
+需要三级以上医院的证明。|保险公司会赔偿。|互联网公司常用它。|中央银行负责发行货币。|可以向物业公司投诉。
+需要伦理委员会批准。|由高级工程师负责。|万一老师不在，就找班长。|成为老师之前要培训。|于是他先生气了。
+一位患者到医院就诊，需要做实验室检查。|告诉公司就可以。|直辖市和省会城市都在推广。
+全国各省市都在推广。|夜市和早市都有。""".replace("\n", "|").split("|")
+NAMED = """位于苏州市。|产自福建省。|由华能集团生产。|由北京大学测试。|由张三丰教授提出。
+他住在安吉县。|存入工商银行。|他在南方医院。""".replace("\n", "|").split("|")
+
+
+@pytest.mark.parametrize("answer", PLAIN)
+def test_common_words_are_no_names(answer: str) -> None:
+    assert unsupported(answer, "甲是乙。") == []
+
+
+def test_real_questions_hold_few_names(data_dir: Path) -> None:
+    """Of HuaTuo's 6,000 questions two name a company or a hospital; 到医院 and 哪些实验室 are no names."""
+    with gzip.open(data_dir / "instructions_zh.jsonl.gz", "rt", encoding="utf-8") as lines:
+        found = [name for line in lines for name in names(json.loads(line)["instruction"]) if language_of(name) == "zh"]
+    assert sorted(set(found)) == ["南方医院", "地产公司"]
+
+
+@pytest.mark.parametrize("answer", NAMED)
+def test_names_that_the_source_lacks(answer: str) -> None:
+    assert unsupported(answer, "甲是乙。") != []
 
 
 @pytest.mark.parametrize(
@@ -93,3 +124,9 @@ def test_what_speaks_to_a_model(text: str) -> None:
 )
 def test_what_speaks_to_readers(text: str) -> None:
     assert hidden_instruction(text) is None
+
+
+def test_every_day_is_one_day_and_sixteen_ounces_are_sixteen() -> None:
+    assert unsupported("一天一次。", "每天一次。") == []
+    assert unsupported("两天一次。", "每天一次。") == ["两天"]
+    assert [quantity.value for quantity in quantities("十六两")] == [16]

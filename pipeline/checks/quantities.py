@@ -89,7 +89,7 @@ _units(
 _units(
     "mass",
     "1e-6: mg milligram milligrams 毫克 | 1e-3: g gram grams 克 | 1: kg kilogram kilograms kilo kilos 公斤 千克 | 0.5:"
-    " 斤 | 1000: tonne tonnes ton tons 吨 | 0.45359237: lb lbs pound pounds 磅",
+    " 斤 | 0.05: 两 | 1000: tonne tonnes ton tons 吨 | 0.45359237: lb lbs pound pounds 磅",
 )
 _units("area", "1: m² 平方米 | 1e6: km² 平方公里 平方千米 | 1e4: ha hectare hectares 公顷 | 666.6666666666666: 亩")
 _units("speed", "1: m/s 米/秒 米每秒 | 0.2777777777777778: km/h 公里/小时 千米/小时 公里每小时 千米每小时")
@@ -132,7 +132,8 @@ _SPELLED = re.compile(
     re.IGNORECASE,
 )
 _digit = "零〇一二两三四五六七八九"
-_han = rf"[{_digit}十][{_digit}十百千万亿]*(?:点[{_digit}]+(?![{_digit}十百千分]))?"
+_rest = r"(?:[零〇一二三四五六七八九十百千万亿]|两(?=[百千万亿]))*"  # not the two 两 of 十六两
+_han = rf"[{_digit}十]{_rest}(?:点[{_digit}]+(?![{_digit}十百千分]))?"
 _HAN_NUMBER = re.compile(rf"(?P<below>零下)?(?P<han>{_han})(?P<unit>{_unit_names})?")
 _number = rf"\d+(?:\.\d+)?|{_han}"
 _HAN_SHARE = re.compile(rf"(?P<of>百|千|万)分之(?P<share>{_number})")
@@ -148,13 +149,14 @@ _EITHER = re.compile(
 _AND_A_HALF = re.compile(
     rf"(?P<whole>{_number})?个?半(?:个)?(?P<unit>{_unit_names})|(?P<before>{_number})(?P<its_unit>{_unit_names})半(?![天年月日夜路])"
 )
+_EACH = re.compile(rf"每(?P<unit>{_unit_names})")
 _FINANCIAL = re.compile("[壹贰貳叁參肆伍陆陸柒捌玖拾佰仟万亿零]{2,}")  # 伍万陆仟; not 参 or 陆 in a word
 _PLAIN_HAN = str.maketrans("壹贰貳叁參肆伍陆陸柒捌玖拾佰仟", "一二二三三四五六六七八九十百千")
 # 一 and its kin in words that are no numbers.
 _NO_NUMBER = re.compile(
     r"(?<![十百千万亿零〇])一(?:些|般|样|定|起|直|旦|致|切|种|个|下|边|方面|时|同|律|次性|系列|步|并|部分|点|度|体|味|再|向|共|流|生|家|门|线)"
     r"|(?:唯|统|之|同|单|逐|进)一(?![十百千万])|第一(?![十百千万])|(?<![一二三四五六七八九十])万一|(?<![一二三四五六七八九两几])(?:十分(?!钟|之)|百度)"
-    r"|(?<![一二两三四五六七八九十几数百])千万|三番|四处|两者|两端|[一两]者|五一(?=劳动|假期|黄金)|三国演义|四川"
+    r"|(?<![一二两三四五六七八九十几数百])千万|三番|四处|两者|两端|[一两]者|五一(?=劳动|假期|黄金)|三国演义|四川|一一(?=对应|列|说)"
 )
 _NUMBERING = re.compile(r"^\s*(?:\d{1,2}[.)、]|[（(]\d{1,2}[）)])\s*(?!\d)", re.MULTILINE)
 NUMBER_WORDS = frozenset((*_WORDS, *_SCALES))
@@ -181,7 +183,7 @@ def quantities(text: str) -> Iterator[Quantity]:
         yield Quantity(found.group(), value, unit, is_count=unit is None and value <= SMALL)
     for found in _HAN_NUMBER.finditer(_NO_NUMBER.sub(lambda gone: "　" * len(gone.group()), text)):
         value = _value(found["han"]) * (-1 if found["below"] else 1)
-        unit = _unit(found["unit"])
+        unit = None if found["unit"] == "位" and value <= SMALL else _unit(found["unit"])  # 一位患者: no bit
         yield Quantity(
             found.group(), value, unit, is_count=unit is None and value <= SMALL and "点" not in found["han"]
         )
@@ -224,12 +226,18 @@ def _either(found: re.Match[str]) -> Iterator[Quantity]:
     yield from (Quantity(found.group(), han_number(digit), _unit(found["unit"])) for digit in found["one"])
 
 
+def _each(found: re.Match[str]) -> Iterator[Quantity]:
+    """每天, for an answer that has it as 一天."""
+    yield Quantity(found.group(), 1.0, _unit(found["unit"]), is_count=True)
+
+
 # What is read before plain numbers, and the character without which there is none.
 _IN_WORDS = (
     ("分之", _HAN_SHARE, _share),
     ("成", _TENTHS, _tenths),
     ("分之", _FRACTION, _fraction),
     ("半", _AND_A_HALF, _and_a_half),
+    ("每", _EACH, _each),
     ("", _EITHER, _either),
 )
 
