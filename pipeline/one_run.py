@@ -81,7 +81,8 @@ class OneRun:
         """Get ready to ask. `spent` counts against the limits; `source` is the generator's name in a project."""
         self.journal = journal
         if self.settings.pairs is not None:
-            self.pairs = Pairs(self.settings.pairs, self.filters, read_prompts(self.settings.prompts), self.manner)
+            prompts, tokens = read_prompts(self.settings.prompts), self.settings.judge_max_tokens
+            self.pairs = Pairs(self.settings.pairs, self.filters, prompts, self.manner, tokens)
         self.ask = Ask(
             self.model,
             journal,
@@ -101,7 +102,8 @@ class OneRun:
             return
         self.judge_ask = self.ask.beside(self.judge_model, concurrency=self.settings.concurrency)
         await self.judge_ask.start(spent)
-        self.judge = Judge(self.judge_ask, read_prompts(self.settings.prompts), self.settings.extra_body)
+        prompts, extra = read_prompts(self.settings.prompts), self.settings.extra_body
+        self.judge = Judge(self.judge_ask, prompts, extra, self.settings.judge_max_tokens)
 
     @property
     def manner(self) -> Manner:

@@ -27,7 +27,15 @@ from pipeline.ask import Ask
 from pipeline.errors import Offline, StopRun
 from pipeline.filtering import Candidate, Filter, Found, apply_filters, first_objection
 from pipeline.in_order import in_order
-from pipeline.judge import BETTER, comparison_request, prompts_for, question_shown, shown_of, source_text
+from pipeline.judge import (
+    BETTER,
+    VERDICT_TOKENS,
+    comparison_request,
+    prompts_for,
+    question_shown,
+    shown_of,
+    source_text,
+)
 from pipeline.llm import Manner, Request
 from pipeline.parsing import Unreadable, read_text, read_value
 from pipeline.prompts import Prompts
@@ -70,7 +78,12 @@ class Pairs:
     """
 
     def __init__(
-        self, wanted: int, on: Sequence[Filter[Candidate]], prompts: Mapping[str, Prompts], manner: Manner
+        self,
+        wanted: int,
+        on: Sequence[Filter[Candidate]],
+        prompts: Mapping[str, Prompts],
+        manner: Manner,
+        verdict_tokens: int = VERDICT_TOKENS,
     ) -> None:
         """`wanted` further answers are asked for of each record, 0 for the free pairs alone; `on` are the filters."""
         self.wanted = wanted
@@ -78,7 +91,7 @@ class Pairs:
         self.records = 0  # whose pairs are written
         self._against = [filter_ for filter_ in on if filter_.name in ABOUT_THE_ANSWER]
         self._unfit = [filter_ for filter_ in on if filter_.name in UNFIT]
-        self._prompts, self._manner = prompts, manner
+        self._prompts, self._manner, self._verdict_tokens = prompts, manner, verdict_tokens
         self._offline: Offline | None = None  # a reply was not stored, and none may be asked for
         self._kept: list[Candidate] = []
         self._lost: dict[str, list[_Lost]] = {}  # by question
@@ -184,7 +197,7 @@ class Pairs:
         source, prompts = candidate.evidence or source_text(record), prompts_for(record, self._prompts)
         orders = ((record.output, other), (other, record.output))
         shown, extra = question_shown(record, source), self._manner.extra
-        requests = [comparison_request(shown, pair, prompts, extra) for pair in orders]
+        requests = [comparison_request(shown, pair, prompts, extra, self._verdict_tokens) for pair in orders]
         verdicts_ = (compare(request, shows=shown_of(record)) for request in requests)
         replies = await asyncio.gather(*verdicts_, return_exceptions=True)
         said: list[tuple[str, str]] = []

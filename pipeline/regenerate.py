@@ -26,7 +26,7 @@ from typing import Any, get_args
 
 from pipeline import crash
 from pipeline.cli import Progress, say, show, show_json
-from pipeline.errors import DONE, REFUSED, SHORT, Interrupted, StopRun, UsageError
+from pipeline.errors import DONE, REFUSED, SHORT, Interrupted, StopRun, UsageError, storage_failures
 from pipeline.extras import need
 from pipeline.funnel import why_nothing
 from pipeline.instruction_filters import INSTRUCTION
@@ -63,7 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.print:
             show(_unit(project, options.print))
             return DONE
-        found, code = _Command(project, options, again).run()
+        with storage_failures():
+            found, code = _Command(project, options, again).run()
     except StopRun as stop:
         say(f"{stop}" if isinstance(stop, UsageError) or again in str(stop) else f"{stop} Go on with: {again}")
         found, code = {"reason": str(stop)}, stop.exit_code
@@ -257,16 +258,17 @@ class _Command:
         for source in ready:
             for line in _described(source):
                 say(line)
-        self.versions.start()
         try:
-            sources, tick, short = asyncio.run(self._ask(ready))
-            signal.signal(signal.SIGTERM, signal.default_int_handler)  # the line's handlers went with its loop
-            bad = [
-                entry
-                for source in ready
-                for entry in kept.bad_files(source.prepared.source.settings.out, source.name, source.prepared.files)
-            ]
-            made = assemble(self.project, self.versions, sources, tick, say, lock=lock)
+            with storage_failures():
+                self.versions.start()
+                sources, tick, short = asyncio.run(self._ask(ready))
+                signal.signal(signal.SIGTERM, signal.default_int_handler)  # the line's handlers went with its loop
+                bad = [
+                    entry
+                    for source in ready
+                    for entry in kept.bad_files(source.prepared.source.settings.out, source.name, source.prepared.files)
+                ]
+                made = assemble(self.project, self.versions, sources, tick, say, lock=lock)
         except (StopRun, KeyboardInterrupt):
             self.versions.drop()
             spending.end(self.out)

@@ -43,7 +43,7 @@ from pipeline.settings import GeneratorSettings, setting
 from pipeline.text import estimate_tokens, language_of, one_line, replace_surrogates
 
 MAX_TOKENS, MAX_TOKENS_BUNDLED = 1024, 320  # of a reply; the bundled model often finds no end
-SHAPING_VERSION = 2  # of the code that builds prompts, reads instructions, and decides which join the pool
+SHAPING_VERSION = 3  # of the code that builds prompts, reads instructions, and decides which join the pool
 SEEDS_SHOWN, POOL_SHOWN = 6, 2  # tasks in an instruction prompt
 NEW_OF_ASKED, KEPT_OF_ASKED, INSTANCE_TOKENS = 0.5, 0.5, 80  # what --plan assumes, and says
 PLANNED_FROM = 20  # prompts, and tasks, that stand for all in --plan
@@ -93,6 +93,7 @@ class SelfInstruct:
             classification_only=settings.classification_only,
             turns=settings.turns,
             per_task=settings.per_task,
+            room=settings.max_tokens or 0,
             manner=self._manner,
         )
         self._leave_out = leave_out

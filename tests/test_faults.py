@@ -19,7 +19,7 @@ import pytest
 from pipeline.errors import FolderBusy, StorageError
 from pipeline.records import PromptSource, make_record
 from pipeline.run_folder import DerivedFiles, locked
-from tests.conftest import summary, wait_for
+from tests.conftest import summary, wait_for, write_lines
 from tests.fake_server import FakeServer
 from tests.forked import Forked
 
@@ -253,6 +253,32 @@ def test_once_a_line_was_lost_nothing_is_published(tmp_path: Path) -> None:
         with pytest.raises(StorageError, match="No space left"):
             files.publish({})
     assert not (tmp_path / "records.jsonl").exists()
+
+
+def test_a_full_disk_stops_a_tick_wherever_it_is_met(tmp_path: Path) -> None:
+    """The list of what a source consists of is the largest file here: no writer of the line's own meets the limit."""
+    (tmp_path / "facts.tsv").write_text("".join(f"Town {n}\tlies in\tCounty {n}\n" for n in range(4000)))
+    project = tmp_path / "regenerate.toml"
+    project.write_text('out = "out"\n[[source]]\ngenerator = "self_kg"\ngraphs = ["facts.tsv"]\ntemplate = true\n'
+                       'target = 3\n[curate]\nnear_duplicates = "off"\nsemantic_duplicates = "off"\n')  # fmt: skip
+    with Forked(tmp_path, "pipeline.regenerate") as forked:
+        assert forked.run([str(project)], largest_file=200_000) == 6, forked.output
+        assert "Traceback" not in forked.output
+        assert "cannot be written (File too large). Go on with: python -m pipeline.regenerate" in forked.output
+        assert list((tmp_path / "out/versions").iterdir()) == []
+        assert not (tmp_path / "out/tick.json").exists()
+        assert forked.run([str(project)]) == 0, forked.output
+
+
+def test_a_full_disk_stops_a_curation(tmp_path: Path) -> None:
+    rows = [{"instruction": f"Say what {'x' * 40} number {n} is.", "output": "It is one."} for n in range(400)]
+    write_lines(tmp_path / "rows.jsonl", rows)
+    flags = [str(tmp_path / "rows.jsonl"), "--out", str(tmp_path / "out")]
+    flags += ["--semantic-duplicates", "off", "--near-duplicates", "off"]
+    with Forked(tmp_path, "pipeline.curate") as forked:
+        assert forked.run(flags, largest_file=50_000) == 6, forked.output
+        assert "Traceback" not in forked.output
+        assert forked.run(flags) == 0, forked.output
 
 
 # ---------------------------------------------------------------- keys
