@@ -133,7 +133,7 @@ TRADITIONAL = "張偉博士於二〇二三年在臺灣大學提出雙層閥門�
 def test_simplified_answers_to_traditional_sources() -> None:
     assert locate("张伟博士于二〇二三年在台湾大学提出双层阀门", TRADITIONAL) == (0, 21)
     assert unsupported("张伟博士在2023年提出，由台湾大学发表，详见《阀门手册》，费用3万元。", TRADITIONAL) == []
-    assert unsupported("李伟博士在2023年提出，详见《水泵手册》。", TRADITIONAL) == ["李伟", "水泵手册"]
+    assert unsupported("李伟博士在2023年提出，详见《水泵手册》。", TRADITIONAL) == ["水泵手册", "李伟"]
     assert not shares_no_word("双层阀门", "雙層閥門")
 
 

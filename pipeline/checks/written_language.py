@@ -15,7 +15,7 @@ FEWEST_WORDS, FEWEST_DIFFERENT = 10, 6  # of prose: a detector guesses below
 _NO_PROSE = re.compile(r"```.*?(?:```|\Z)|https?://\S+|\S*[_=<>{}()\[\];/\\]\S*", re.DOTALL)
 _QUOTED = re.compile(r"\"[^\"\n]+\"|“[^”\n]+”|「[^」\n]+」|(?<!\w)'[^'\n]+'(?!\w)")
 _PROSE_WORD = re.compile(r"[\u3400-\u9fff]+|[^\W\d_]{3,}")
-_LATIN_WORD = re.compile(r"[A-Za-z]{2,}")
+_LATIN_WORD = re.compile(r"[A-Za-z]+")
 _KANA = re.compile("[\u3040-\u30ff]")
 _OTHER_SCRIPTS = {
     "ru": re.compile("[\u0400-\u04ff]"), "ja": _KANA, "ko": re.compile("[\uac00-\ud7a3]"),
