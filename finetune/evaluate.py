@@ -2,6 +2,7 @@
 
     python -m finetune.evaluate outputs/self_instruct-tuned
     python -m finetune.evaluate outputs/A-tuned --control outputs/B-tuned --tasks my_tasks.jsonl
+    python -m finetune.evaluate outputs/A-tuned --control outputs/B-tuned outputs/C-tuned outputs/D-tuned
     python -m finetune.evaluate outputs/A-tuned --judge-model NAME --max-requests 500
 
 `finetune.run` ends with this; run it again for other tasks or another control. Writes verdict.json and verdict.html
@@ -13,7 +14,9 @@ are kept beside the model, so a second time they cost nothing.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import statistics
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -90,14 +93,15 @@ def evaluate(
     tokenizer: Any,
     device: str,
     control: str | None,
-    overlap: float,
+    overlap: float | None,
     new_tokens: int,
     say: Callable[[str], None],
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The verdict, and every task with all answers.
 
-    :param folders: "ours", and "control" where there is one.
+    :param folders: "ours", and each draw of the control by its `control_name`, where there is one.
     :param control: what the control was trained on; None: there is none.
+    :param overlap: the share of the control's rows that ours was trained on too, where it is known.
     """
     measures: dict[str, dict[str, Any]] = {}
     losses: dict[str, list[Loss]] = {}
@@ -202,8 +206,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("tuned", type=Path, help="a folder that finetune.run wrote")
     parser.add_argument(
-        "--control", type=Path, metavar="DIR", help="another one, trained on what ours is compared with"
-    )
+        "--control", type=Path, nargs="+", metavar="DIR",
+        help="another one, trained on what ours is compared with, or several, each on another draw of it",
+    )  # fmt: skip
     parser.add_argument("--tasks", type=Path, metavar="FILE", help="held-out tasks [finetune/heldout.jsonl]")
     parser.add_argument(
         "--new-tokens", type=int, default=NEW_TOKENS, metavar="N", help=f"an answer's most [{NEW_TOKENS}]"
@@ -229,31 +234,44 @@ def _run(options: argparse.Namespace) -> int:
     judge_of(options)
     prepare()
     ours = Tuned.at(options.tuned)
+    if options.control is None:
+        draws, about, overlap = _own_draws(ours.folder)
+    else:
+        draws, about, overlap = options.control, " and ".join(map(str, options.control)), None
     folders = {"ours": ours.folder}
-    about, overlap = str(options.control), 0.0
-    if options.control is None and (ours.folder / "control" / "trained.json").is_file():
-        options.control = ours.folder / "control"
-        about, overlap = _noted(ours.folder)
-    if options.control is not None:
-        other = Tuned.at(options.control)
+    for number, draw in enumerate(draws):
+        other = Tuned.at(draw)
         if (other.base, other.precision) != (ours.base, ours.precision):
             raise UsageError(
                 f"{other.folder} stands on another base than {ours.folder}, so the two say nothing of the data."
             )
-        folders["control"] = other.folder
+        folders[control_name(number)] = other.folder
     tokenizer = local_weights.load_tokenizer(ours.folder)
     found, pages = evaluate(
         ours.base, ours.precision, folders, tasks, tokenizer=tokenizer, device=choose_device(options.device),
-        control=about if options.control else None, overlap=overlap,
-        new_tokens=options.new_tokens, say=say,
+        control=about, overlap=overlap, new_tokens=options.new_tokens, say=say,
     )  # fmt: skip
     return conclude(ours.folder, found, pages, tasks, options)
 
 
-def _noted(folder: Path) -> tuple[str, float]:
-    """What the control that `finetune.run` trained was drawn from, and its overlap with ours."""
-    noted = json.loads((folder / "control" / "trained.json").read_text(encoding="utf-8"))
-    return str(noted["drawn_from"]), float(noted["overlap"])
+def control_name(number: int) -> str:
+    """What a draw of the control is called, among the arms of a verdict: "control", "control 2" and so on."""
+    return "control" if number == 0 else f"control {number + 1}"
+
+
+def folder_of(control: str) -> str:
+    """The folder of a draw, beside our adapter."""
+    return control.replace(" ", "-")
+
+
+def _own_draws(folder: Path) -> tuple[list[Path], str | None, float | None]:
+    """The draws of the control that `finetune.run` trained, what they were drawn from, and their overlap with ours."""
+    beside = (folder / folder_of(control_name(number)) for number in itertools.count())
+    draws = list(itertools.takewhile(lambda draw: (draw / "trained.json").is_file(), beside))
+    if not draws:
+        return [], None, None
+    noted = [json.loads((draw / "trained.json").read_text(encoding="utf-8")) for draw in draws]
+    return draws, noted[0]["drawn_from"], statistics.fmean(each["overlap"] for each in noted)
 
 
 def say(text: str) -> None:

@@ -21,6 +21,7 @@ import os
 import shlex
 import shutil
 import signal
+import statistics
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -68,6 +69,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--base", metavar="DIR|HUB_ID", help="the model to start from [the bundled one]")
     add("--out", type=Path, metavar="DIR", help="where it all goes [outputs/NAME-tuned]")
     add("--control", metavar="FILE|none", help="a file to compare with; none: no control")
+    add("--controls", type=int, default=1, metavar="N", help="draw and train it so often: what is luck? [1]")
     add("--tasks", type=Path, metavar="FILE", help="held-out tasks [finetune/heldout.jsonl]")
     add(
         "--new-tokens", type=int, default=evaluate.NEW_TOKENS, metavar="N", help="an answer's most, in the verdict [48]"
@@ -150,6 +152,8 @@ class Arm:
     folder: Path
     examples: list[Example]
     name: str
+    seed: int
+    overlap: float | None = None  # of a control: the share of its rows that are ours too
 
 
 class _Run:
@@ -160,10 +164,12 @@ class _Run:
             raise UsageError(
                 f"--stage reward trains by lora, qlora, dora, adalora or full, not by {self.recipe.method}."
             )
+        if options.controls < 1:
+            raise UsageError(f"--controls is {options.controls}: at least 1, or --control none.")
         if options.curve and options.stage != "sft":
             raise UsageError(f"--curve is for --stage sft, not {options.stage}.")
         self.drawn_from: str | None = None  # what the control is a sample of
-        self.overlap = 0.0  # share of it that is among ours
+        self.overlap: float | None = None  # share of it that is among ours
         self.processes = int(os.environ.get("WORLD_SIZE", "1"))
         self.main_process = os.environ.get("RANK", "0") == "0"
         self.say: Callable[[str], None] = say if self.main_process else lambda text: None
@@ -222,15 +228,11 @@ class _Run:
         ours = self._without_held_out(source.examples, tasks, "examples")
         if not ours:
             raise UsageError("Every example collides with a held-out task, so there is nothing to train on.")
-        arms = [*self._shares(ours), Arm(self.out, ours, "ours")]
-        control, about = self._control(source.path, ours, tasks)
-        if control is None:
-            return arms
-        said = {example.messages for example in ours}
-        self.drawn_from = about
-        self.overlap = sum(example.messages in said for example in control) / len(control)
-        self.say(f"Control: {len(control)} of {about}; {self.overlap:.0%} of them are among ours")
-        return [*arms, Arm(self.out / "control", control, "control")]
+        return [
+            *self._shares(ours),
+            Arm(self.out, ours, "ours", self.options.seed),
+            *self._controls(source.path, ours, tasks),
+        ]
 
     def _shares(self, ours: list[Example]) -> list[Arm]:
         """The arms of --curve but the whole: nested samples, each holding the one before."""
@@ -247,31 +249,41 @@ class _Run:
             )
         shuffled = sample_control(ours, len(ours), self.options.seed)
         return [
-            Arm(self.out / "curve" / str(share), shuffled[:count], f"{share} %")
+            Arm(self.out / "curve" / str(share), shuffled[:count], f"{share} %", self.options.seed)
             for share, count in zip(shares, counts, strict=True)
         ]
 
-    def _control(self, path: Path, ours: list[Example], tasks: Sequence[Example]) -> tuple[list[Example] | None, str]:
+    def _controls(self, path: Path, ours: list[Example], tasks: Sequence[Example]) -> list[Arm]:
+        """Samples as large as ours, each drawn and trained by a seed of its own; none where nothing is to be drawn."""
         if self.options.control == "none" or self.options.stage != "sft":
-            return None, ""
+            return []
         if self.options.control is not None:
             pool, about = read(Path(self.options.control)).examples, self.options.control
         elif path.is_dir():
             pool, about = candidates(path)
         else:
             self.say("No --control FILE: the verdict will say nothing about filtering")
-            return None, ""
+            return []
         pool = self._without_held_out(pool, tasks, "control's candidates")
         if {example.messages for example in pool} <= {example.messages for example in ours}:
             self.say(
                 "Nothing was rejected, so a control would be the same rows: the verdict says nothing about filtering"
             )
-            return None, ""
+            return []
         if len(pool) < len(ours):
             raise UsageError(
                 f"The control has {len(pool)} rows and ours {len(ours)}: a fair one has as many. Use --control none."
             )
-        return sample_control(pool, len(ours), self.options.seed), about
+        self.drawn_from = about
+        said, draws = {example.messages for example in ours}, []
+        for number in range(self.options.controls):
+            seed, name = self.options.seed + number, evaluate.control_name(number)
+            drawn = sample_control(pool, len(ours), seed)
+            overlap = sum(example.messages in said for example in drawn) / len(drawn)
+            self.say(f"{name.capitalize()}: {len(drawn)} of {about}; {overlap:.0%} of them are among ours")
+            draws.append(Arm(self.out / evaluate.folder_of(name), drawn, name, seed, overlap))
+        self.overlap = statistics.fmean(arm.overlap or 0.0 for arm in draws)
+        return draws
 
     def _without_held_out(self, examples: list[Example], tasks: Sequence[Example], what: str) -> list[Example]:
         kept = without_held_out(examples, tasks)
@@ -284,7 +296,7 @@ class _Run:
     def _train(self, arm: Arm) -> bool:
         """Train an arm, unless its folder says it is done. False: --plan asked only for what stands before."""
         recipe, stage = self.recipe, self.options.stage
-        learn, watch = split(arm.examples, self.options.watch, self.options.seed)
+        learn, watch = split(arm.examples, self.options.watch, arm.seed)
         encoded, audit = self._encode(learn, recipe.max_length)
         rows.check(audit)
         watched, _ = self._encode(watch, audit.max_length) if watch else ([], None)
@@ -308,9 +320,7 @@ class _Run:
                 batches = self._plan(encoded, audit, packing)
         if stage != "reward":
             self._say_time(estimate.seconds_a_token(model, encoded, batches.length), encoded, batches)
-        setup = training.Setup(
-            arm.folder, self.device, self.options.seed, stage, packing, checkpointing, self.options.log
-        )
+        setup = training.Setup(arm.folder, self.device, arm.seed, stage, packing, checkpointing, self.options.log)
         trainer, result = training.train(model, self.tokenizer, encoded, watched, recipe, batches, setup, self.say)
         if self.main_process:
             self._save(arm, trainer, result, audit)
@@ -367,7 +377,7 @@ class _Run:
         training.fingerprint(arm.folder, {
             "data": hash_examples(arm.examples), "examples": len(arm.examples), "recipe": asdict(self.recipe),
             "stage": self.options.stage,
-            "base": local_weights.find(self.base).identity, "seed": self.options.seed, "watch": self.options.watch,
+            "base": local_weights.find(self.base).identity, "seed": arm.seed, "watch": self.options.watch,
             "max_length": audit.max_length, "processes": self.processes, "device": self.device, "versions": versions,
         })  # fmt: skip
 
@@ -384,8 +394,8 @@ class _Run:
         generation.save_pretrained(arm.folder)
         training.draw_losses(result, arm.folder / "loss.png")
         done: dict[str, Any] = {"result": asdict(result), "audit": asdict(audit)}
-        if arm.name == "control":
-            done |= {"drawn_from": self.drawn_from, "overlap": self.overlap}
+        if arm.overlap is not None:
+            done |= {"drawn_from": self.drawn_from, "overlap": arm.overlap}
         if self.options.stage == "reward":
             done["accuracy"] = trainer.evaluate().get("eval_accuracy") if trainer.eval_dataset else None
         (arm.folder / "trained.json").write_text(

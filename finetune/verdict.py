@@ -1,8 +1,9 @@
 """Better, worse, or cannot tell: one measure, fixed beforehand, decides.
 
 It is the loss of the answers against the control's, per token over all tasks, paired by task; its 95 % interval
-comes from resampling tasks. Clear of 0, it says better or worse; else nothing can be told. ROUGE-L, BLEU, exact
-match, stop rate, length, forgetting and what a judge says stand beside it and decide nothing.
+comes from resampling tasks, and, where the control was drawn several times, from how far the draws differ. Clear of
+0, it says better or worse; else nothing can be told. ROUGE-L, BLEU, exact match, stop rate, length, forgetting and
+what a judge says stand beside it and decide nothing.
 """
 
 from __future__ import annotations
@@ -24,17 +25,24 @@ FEWEST_TASKS = 10  # below, an interval from resampling says little
 AGREES_AT_LEAST = 0.6  # of the tasks, in both orders; a judge that agrees with itself less often is not to be used
 
 
-def paired_interval(ours: Sequence[Loss], other: Sequence[Loss], seed: int = 0) -> tuple[float, float, float]:
-    """(difference, low, high) of the losses in nats a token, ours minus the other's: below 0, ours is better.
+def paired_interval(ours: Sequence[Loss], *others: Sequence[Loss], seed: int = 0) -> tuple[float, float, float]:
+    """(difference, low, high) of the losses in nats a token, ours minus the others' mean: below 0, ours is better.
 
-    Tasks are resampled whole, both models' losses together, so what makes a task hard cancels out.
+    Tasks are resampled whole, all models' losses together, so what makes a task hard cancels out. Several others are
+    draws of one control: were our rows no better than drawn ones, our loss would be one draw more, so their spread
+    widens the interval as it does one that predicts the next of N draws (Student's t, variance times 1 + 1/N).
     """
     import numpy as np
 
-    difference = np.array([a.nats - b.nats for a, b in zip(ours, other, strict=True)])
     counts = np.array([loss.tokens for loss in ours], dtype=float)
-    drawn = np.random.default_rng(seed).multinomial(len(counts), [1 / len(counts)] * len(counts), size=RESAMPLES)
+    nats = np.array([[loss.nats for loss in other] for other in others])
+    difference = np.array([loss.nats for loss in ours]) - nats.mean(axis=0)
+    numbers = np.random.default_rng(seed)
+    drawn = numbers.multinomial(len(counts), [1 / len(counts)] * len(counts), size=RESAMPLES)
     means = (drawn @ difference) / (drawn @ counts)
+    if len(others) > 1:
+        spread = np.std(nats.sum(axis=1) / counts.sum(), ddof=1)
+        means += numbers.standard_t(len(others) - 1, RESAMPLES) * spread * (1 + 1 / len(others)) ** 0.5
     low, high = np.percentile(means, [2.5, 97.5])
     return float(difference.sum() / counts.sum()), float(low), float(high)
 
@@ -45,28 +53,30 @@ def decide(low: float, high: float) -> str:
 
 
 def judge(
-    arms: dict[str, dict[str, Any]], losses: dict[str, list[Loss]], *, control: str | None, overlap: float
+    arms: dict[str, dict[str, Any]], losses: dict[str, list[Loss]], *, control: str | None, overlap: float | None
 ) -> dict[str, Any]:
-    """The verdict of a set of arms: "base", "ours", and "control" where there is one.
+    """The verdict of a set of arms: "base", "ours", and where there is a control "control", "control 2" and so on.
 
     :param arms: for each arm its measures, JSON-ready.
     :param control: what the control was trained on, for the sentence; None: there is none.
-    :param overlap: the share of the control's rows that ours was trained on too.
+    :param overlap: the share of the control's rows that ours was trained on too, where it is known.
     """
     against = "control" if control else "base"
-    difference, low, high = paired_interval(losses["ours"], losses[against])
+    others = [losses[name] for name in losses if name.split()[0] == against]
+    difference, low, high = paired_interval(losses["ours"], *others)
     curve = _curve(losses)
     said = decide(low, high) if len(losses["ours"]) >= FEWEST_TASKS else "cannot tell"
     return {
         "verdict": said,
         "against": against,
         "control": control,
-        "overlap": overlap if control else None,
+        "draws": len(others) if control else None,
+        "overlap": overlap,
         "difference_nats": difference,
         "interval_95": [low, high],
         "tasks": len(losses["ours"]),
         "about_filtering": said if control else None,
-        "sentence": _sentence(said, against, control, difference, low, high, len(losses["ours"])),
+        "sentence": _sentence(said, control, len(others), difference, low, high, len(losses["ours"])),
         "curve": curve,
         "arms": arms,
     }
@@ -93,15 +103,18 @@ def _curve(losses: dict[str, list[Loss]]) -> dict[str, Any] | None:
 
 
 def _sentence(
-    said: str, against: str, control: str | None, difference: float, low: float, high: float, tasks: int
+    said: str, control: str | None, draws: int, difference: float, low: float, high: float, tasks: int
 ) -> str:
     numbers = f"answer loss {difference:+.4f} nats a token, 95 % interval {low:+.4f} to {high:+.4f}, {tasks} tasks"
-    if against == "control":
-        return {
+    if control is not None:
+        numbers += f", {draws} draws of the control" if draws > 1 else ""
+        sentence = {
             "better": f"Better: these data beat as many rows of {control} ({numbers}).",
             "worse": f"Worse: as many rows of {control} would have taught more ({numbers}).",
             "cannot tell": f"Cannot tell whether these data beat as many rows of {control} ({numbers}).",
         }[said]
+        luck = " That is against one draw of them; the luck of the draw shows with --controls 3."
+        return sentence + (luck if draws == 1 and said != "cannot tell" else "")
     outcome = {
         "better": "training lowered the loss on held-out tasks",
         "worse": "training raised the loss on held-out tasks",

@@ -44,6 +44,11 @@ def clean(text: str) -> tuple[str, Counter[str]]:
     return text, +counts
 
 
+def break_control_tokens(text: str) -> str:
+    """The text with a blank behind the first sign of each control token, so that it is one no more."""
+    return CONTROL_TOKEN.sub(lambda found: f"{found[0][0]} {found[0][1:]}", text)
+
+
 # Phrases that speak to a model rather than to a reader. A page about prompt injection holds them too; that is why
 # they are flagged for a person and not cut out.
 _INSTRUCTION = re.compile(

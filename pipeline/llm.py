@@ -13,6 +13,8 @@ from typing import Any, Protocol
 
 JsonObject = Mapping[str, Any]
 
+WRITING_TEMPERATURE, WRITING_TOP_P = 0.7, 0.9  # of what is written; 0 makes small models echo (docs/decisions.md)
+
 
 @dataclass(frozen=True, slots=True)
 class Request:
@@ -115,6 +117,16 @@ class Model(Protocol):
 
     async def close(self) -> None:
         """Let go of connections, threads and memory."""
+
+
+def object_schema(properties: JsonObject) -> dict[str, Any]:
+    """A JSON schema of an object with exactly these properties, in this order."""
+    return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
+
+
+def list_schema(name: str, items: JsonObject, at_most: int) -> dict[str, Any]:
+    """A JSON schema of an object that holds one list."""
+    return object_schema({name: {"type": "array", "items": items, "minItems": 1, "maxItems": at_most}})
 
 
 UNNAMED_TOKENS = 128  # what a chat template may add to a request that its JSON does not show

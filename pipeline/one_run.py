@@ -16,15 +16,15 @@ from typing import Any
 
 from pipeline import filters
 from pipeline.ask import Ask
-from pipeline.asking import read_prompts
 from pipeline.errors import Interrupted, Offline, StopRun, UsageError
 from pipeline.journal import Journal, Totals
 from pipeline.judge import Judge
 from pipeline.llm import Model
 from pipeline.models import check_judge_is_asked, open_judge
-from pipeline.money import FREE, Budget, Limits, Plan, Price, read_prices
+from pipeline.money import Budget, Limits, Plan, Price, read_prices
 from pipeline.pairs import Manner, Pairs
-from pipeline.run import Covering, Generator, Line, Recalling, Tally
+from pipeline.prompts import read_prompts
+from pipeline.run import Covering, Generator, Line, Noting, Recalling, Tally
 from pipeline.run_folder import DerivedFiles
 from pipeline.settings import GeneratorSettings, shaping
 
@@ -55,12 +55,9 @@ class OneRun:
         check_judge_is_asked(settings, "--judge or --pairs", asked=settings.judge or settings.pairs is not None)
         self.judge_model = open_judge(settings, model) if settings.judge or settings.pairs else model
         self.pairs: Pairs | None = None
-        self.notes: list[str] = []  # to be said
+        self.notes: list[str] = list(generator.notes) if isinstance(generator, Noting) else []  # to be said
         self.started = time.monotonic()
-        prices = {**(more_prices or {}), **read_prices(settings.prices)}
-        for one in (model, self.judge_model):
-            if one.is_local:
-                prices[one.identity] = FREE
+        prices = {**(more_prices or {}), **read_prices(settings.prices, model, self.judge_model)}
         self.budget = Budget(model.identity, prices, limits or Limits())
 
     @property
@@ -104,13 +101,14 @@ class OneRun:
             return
         self.judge_ask = self.ask.beside(self.judge_model, concurrency=self.settings.concurrency)
         await self.judge_ask.start(spent)
-        self.judge = Judge(self.judge_ask, read_prompts(self.settings.prompts), self.settings.extra_body)
+        prompts, extra = read_prompts(self.settings.prompts), self.settings.extra_body
+        self.judge = Judge(self.judge_ask, prompts, extra, self.settings.judge_max_tokens)
 
     @property
     def manner(self) -> Manner:
         """How further answers are asked for."""
         settings, max_tokens = self.settings, self.generator.shaping["max_tokens"]
-        return Manner(max_tokens, settings.temperature, settings.top_p, settings.extra_body)
+        return Manner(max_tokens, settings.temperature, settings.top_p, settings.extra_body, settings.judge_max_tokens)
 
     async def _pair_asks(self) -> tuple[Ask, Ask]:
         """Who is asked for further answers, and who for verdicts, once nothing more is sent for records."""

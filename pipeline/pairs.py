@@ -2,7 +2,7 @@
 
     python -m pipeline.self_instruct --pairs 2 --judge-model gpt-4o        writes preferences.jsonl beside the records
 
-They come after the records, from two wells:
+They come after the records, from two sources:
 
     for free    a filter turned an answer away, and another answer to the same question was kept. Only where the reason
                 is about the answer: never where it was too near to another one, or its document was at fault.
@@ -25,9 +25,17 @@ from typing import Any, Literal
 
 from pipeline.ask import Ask
 from pipeline.errors import Offline, StopRun
-from pipeline.filtering import Candidate, Filter, Found, first_objection, judge
+from pipeline.filtering import Candidate, Filter, Found, apply_filters, first_objection
 from pipeline.in_order import in_order
-from pipeline.judge import BETTER, comparison_request, prompts_for, question_shown, shown_of, source_text
+from pipeline.judge import (
+    BETTER,
+    VERDICT_TOKENS,
+    comparison_request,
+    prompts_for,
+    question_shown,
+    shown_of,
+    source_text,
+)
 from pipeline.llm import JsonObject, Request
 from pipeline.parsing import Unreadable, read_text, read_value
 from pipeline.prompts import Prompts
@@ -59,6 +67,7 @@ class Manner:
     temperature: float | None
     top_p: float | None
     extra: JsonObject
+    verdict_tokens: int = VERDICT_TOKENS
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +113,7 @@ class Pairs:
         record = candidate.record
         if filter_ not in ABOUT_THE_ANSWER or (filter_ == "cut_off" and record.task == "classification"):
             return  # a label stands before its input: that was cut off, not the answer
-        fit = judge(self._unfit, candidate)
+        fit = apply_filters(self._unfit, candidate)
         if isinstance(fit, Record):
             lost = _Lost(replace(candidate, record=fit, siblings=()), filter_, found.reason)
             self._lost.setdefault(_question_id(fit), []).append(lost)
@@ -179,7 +188,7 @@ class Pairs:
             return "equal", None
         cut = reply.finish_reason == "length"
         other = replace(candidate, record=record.model_copy(update={"output": text}), cut=cut, scores={})
-        fit = judge(self._unfit, other)
+        fit = apply_filters(self._unfit, other)
         if not isinstance(fit, Record):
             return "unfit", None
         objection = first_objection(self._against, replace(other, record=fit))
@@ -193,7 +202,8 @@ class Pairs:
         record = candidate.record
         source, prompts = candidate.evidence or source_text(record), prompts_for(record, self._prompts)
         orders = ((record.output, other), (other, record.output))
-        requests = [compare_request(record, source, pair, prompts, self._manner.extra) for pair in orders]
+        shown, manner = question_shown(record, source), self._manner
+        requests = [comparison_request(shown, pair, prompts, manner.extra, manner.verdict_tokens) for pair in orders]
         verdicts_ = (compare(request, shows=shown_of(record)) for request in requests)
         replies = await asyncio.gather(*verdicts_, return_exceptions=True)
         said: list[tuple[str, str]] = []
@@ -239,13 +249,6 @@ def answer_request(record: Record, number: int, prompts: Prompts, manner: Manner
         sample=number,
         extra=manner.extra,
     )
-
-
-def compare_request(
-    record: Record, source: str, answers: tuple[str, str], prompts: Prompts, extra: JsonObject
-) -> Request:
-    """Which of two answers is better? What is compared is marked off as data."""
-    return comparison_request(question_shown(record, source), answers, prompts, extra)
 
 
 # ---------------------------------------------------------------- small parts

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pipeline.checks.grounding import quotes_in
 from pipeline.errors import UsageError
-from pipeline.instances import list_schema, object_schema
-from pipeline.llm import JsonObject, Request
+from pipeline.llm import JsonObject, Request, list_schema, object_schema
 from pipeline.prompts import Prompts
 from pipeline.reading.chunks import Chunk, sentences
 from pipeline.records import Quote
@@ -155,6 +155,11 @@ def questions_wanted(chunk: Chunk, per_chunk: int) -> int:
 def evidence_of(chunk: Chunk) -> str:
     """What the model reads of a chunk, and what its answers may state: the headings above it, and its text."""
     return f"{' > '.join(chunk.headings)}\n\n{chunk.text}" if chunk.headings else chunk.text
+
+
+def passages_in(text: str) -> list[str]:
+    """The passages of an `input` in mode open; one that holds such a number itself comes in pieces."""
+    return [re.sub(r"^\[\d+\] ", "", part) for part in re.split(r"\n\n(?=\[\d+\] )", text)]
 
 
 def find_quotes(said: object, chunk: Chunk) -> list[Quote]:

@@ -252,11 +252,39 @@ def test_a_control_may_be_a_file_and_must_be_as_large(
     arguments = [data, "--base", tiny, "--out", out, "--tasks", tasks, "--new-tokens", 2, "--steps", 1]
     assert finetune(*arguments, "--control", other) == 0
     verdict = json.loads((out / "verdict.json").read_text())
-    assert (verdict["control"], verdict["overlap"]) == (str(other), 0.0)
+    assert (verdict["control"], verdict["overlap"], verdict["draws"]) == (str(other), 0.0, 1)
     assert json.loads((out / "control" / "run.json").read_text())["examples"] == 8
     few = write_rows(tmp_path / "few.jsonl", [{"instruction": "Why?", "output": "Because."}] * 3)
     assert finetune(*arguments, "--control", few) == 2
     assert "The control has 3 rows and ours 8" in capfd.readouterr().err
+
+
+def test_several_draws_of_the_control_are_trained_each_by_its_own_seed(
+    tiny: Path, tasks: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from tests.test_finetune_data import run_folder
+
+    folder, out = run_folder(tmp_path / "kept", kept=8, rejected=10), tmp_path / "out"
+    arguments = [folder, "--base", tiny, "--out", out, "--tasks", tasks, "--new-tokens", 2, "--steps", 1]
+    assert finetune(*arguments, "--controls", 2) == 0
+    verdict = json.loads((out / "verdict.json").read_text())
+    assert list(verdict["arms"]) == ["base", "ours", "control", "control 2"]
+    first, second = (json.loads((out / name / "run.json").read_text()) for name in ("control", "control-2"))
+    assert (first["seed"], second["seed"]) == (0, 1)
+    assert first["data"] != second["data"]
+    capfd.readouterr()
+    assert finetune(*arguments, "--controls", 3) == 0  # two are there already
+    said = capfd.readouterr().err
+    assert said.count("is trained already") == 3
+    assert f"saved in {out / 'control-3'}" in said
+    assert evaluate.main([str(out), "--tasks", str(tasks), "--new-tokens", "2"]) == 0
+    again = json.loads((out / "verdict.json").read_text())
+    assert (again["draws"], again["control"]) == (3, verdict["control"])
+    beside = [str(out / name) for name in ("control", "control-3")]
+    assert evaluate.main([str(out), "--tasks", str(tasks), "--new-tokens", "2", "--control", *beside]) == 0
+    named = json.loads((out / "verdict.json").read_text())
+    assert (named["draws"], named["overlap"]) == (2, None)
+    assert finetune(*arguments, "--controls", 0) == 2
 
 
 def test_rows_that_collide_with_the_tasks_are_left_out(

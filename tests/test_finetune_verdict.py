@@ -56,6 +56,36 @@ def test_noise_alone_is_told_from_an_effect_at_the_promised_rate() -> None:
     assert false_alarms <= 24  # 5 % are promised; 12 % would be 1 in 10,000 by chance
 
 
+def drawn(draws: int, luck: float, seed: int) -> list[list[Loss]]:
+    """Ours and so many draws of the control, none better than another, each with a luck of its own."""
+    numbers = random.Random(seed)
+    tasks = [(numbers.randrange(5, 40), numbers.uniform(0.5, 5.0)) for _ in range(40)]
+    lucks = [numbers.gauss(0, luck) for _ in range(1 + draws)]
+    return [[Loss(n * (hard + luck + numbers.gauss(0, 0.01)), n) for n, hard in tasks] for luck in lucks]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("draws", [2, 3, 5])
+def test_the_luck_of_the_draw_is_told_from_an_effect_at_the_promised_rate(draws: int) -> None:
+    alarms = [decide(*paired_interval(*drawn(draws, 0.02, seed))[1:]) != "cannot tell" for seed in range(200)]
+    assert sum(alarms) <= 24
+    against_one = [decide(*paired_interval(*drawn(1, 0.02, seed))[1:]) != "cannot tell" for seed in range(200)]
+    assert sum(against_one) > 100  # one draw takes luck for an effect: why there are several
+
+
+def test_several_draws_still_see_an_effect_beyond_their_luck() -> None:
+    ours, *draws = drawn(3, 0.01, seed=1)
+    better = [Loss(loss.nats - 0.2 * loss.tokens, loss.tokens) for loss in ours]
+    difference, low, high = paired_interval(better, *draws)
+    assert low < difference < high < 0
+    names = ("base", "ours", "control", "control 2", "control 3")
+    losses = dict(zip(names, [draws[0], better, *draws], strict=True))
+    verdict = judge(dict.fromkeys(names, MEASURES), losses, control="all candidates", overlap=0.5)
+    assert (verdict["draws"], verdict["interval_95"]) == (3, [low, high])
+    assert verdict["sentence"].startswith("Better: ")
+    assert "3 draws of the control" in verdict["sentence"]
+
+
 def test_the_decision_needs_an_interval_clear_of_zero() -> None:
     assert [decide(-2, -1), decide(-1, 1), decide(1, 2), decide(0.0, 1.0)] == [
         "better",
@@ -76,19 +106,20 @@ def test_one_sentence_says_it_against_the_control(shift: float, said: str) -> No
     verdict = judge(arms, {"base": control, "control": control, "ours": ours}, control="all candidates", overlap=0.5)
     assert verdict["sentence"].startswith(said)
     assert verdict["about_filtering"] == verdict["verdict"]
+    assert ("one draw" in verdict["sentence"]) == (said != "Cannot tell")
     assert describe(verdict)[-1] == verdict["sentence"]
 
 
 def test_without_a_control_nothing_is_said_about_filtering() -> None:
     ours, base = losses(40, -0.2, 0.05, seed=3)
-    verdict = judge({"base": MEASURES, "ours": MEASURES}, {"base": base, "ours": ours}, control=None, overlap=0.0)
+    verdict = judge({"base": MEASURES, "ours": MEASURES}, {"base": base, "ours": ours}, control=None, overlap=None)
     assert verdict["about_filtering"] is None
     assert "Without a control nothing is said about filtering" in verdict["sentence"]
 
 
 def test_few_tasks_tell_nothing() -> None:
     ours, base = losses(9, -1.0, 0.01, seed=3)
-    assert judge({}, {"base": base, "ours": ours}, control=None, overlap=0.0)["verdict"] == "cannot tell"
+    assert judge({}, {"base": base, "ours": ours}, control=None, overlap=None)["verdict"] == "cannot tell"
 
 
 def verdict_of_judge(*opinions: tuple[Opinions, int]) -> dict[str, Any]:
@@ -128,7 +159,7 @@ def test_few_opinions_say_nothing() -> None:
 
 def test_what_a_judge_says_decides_nothing_and_is_shown(tmp_path: Path) -> None:
     ours, base = losses(40, 0.2, 0.05, seed=3)
-    verdict = judge({"base": MEASURES, "ours": MEASURES}, {"base": base, "ours": ours}, control=None, overlap=0.0)
+    verdict = judge({"base": MEASURES, "ours": MEASURES}, {"base": base, "ours": ours}, control=None, overlap=None)
     verdict["judge"] = verdict_of_judge((WON, 40))
     assert verdict["verdict"] == "worse"
     assert describe(verdict)[-2:] == [verdict["judge"]["sentence"], verdict["sentence"]]
@@ -154,7 +185,7 @@ def test_the_measures_of_answers() -> None:
 
 def test_the_page_shows_answers_as_text_not_as_markup(tmp_path: Path) -> None:
     ours, base = losses(40, -0.2, 0.05, seed=3)
-    verdict = judge({"base": MEASURES, "ours": MEASURES}, {"base": base, "ours": ours}, control=None, overlap=0.0)
+    verdict = judge({"base": MEASURES, "ours": MEASURES}, {"base": base, "ours": ours}, control=None, overlap=None)
     asked = [{"question": "<b>Q</b>", "wanted": "w", "answers": {"base": "<script>x</script>", "ours": "fine"}}]
     write(tmp_path, verdict, asked)
     page = (tmp_path / "verdict.html").read_text()

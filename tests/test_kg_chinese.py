@@ -8,8 +8,8 @@ from kg.graph import Graph, GraphBuilder
 from kg.questions import KINDS, Sampler
 from kg.values import value_of, values_in
 from pipeline.checks.graph_check import Asked, check
-from pipeline.kg_chinese import comparative, phrases_of
-from pipeline.kg_phrases import Speaker
+from pipeline.phrasing.chinese import comparative, phrases_of
+from pipeline.phrasing.speaker import Speaker
 
 # label -> the statement, and the questions for either end
 SAID = {
@@ -26,6 +26,7 @@ SAID = {
     "人口（万人）": ("甲的人口是乙万人", "甲的人口是多少万人？", "哪个条目的人口是乙万人？"),
     "别名（旧）": ("甲的别名（旧）是乙", "甲的别名（旧）是什么？", "哪个条目的别名（旧）是乙？"),
     "症状": ("甲的症状是乙", "甲的症状是什么？", "哪个条目的症状是乙？"),
+    "located in": ("甲的“located in”一项是乙", "甲的“located in”一项是什么？", "哪个条目的“located in”一项是乙？"),
     "BMI": ("甲的“BMI”是乙", "甲的“BMI”是什么？", "哪个条目的“BMI”是乙？"),
     "参数": ("甲的参数是乙", "甲的参数是什么？", "哪个条目的参数是乙？"),
     "用法用量": ("甲的用法用量是乙", "甲的用法用量是什么？", "哪个条目的用法用量是乙？"),

@@ -19,7 +19,7 @@ from kg.names import tokens
 from kg.questions import Question
 from kg.values import same_number, value_of, values_in
 from pipeline.checks.graph_reading import NEGATION, Reading, cue_places, cues, stem, swapped, unit_of, wanted_value
-from pipeline.kg_phrases import Speaker
+from pipeline.phrasing.speaker import Speaker
 from pipeline.text import asks
 
 _ASKS_TRUTH = re.compile(

@@ -10,7 +10,7 @@ from functools import cached_property
 from kg.graph import Fact, Graph, Mention
 from kg.names import ARTICLES, language_of_name, literal_text, normal, tokens
 from kg.values import Value, same_number, unit_in, value_of, values_in
-from pipeline.kg_phrases import Speaker, fill
+from pipeline.phrasing.speaker import Speaker, fill
 
 Token = str | frozenset[int]  # a word, or the nodes that a name may mean
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pipeline import cache, crash
-from pipeline.asking import usd
 from pipeline.errors import UsageError
+from pipeline.money import usd
 from pipeline.one_run import OneRun
 from pipeline.records import DocumentSource, GraphSource, PromptSource, Record, Rejection, Source
 from pipeline.regeneration import kept, spending
@@ -25,6 +25,7 @@ from pipeline.regeneration.purge import files_shown, keys_showing, purge, stored
 from pipeline.regeneration.sources import Prepared, Revoked, files_of, item_ids, paths_of, prepare
 from pipeline.regeneration.versions import Versions
 from pipeline.run_folder import DerivedFiles, read_records, write_json
+from pipeline.self_qa_requests import evidence_of, passages_in
 from pipeline.settings import nearest
 
 FILE = "revoked.json"
@@ -41,6 +42,7 @@ class _Retraction:
     name: str  # of the file or seed
     keys: set[str]
     live: set[str]
+    passages: frozenset[str] = frozenset()  # of documents: their text, as an `input` shows it
     anew: str = ""  # what asking a chain anew would take
 
 
@@ -128,7 +130,9 @@ def _retractions(project: Project, versions: Versions, entries: Sequence[Revoked
         live = ready.live if ready is not None else set()
         file = entry.name if source.generator == "self_qa" else None
         keys, anew = _keys(project, source.name, file, live), _anew(ready) if ready is not None else ""
-        found.append(_Retraction(source.name, source.generator, entry.name, keys, live, anew))
+        chunks = ready.generator.chunks.values() if ready is not None and file is not None else ()
+        passages = frozenset(text for chunk in chunks for text in (evidence_of(chunk), chunk.text))
+        found.append(_Retraction(source.name, source.generator, entry.name, keys, live, passages, anew))
     return found
 
 
@@ -211,13 +215,24 @@ def _without(entry: Entry, retractions: Sequence[_Retraction]) -> Entry | None:
     left = tuple(source for source in entry.source if all(_supports(source, one) for one in retractions))
     purged = {key for one in retractions for key in one.keys}
     rests_on = [key for key in entry.requests if key in purged]
-    if not left or (rests_on and len(entry.source) == 1):
+    if not left or (rests_on and len(entry.source) == 1) or any(_shows(entry, one) for one in retractions):
         return None
     if len(left) == len(entry.source) and not rests_on:
         return entry
     return entry.model_copy(
         update={"source": left, "requests": tuple(key for key in entry.requests if key not in purged)}
     )
+
+
+def _shows(entry: Entry, retraction: _Retraction) -> bool:
+    """Whether its input shows a passage that is not there any more, beside its own that is.
+
+    The next tick puts others beside it, for nothing: the question and the answer are stored.
+    """
+    if retraction.generator != "self_qa" or not entry.input:
+        return False
+    is_of_it = any(isinstance(source, DocumentSource) and source.chunk in retraction.live for source in entry.source)
+    return is_of_it and not retraction.passages.issuperset(passages_in(entry.input))
 
 
 def _supports(source: Source, retraction: _Retraction) -> bool:

@@ -1,12 +1,11 @@
 """A real verdict on a CPU: rows that `pipeline.curate` chose, against as many raw ones, on 252 human-written tasks.
 
-    python -m tests.benchmarks.verdict_experiment                 # 26 minutes of one core
+    python -m tests.benchmarks.verdict_experiment                 # about an hour of one core
     python -m tests.benchmarks.verdict_experiment --records 100 --tasks 60
 
 Curates Alpaca's and Self-Instruct's real records (INSTRUCTLOOP_DATA, default ../shared/data), trains one adapter on
-the chosen ones and one on a seeded sample of everything there was, and measures both. The folder is kept: the same
-command goes on where it was stopped. The interval is over tasks; another draw of the raw rows gives another control
-(`--seed 1`, into another --out, trains both arms anew).
+the chosen ones and one on each of three seeded samples of everything there was, and measures all. The folder is
+kept: the same command goes on where it was stopped.
 """
 
 from __future__ import annotations
@@ -32,13 +31,14 @@ def trained_on(folder: Path | None) -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     from finetune import run
+    from finetune.evaluate import folder_of
     from pipeline import curate
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--records", type=int, default=300, help="in each arm")
     parser.add_argument("--tasks", type=int, default=252, help="of the 252, the first so many")
     parser.add_argument("--epochs", default="2")
-    parser.add_argument("--seed", default="0", help="of the control's draw and of the training")
+    parser.add_argument("--controls", default="3", help="draws of the raw rows")
     parser.add_argument("--out", type=Path, default=ROOT / "outputs" / "verdict_experiment")
     options = parser.parse_args(argv)
     tasks = options.out / "tasks.jsonl"
@@ -53,16 +53,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         if code:
             return code
     flags = ["--tasks", str(tasks), "--out", str(tuned), "--epochs", options.epochs, "--max-length", "512"]
-    flags += ["--seed", options.seed]
+    flags += ["--controls", options.controls]
     code = run.main([str(curated), *flags])
     if code == 0:
         verdict = json.loads((tuned / "verdict.json").read_text(encoding="utf-8"))
         print("| arm | rows | tokens | answer loss | ROUGE-L | BLEU | stops | plain-text loss |")
         print("|---|---|---|---|---|---|---|---|")
-        folders = {"ours": tuned, "control": tuned / "control"}
         for name, arm in verdict["arms"].items():
+            folder = {"base": None, "ours": tuned}.get(name, tuned / folder_of(name))
             cells = [f"{arm[key]:.4f}" for key in ("answer_loss", "rouge_l", "bleu", "stop_rate", "plain_text_loss")]
-            print(f"| {name} | {' | '.join([*trained_on(folders.get(name)), *cells])} |")
+            print(f"| {name} | {' | '.join([*trained_on(folder), *cells])} |")
         print(f"\n{verdict['sentence']}")
     return code
 

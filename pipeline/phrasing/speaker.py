@@ -1,6 +1,6 @@
 """Questions and answers from templates, in English and Chinese: correct without any model.
 
-What a relation's phrases leave open (`kg.graph.Phrases`) is filled by its label (kg_english.py, kg_chinese.py). A
+What a relation's phrases leave open (`kg.graph.Phrases`) is filled by its label (english.py, chinese.py). A
 draft is what `--template` writes down, and what a model is asked to rephrase.
 """
 
@@ -15,8 +15,10 @@ from kg.graph import Fact, Graph, Phrases, stable_hash
 from kg.names import is_awkward, language_of_name, split_name
 from kg.questions import Question
 from kg.values import value_of
-from pipeline import kg_chinese, kg_english
+from pipeline.phrasing import chinese, english
 from pipeline.text import language_of
+
+MOST_TOLD = 64  # of a subject in a paragraph
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +69,7 @@ class Speaker:
 
     def _is_neutral(self, relation: int) -> bool:
         known = self.graph.relation_phrases(relation, self.language)
-        return not known.statement and not self.was_awkward(relation) and kg_english.is_neutral(known.label)
+        return not known.statement and not self.was_awkward(relation) and english.is_neutral(known.label)
 
     def learn(self, relation: int, phrases: Phrases) -> None:
         self.learned[relation] = phrases
@@ -96,14 +98,14 @@ class Speaker:
     def _object(self, relation: int, node: int) -> str:
         """An object as a sentence says it: in Chinese the 701 of a 出生年份 is 701年."""
         name, phrases = self.name(node), self.phrases(relation)
-        if self.language == "zh" and name.isdigit() and kg_chinese.is_year(phrases.label):
+        if self.language == "zh" and name.isdigit() and chinese.is_year(phrases.label):
             return name if "{o}年" in phrases.statement else f"{name}年"
         return name
 
     def _one_of_several(self, statement: str, relation: int) -> str:
         label = self.phrases(relation).label
         if self.language == "zh":
-            made = kg_chinese.phrases_of(label).statement
+            made = chinese.phrases_of(label).statement
             return made.replace("是{o}", "包括{o}") if statement == made else statement
         singular = (f"{label.removeprefix('has ')} of {{s}} is {{o}}", f"entry under “{label}” for {{s}} is {{o}}")
         several = {f"the {one}": f"one {one}" for one in singular}
@@ -175,24 +177,24 @@ class Speaker:
                 called = None
         return clauses
 
-    def paragraph(self, subject: int, most: int = 64) -> str:
-        """What the graph says of a subject; `most` bounds relations, and the objects of each."""
-        told = self._tell(subject, self.name(subject), {subject}, most)
+    def paragraph(self, subject: int) -> str:
+        """What the graph says of a subject: MOST_TOLD relations at most, and as many objects of each."""
+        told = self._tell(subject, self.name(subject), {subject})
         return ("" if self.language == "zh" else " ").join(told)
 
-    def _tell(self, subject: int, called: str, seen: set[int], most: int) -> list[str]:
+    def _tell(self, subject: int, called: str, seen: set[int]) -> list[str]:
         """A subject's facts as sentences; what has no name is described by way of it, and told in its place."""
         told: list[str] = []
         keys = self.graph.keys  # in whose order a fact more moves no other
-        for relation in sorted(self.graph.relations_of(subject, most), key=self.graph.relation_keys.__getitem__):
-            objects = sorted(self.graph.tails(subject, relation, most), key=keys.__getitem__)
+        for relation in sorted(self.graph.relations_of(subject, MOST_TOLD), key=self.graph.relation_keys.__getitem__):
+            objects = sorted(self.graph.tails(subject, relation, MOST_TOLD), key=keys.__getitem__)
             facts = [(subject, relation, object_) for object_ in objects if not self.graph.is_nameless(object_)]
             if facts:
                 told.append(self._sentence(self._together(facts, called)))
             for object_ in objects:
                 if self.graph.is_nameless(object_) and object_ not in seen:
                     seen.add(object_)
-                    told += self._tell(object_, fill(self.phrases(relation).ref, s=called), seen, most)
+                    told += self._tell(object_, fill(self.phrases(relation).ref, s=called), seen)
         return told
 
     def _together(self, facts: Sequence[Fact], called: str | None = None) -> str:
@@ -259,7 +261,7 @@ def _en_both(speaker: Speaker, question: Question) -> Draft:
 
 def _en_compare(speaker: Speaker, question: Question) -> Draft:
     one, other = (speaker.name(node) for node in question.asked)
-    label = kg_english.measure(speaker.phrases(question.relations[0]).label)
+    label = english.measure(speaker.phrases(question.relations[0]).label)
     if is_date(speaker.graph, question):
         ask = f"Which has the {'later' if question.more else 'earlier'} {label}, {one} or {other}?"
     else:
@@ -328,11 +330,11 @@ def _zh_both(speaker: Speaker, question: Question) -> Draft:
 def _zh_compare(speaker: Speaker, question: Question) -> Draft:
     one, other = (speaker.name(node) for node in question.asked)
     label = speaker.phrases(question.relations[0]).label
-    how = kg_chinese.comparative(label, more=question.more, dates=is_date(speaker.graph, question))
-    whose = "谁" if kg_chinese.of_people(label) else "哪个"
+    how = chinese.comparative(label, more=question.more, dates=is_date(speaker.graph, question))
+    whose = "谁" if chinese.of_people(label) else "哪个"
     first, second = _winner_first(question)
     answer = f"{speaker.name(question.answers[0])}。{speaker.statement(first)}，而{speaker.statement(second)}。"
-    return Draft(f"{one}和{other}，{whose}的{kg_chinese.measure(label)}{how}？", answer)
+    return Draft(f"{one}和{other}，{whose}的{chinese.measure(label)}{how}？", answer)
 
 
 def _zh_claim(speaker: Speaker, question: Question) -> Draft:
@@ -424,6 +426,6 @@ def complete(known: Phrases, language: str) -> Phrases:
                 ref=f"what completes “{blank_tail}”",
             )
     else:
-        made = kg_chinese.phrases_of(known.label) if language == "zh" else kg_english.phrases_of(known.label)
+        made = chinese.phrases_of(known.label) if language == "zh" else english.phrases_of(known.label)
     given = {name: getattr(known, name) or getattr(made, name) for name in ("statement", "tail", "head", "ref")}
     return replace(known, **given)

@@ -5,39 +5,43 @@ Their requests depend on replies that are not there yet, so records of the expec
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from pipeline.judge import USUAL_VERDICT_TOKENS, judge_request
-from pipeline.llm import Request
+from pipeline.judge import USUAL_VERDICT_TOKENS, comparison_request, judge_request, question_shown
 from pipeline.money import Expected, Plan, plan_of
-from pipeline.pairs import Manner, answer_request, compare_request
+from pipeline.pairs import Manner, answer_request
 from pipeline.prompts import Prompts
 from pipeline.records import PromptSource, Record, make_record
+from pipeline.run_folder import read_summary
+
+
+def as_counted(plan: Plan, folder: Path, target: int | None) -> Expected:
+    """What a plan expects; where the folder has all replies for its records, as many as its summary counts."""
+    summary = read_summary(folder)
+    if plan.requests or summary.get("target", ...) != target or summary.get("ended") not in ("target", "exhausted"):
+        return plan.expected
+    return replace(plan.expected, records=summary["kept"], judged=summary["kept"] + summary["rejected"].get("poor", 0))
 
 
 def plan_judge(expected: Expected, folder: Path, prompts: Prompts) -> Plan:
     """A verdict for each record that is expected, less those that the folder's summary counts as judged."""
-    done = (_summary(folder).get("judge") or {}).get("asked", 0)
+    done = (read_summary(folder).get("judge") or {}).get("asked", 0)
     request = judge_request(_stand_in(expected), _text(expected.source), prompts, {})
-    return plan_of([(request, USUAL_VERDICT_TOKENS)], "", max(0, math.ceil(expected.records) - done))
+    wanted = expected.records if expected.judged is None else expected.judged
+    return plan_of([(request, USUAL_VERDICT_TOKENS)], "", max(0, math.ceil(wanted) - done))
 
 
 def plan_pairs(expected: Expected, wanted: int, folder: Path, prompts: Prompts, manner: Manner) -> tuple[Plan, Plan]:
     """`wanted` further answers to each record, and two verdicts on each, less those that the summary counts."""
-    done = (_summary(folder).get("pairs") or {}).get("answers", 0)
+    done = (read_summary(folder).get("pairs") or {}).get("answers", 0)
     times = max(0, wanted * math.ceil(expected.records) - done)
-    record, source = _stand_in(expected), _text(expected.source)
+    record = _stand_in(expected)
     answer = answer_request(record, 0, prompts, manner)
-    verdicts = [compare_request(record, source, (record.output, record.output), prompts, {})] * 2
-    return plan_of([(answer, expected.answer)], "", times), plan_of(_verdicts(verdicts), "", times)
-
-
-def _verdicts(requests: list[Request]) -> Iterator[tuple[Request, float]]:
-    return ((request, USUAL_VERDICT_TOKENS) for request in requests)
+    shown = question_shown(record, _text(expected.source))
+    verdict = comparison_request(shown, (record.output, record.output), prompts, {})
+    return plan_of([(answer, expected.answer)], "", times), plan_of([(verdict, USUAL_VERDICT_TOKENS)] * 2, "", times)
 
 
 def _stand_in(expected: Expected) -> Record:
@@ -50,12 +54,3 @@ def _stand_in(expected: Expected) -> Record:
 def _text(tokens: float) -> str:
     """A text of about so many tokens."""
     return "x" * round(4 * tokens)
-
-
-def _summary(folder: Path) -> dict[str, Any]:
-    """summary.json, as far as it can be read; without one nothing was done yet."""
-    try:
-        found = json.loads((folder / "summary.json").read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}

@@ -77,7 +77,7 @@ def phrases_of(label: str) -> Phrases:
         return _as_a_verb(label)
     unit = _unit(label)
     noun = measure(label) if unit else label
-    said = noun if re.search("[\u4e00-\u9fff]", noun) else f"“{noun}”"
+    said = noun if re.search("[\u4e00-\u9fff]", noun) else _quoted(noun)
     whose = "谁" if of_people(label) else "哪个条目"
     return Phrases(
         label,
@@ -86,6 +86,11 @@ def phrases_of(label: str) -> Phrases:
         head=f"{whose}的{said}是{{o}}{unit}？",
         ref=f"{{s}}的{said}",
     )
+
+
+def _quoted(label: str) -> str:
+    """A foreign label as a noun: "located in" or "wrote" is none by itself, an abbreviation is."""
+    return f"“{label}”" if label.isupper() else f"“{label}”一项"
 
 
 def is_verb(label: str) -> bool:
