@@ -279,10 +279,11 @@ class _Run:
 
 def _judge_line(judge: dict[str, Any]) -> str:
     """What became of the verdicts; a judge that nobody could read has turned nothing away, and must not look well."""
-    line = f"Judged {judge['asked']} records, {judge['sent']} requests sent now; {judge['unreadable']} gave no verdict"
-    if not judge["unreadable"]:
+    readable, unreadable = judge["readable"], judge["unreadable"]
+    line = f"Judged {readable + unreadable} records, {judge['sent']} requests sent now; {unreadable} gave no verdict"
+    if not unreadable:
         return f"{line}."
-    help_ = "; a judge that thinks needs a higher --judge-max-tokens" * (2 * judge["unreadable"] > judge["asked"])
+    help_ = "; a judge that thinks needs a higher --judge-max-tokens" * (unreadable > readable)
     return f"{line} and passed unjudged{help_}."
 
 

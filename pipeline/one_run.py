@@ -182,6 +182,7 @@ class OneRun:
             "model": self.judge_model.identity,
             "asked": counts.asked,
             "sent": counts.sent,
+            "readable": self.judge.readable,
             "unreadable": self.judge.unreadable,
         }
 
