@@ -228,8 +228,8 @@ class _Command:
             target = max(0, target - have)
             if prepared.kept or not target:
                 return Plan(0, 0, 0, "the chain is as it was"), 0.0
-        plan = await one.plan(target, journal)
-        return plan, one.budget.price_of(plan.prompt_tokens, plan.completion_tokens) if plan.requests else 0.0
+        forecast = one.forecast(await one.plan(target, journal), source.folder_before or self.out)
+        return forecast.plan, forecast.price
 
     def _refusal(self, ready: Sequence[_Ready], plans: Sequence[tuple[Plan, float | None]]) -> str | None:
         """What changed settings would invalidate, where nobody accepted that."""
