@@ -203,13 +203,14 @@ class OneRun:
             "cost": self.budget.cost,
             "cost_at_most": self.budget.cost_at_most,
             "cost_per_kept": self.budget.cost_per(tally.kept),
-            "judge": self._judge_counts(),
+            "judge": self.judge_counts(),
             "pairs": self.pairs.counts() if self.pairs is not None else None,
             "seconds": round(time.monotonic() - self.started, 1),
             **own,
         }
 
-    def _judge_counts(self) -> dict[str, Any] | None:
+    def judge_counts(self) -> dict[str, Any] | None:
+        """How many verdicts were asked for, sent for, and could be read; None without a judge."""
         if self.judge is None or self.judge_ask is None:
             return None
         counts = self.judge_ask.counts

@@ -25,7 +25,7 @@ from textwrap import shorten
 from typing import Any, get_args
 
 from pipeline import crash, filters
-from pipeline.cli import Progress, say, show, show_json
+from pipeline.cli import Progress, judge_line, say, show, show_json
 from pipeline.errors import DONE, REFUSED, SHORT, Interrupted, StopRun, UsageError
 from pipeline.extras import need
 from pipeline.funnel import why_nothing
@@ -347,6 +347,8 @@ class _Command:
         kept.write_ids(settings.out / kept.REPLIES, replies)
         number = len(records) + tally.kept
         say(f"{prepared.name}: {number} records, {len(records)} of them copied; {one.ask.counts.sent} requests sent.")
+        if (judged := one.judge_counts()) is not None:
+            say(f"{prepared.name}: {judge_line(judged)}")
         why = "" if number else _why_nothing(one, tally, len(prepared.live), is_copied=whole)
         if why:
             say(f"{prepared.name} brings no record: {why}")

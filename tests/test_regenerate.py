@@ -442,6 +442,9 @@ def test_a_plan_counts_the_judge(folder: Folder, tick: Tick) -> None:
     verdicts = [line["body"] for line in folder.server.ledger()[sent:] if line["body"]["model"] == "k"]
     grounded = sum("grounding" in json.dumps(body["response_format"]) for body in verdicts)
     assert sum(planned[name]["requests"] for name in documents) == grounded
+    judged = [line for line in tick.said.err.splitlines() if ": Judged " in line]  # type: ignore[attr-defined]
+    assert [line.partition(":")[0] for line in judged] == ["docs", "facts", "tasks"]
+    assert all(line.endswith("0 gave no verdict.") for line in judged)
 
 
 @pytest.mark.slow
