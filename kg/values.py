@@ -79,6 +79,9 @@ _WORDS = {
 }
 _HAN_DIGITS = {digit: value for value, digit in enumerate("零一二三四五六七八九")} | {"两": 2, "〇": 0}
 _HAN_SCALES = {"十": 10, "百": 100, "千": 1000}
+# Traditional spellings, one character for one, so that places stay.
+SAME_HAN = str.maketrans("萬億兩個點時鐘噸週歲號", "万亿两个点时钟吨周岁号")
+_HAN_SCALES_ABOVE_TEN = {"百": 100, "千": 1000, "万": 10_000, "亿": 100_000_000}
 _HAN_COUNT = re.compile(
     r"([一二三四五六七八九]?十[一二三四五六七八九]?|[零两二三四五六七八九一])(?=[个颗位种座项枚条名艘次样类部本首篇家所国地处])"
 )
@@ -105,7 +108,7 @@ class Value:
 def values_in(text: str, *, words: bool = False) -> list[Value]:
     """All dates, quantities and numbers in a text; with `words`, numbers written as words too."""
     found: list[Value] = []
-    rest = text
+    rest = text = text.translate(SAME_HAN)
     for match in _DATE.finditer(text):
         day = _day(match)
         found.append(Value(day, "date", day, match.start(), match.end()))
@@ -119,7 +122,7 @@ def values_in(text: str, *, words: bool = False) -> list[Value]:
         number, (dimension, factor) = han_number(match["han"]), _UNITS[match["unit"]]
         found.append(Value(number * factor, dimension, number, match.start(), match.end()))
     if words:
-        written = [(_WORDS[m.group().lower()], m) for m in _WORD.finditer(rest)]
+        written = [(float(_WORDS[m.group().lower()]), m) for m in _WORD.finditer(rest)]
         written += [(han_number(m.group(1)), m) for m in _HAN_COUNT.finditer(rest)]
         found += [Value(number, "", number, m.start(), m.end()) for number, m in written]
     return sorted(found, key=lambda value: value.start)
@@ -187,7 +190,12 @@ def han_number(han: str) -> float:
         elif character in _HAN_SCALES:
             section += max(digit, 1) * _HAN_SCALES[character]
             digit = 0
-        else:
-            total = (total + section + digit) * (1e4 if character == "万" else 1e8)
+        elif character == "万":
+            total += (section + digit) * 1e4  # 一亿五千万
             section = digit = 0
+        else:
+            total = (total + section + digit) * 1e8  # 二万亿
+            section = digit = 0
+    if digit and han[-2:-1] in _HAN_SCALES_ABOVE_TEN:  # 二百五, 三万六
+        digit *= _HAN_SCALES_ABOVE_TEN[han[-2]] / 10
     return total + section + digit

@@ -20,7 +20,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pipeline import filters
 from pipeline.ask import Ask
 from pipeline.backends.endpoint import without_secrets
 from pipeline.errors import (
@@ -35,6 +34,7 @@ from pipeline.errors import (
     storage_failures,
 )
 from pipeline.funnel import likeliest_cause, what_next, why_short
+from pipeline.instruction_filters import INSTRUCTION
 from pipeline.interrupt import interruptible
 from pipeline.journal import Journal, Totals
 from pipeline.judge import USUAL_VERDICT_TOKENS
@@ -43,7 +43,7 @@ from pipeline.models import open_model
 from pipeline.money import Plan, plan_of, usd
 from pipeline.one_run import OneRun, changes
 from pipeline.pairs import Pairs
-from pipeline.plan_judging import plan_judge, plan_pairs
+from pipeline.plan_judging import as_counted, plan_judge, plan_pairs
 from pipeline.prompts import read_prompts
 from pipeline.run import Generator, Tally
 from pipeline.run_folder import DerivedFiles, check_maker, locked, write_json
@@ -171,6 +171,7 @@ class _Run:
                 journal = open_ones.enter_context(Journal(self.folder / "journal.sqlite"))
                 self.one.budget.start(await journal.totals())
             plan = await self.one.plan(self.settings.target, journal)
+        plan = dataclasses.replace(plan, expected=as_counted(plan, self.folder, self.settings.target))
         verdicts, answers = self._plan_later(plan)
         own, budget, judges = plan + answers, self.one.budget, self.one.budget.beside(self.one.judge_model.identity)
         plan = own + verdicts
@@ -255,6 +256,8 @@ class _Run:
             f" {summary['completion_tokens']} tokens written, {summary['seconds']} s."
         )
         say(self._spent(summary))
+        if summary["judge"] is not None:
+            say(_judge_line(summary["judge"]))
         if self.one.pairs is not None:
             say(_pairs_line(self.one.pairs))
         files = f"Records: {self.folder / 'records.jsonl'}; rejections: {self.folder / 'rejected.jsonl'}"
@@ -279,10 +282,19 @@ class _Run:
         """Which end it came to, what most likely did it, and what to do next."""
         what = "Short of the target" if tally.kept else "Nothing was kept"
         say(f"{what}: {why_short(tally, self.generator.at_its_end)}.")
-        switches = {f.name for f in self.one.filters} | {f.name for f in filters.INSTRUCTION}
+        switches = {f.name for f in self.one.filters} | {f.name for f in INSTRUCTION}
         say(likeliest_cause(tally, switches, self.settings.target, self.generator.name))
         read = f"read {self.folder / 'rejected.jsonl'}; then " * bool(tally.rejected)
         say(f"Next: {read}{what_next(tally, switches, self.generator.name)}. This was: {self.again}")
+
+
+def _judge_line(judge: dict[str, Any]) -> str:
+    """What became of the verdicts; a judge that nobody could read has turned nothing away, and must not look well."""
+    line = f"Judged {judge['asked']} records, {judge['sent']} requests sent now; {judge['unreadable']} gave no verdict"
+    if not judge["unreadable"]:
+        return f"{line}."
+    help_ = "; a judge that thinks needs a higher --judge-max-tokens" * (2 * judge["unreadable"] > judge["asked"])
+    return f"{line} and passed unjudged{help_}."
 
 
 def _pairs_line(pairs: Pairs) -> str:

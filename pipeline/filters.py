@@ -1,118 +1,44 @@
-"""The ordered list of filters, from free to dear. Each says keep (None), reject and why (Found), or mend (Mended).
+"""The ordered list of filters of records, from free to dear. Each keeps (None), rejects (Found) or mends (Mended).
 
-    of a new instruction   too_short · too_long · keywords · asks_for_program · first_character · novelty
-    of a finished record   shape     cut_off · unfinished · empty_output · echo · ends_with_colon · overlong
-                           wording   language · looping · refusal · leaked_prompt · control_tokens
-                           safety    secrets · personal_data · links
-                           source    injection · points_at_text · leaks_text · unanswered · ungrounded · answerable
-                           graph     graph
-                           (here stand the user's own: --own-filters)
-                           compared  contradiction · repeated_output
-                           judged    poor
+    shape     cut_off · unfinished · empty_output · echo · ends_with_colon · overlong
+    wording   language · looping · refusal · leaked_prompt · control_tokens
+    safety    secrets · personal_data · links
+    source    injection · points_at_text · not_a_question · off_topic · leaks_text · unanswered · ungrounded
+              answerable
+    graph     graph
+              (here stand the user's own: --own-filters)
+    compared  contradiction · repeated_output
+    judged    poor
 
 A filter is one small pure function with a setting, named after what it rejects. To add one: write the function
 beside its kin, put `@add_to(...)` above it, and add a row to its table in tests/test_filters.py. The order of the
 functions in this file is the order in which they are asked; the first that finds something rejects. What compares
 records comes last, so that no rejected one displaces a good one. How a text is examined is in pipeline/checks.
 
-INSTRUCTION filters decide what joins Self-Instruct's pool and so shape later prompts; the other generators have no
-pool, and there they act on a record's instruction where --filters names them. RECORD filters can be changed at any
-time for free. Sources: Self-Instruct (Wang et al. 2023) and its code, `bootstrap_instructions.py` and
-`prepare_for_finetuning.py`; Alpaca's `generate_instruction.py`. docs/quality.md shows what each takes.
+These can be changed at any time for free; those of new instructions, in instruction_filters.py, shape later prompts.
+Sources: Self-Instruct (Wang et al. 2023) and its code, `bootstrap_instructions.py` and `prepare_for_finetuning.py`;
+Alpaca's `generate_instruction.py`. docs/quality.md shows what each takes.
 """
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.checks import graph_check, shape, wording, written_language
 from pipeline.checks.grounding import share_of_terms, shares_no_word, unsupported
 from pipeline.checks.private_text import find_secret, is_about_personal_data, redact_personal_data
-from pipeline.filtering import (
-    Candidate,
-    Filter,
-    Found,
-    Mended,
-    NewInstruction,
-    Range,
-    Verdict,
-    add_to,
-    chosen,
-    on_a_record,
-)
+from pipeline.filtering import Candidate, Filter, Found, Mended, Range, Verdict, add_to, chosen, on_a_record
 from pipeline.hygiene import CONTROL_TOKEN, break_control_tokens, hidden_instruction
+from pipeline.instruction_filters import INSTRUCTION, WORDS, novelty
 from pipeline.records import DocumentSource, Neighbour, Record, texts_of, with_texts
 from pipeline.text import asks, count_words, one_line
 
-INSTRUCTION: list[Filter[NewInstruction]] = []
 ALONE: list[Filter[Candidate]] = []  # a record by itself
 COMPARED: list[Filter[Candidate]] = []  # … beside the others
 JUDGED: list[Filter[Candidate]] = []  # … by what it cost to judge
 
-WORDS, SHARE = Range(0), Range(0, 1)
-
-
-# ---------------------------------------------------------------- instructions
-
-
-@add_to(INSTRUCTION, "Self-Instruct: 3 words or fewer", threshold=3, why="as published", range_=WORDS)
-def too_short(new: NewInstruction, at_most: float) -> Found | None:
-    """An instruction of `at_most` words or fewer; a Chinese word counts as one and a half characters."""
-    words = count_words(new.text)
-    return Found(f"{words:.3g} words, at most {at_most:g} is too short", words) if words <= at_most else None
-
-
-@add_to(INSTRUCTION, "Self-Instruct: more than 150 words", threshold=150, why="as published", range_=WORDS)
-def too_long(new: NewInstruction, more_than: float) -> Found | None:
-    """An instruction of more than `more_than` words."""
-    words = count_words(new.text)
-    return Found(f"{words:.3g} words, more than {more_than:g} is too long", words) if words > more_than else None
-
-
-@add_to(INSTRUCTION, "Self-Instruct and Alpaca: keyword list")
-def keywords(new: NewInstruction, _: float) -> Found | None:
-    """An instruction that asks for what a text model cannot see, hear, draw or open."""
-    hit = wording.names_medium(new.text)
-    return Found(f"names {hit!r}, which text cannot give", hit) if hit else None
-
-
-@add_to(INSTRUCTION, 'Self-Instruct: starts with "Write a program"')
-def asks_for_program(new: NewInstruction, _: float) -> Found | None:
-    """ "Write a program …": the original found its model unsure whether to write or to run it."""
-    return Found('starts with "write a program"') if wording.WRITE_A_PROGRAM.match(new.text) else None
-
-
-_OPENING = '《「『“‘"¿¡'
-
-
-@add_to(INSTRUCTION, "Self-Instruct: starts with punctuation")
-def first_character(new: NewInstruction, _: float) -> Found | None:
-    """A first character that is no letter or digit of any script, nor one that opens a title or a quotation.
-
-    The original also drops every non-ASCII start, and with it all of Chinese (docs/decisions.md).
-    """
-    first = new.text[:1]
-    fine = first != "" and (first in _OPENING or unicodedata.category(first)[0] in "LN")
-    return None if fine else Found(f"starts with {first!r}", first)
-
-
-@add_to(
-    INSTRUCTION,
-    "Self-Instruct: ROUGE-L above 0.7 against seeds and kept",
-    threshold=0.7,
-    why="as published",
-    range_=Range(0, 1, below=True),  # at 1 nothing would be found, not even the same words
-)
-def novelty(new: NewInstruction, above: float) -> Found | None:
-    """ROUGE-L F above `above` against a seed or an instruction kept before (the index holds the threshold)."""
-    nearest = new.pool.nearest(new.text) if new.pool is not None else None
-    if nearest is None:
-        return None
-    score, id_ = nearest
-    neighbour = Neighbour(id=id_, text=new.pool_texts[id_])
-    return Found(f"ROUGE-L {score:.3f} with {id_}, above {above:g}", round(score, 4), neighbour)
+SHARE = Range(0, 1)
 
 
 # ---------------------------------------------------------------- records: shape and length

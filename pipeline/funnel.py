@@ -13,6 +13,8 @@ _READING = {
     "refusal": "the model declines what it is asked; another --model, or other seeds or documents",
     "content_filter": "the endpoint's content filter took them; another --model, or other seeds or documents",
     "cut_off": "give the replies more room with --max-tokens",
+    "reasoning_only": "switch the model's thinking off by --extra-body, or give it room to end with --max-tokens 8000",
+    "empty_reply": "give the replies more room with --max-tokens, or name another --model",
     "not_json": "name a --model that can keep to JSON, or give the replies more room with --max-tokens",
     "wrong_shape": "name a --model that can keep to a JSON schema",
 }

@@ -25,6 +25,7 @@ from pipeline.seed_tasks import Instance, SeedTask, fingerprint
 from pipeline.text import replace_surrogates
 
 GENERATOR = "self_instruct"
+IDENTIFYING_TOKENS = 64  # of the reply, unless --max-tokens gives room to think first
 TEMPLATES = (
     "self_instruct_identify",
     "self_instruct_output_first",
@@ -94,11 +95,14 @@ class InstanceWriter:
         turns: int,
         per_task: int,
         max_tokens: int,
+        room: int,
         temperature: float | None,
         top_p: float | None,
         extra: JsonObject,
     ) -> None:
+        """`room` is what the user gave each reply to think in, 0 where nothing was said of it."""
         self._prompts, self._examples, self._language = prompts, examples, language
+        self._identifying_tokens = max(IDENTIFYING_TOKENS, room)
         self._classification_only, self._turns, self._per_task = classification_only, turns, per_task
         self._max_tokens, self._temperature, self._top_p, self._extra = max_tokens, temperature, top_p, extra
 
@@ -118,7 +122,8 @@ class InstanceWriter:
         """Is it a classification task?"""
         messages = self._prompts.chat("self_instruct_identify", {"instruction": instruction}, self._examples.identify)
         schema = object_schema({"classification": {"type": "boolean"}})
-        return Request(messages, max_tokens=64, temperature=0.0, schema=schema, extra=self._extra)
+        tokens = self._identifying_tokens
+        return Request(messages, max_tokens=tokens, temperature=0.0, schema=schema, extra=self._extra)
 
     def instances_request(self, instruction: str, is_classification: bool) -> Request:
         """Its instances: the label first, or the input first."""

@@ -183,14 +183,12 @@ class Journal:
         self._thread.start()
         try:
             self._opened.result()
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.DatabaseError, OSError) as error:
             if getattr(error, "sqlite_errorcode", None) in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
                 raise UsageError(
                     f"{self._path}: is damaged, or no journal ({error}). What was paid for cannot be read from it:"
                     " put back a copy, or use another --out."
                 ) from error
-            raise StorageError(f"{self._path}: cannot be opened as a journal ({error}).") from error
-        except OSError as error:
             raise StorageError(f"{self._path}: cannot be opened as a journal ({error}).") from error
         return self
 
@@ -254,7 +252,6 @@ class Journal:
 
     async def end_attempt(self, attempt: int, ended: Ended, *, settles: tuple[str, str] | None = None) -> None:
         """Write down how an attempt ended. `settles` is (key, reader) where that is the request's outcome."""
-
         detail = None if ended.detail is None else replace_surrogates(ended.detail)
         maybe_paid = ended.outcome not in UNPAID
 
@@ -267,9 +264,8 @@ class Journal:
                  detail, ended.raw, " ".join(ended.flaws) or None, maybe_paid, maybe_paid, attempt),
             )  # fmt: skip
             if settles is not None:
-                connection.execute(
-                    "INSERT OR REPLACE INTO outcomes VALUES (?, ?, ?)", (settles[0], attempt, settles[1])
-                )
+                key, reader = settles
+                connection.execute("INSERT OR REPLACE INTO outcomes VALUES (?, ?, ?)", (key, attempt, reader))
 
         await self._submit(write, writes=True)
         if settles is not None:
@@ -288,12 +284,8 @@ class Journal:
 
     async def refused_parameters(self, endpoint: str, model: str) -> set[str]:
         """What `refuse_parameter` was told before, in this run or an earlier one."""
-
-        def read(connection: sqlite3.Connection) -> set[str]:
-            query = "SELECT parameter FROM refused_parameters WHERE endpoint = ? AND model = ?"
-            return {row[0] for row in connection.execute(query, (endpoint, model))}
-
-        return await self._submit(read)
+        query = "SELECT parameter FROM refused_parameters WHERE endpoint = ? AND model = ?"
+        return await self._submit(lambda db: {row[0] for row in db.execute(query, (endpoint, model))})
 
     async def note(self, key: str, source: str, shown: Sequence[tuple[str, str]]) -> None:
         """Remember what of a source a request shows: pairs of a file's name, or "", and an item's id."""
@@ -316,7 +308,7 @@ class Journal:
         number and `since` a time, in seconds since 1970."""
 
         def read(connection: sqlite3.Connection) -> Totals:
-            counts = connection.execute(
+            counts: tuple[int, int, int, int, int] = connection.execute(
                 "SELECT (SELECT count(*) FROM requests), count(*),"
                 " (SELECT count(*) FROM outcomes WHERE reader != 'failed'),"
                 " (SELECT count(*) FROM outcomes WHERE reader = 'failed'),"
@@ -337,8 +329,7 @@ class Journal:
                 (after, since),
             )
             by_model = {row[0]: Used(*row[1:]) for row in used}
-            requests, attempts, answered, failed, unknown = counts
-            return Totals(requests, attempts, answered, failed, unknown, dict(faults.most_common()), by_model)
+            return Totals(*counts, dict(faults.most_common()), by_model)
 
         return await self._submit(read)
 

@@ -18,7 +18,7 @@ from pipeline.records import DocumentSource, GraphSource, Record, content_id
 CRITERIA = ("correctness", "following", "grounding", "score")
 LOWEST, HIGHEST = 1, 5
 BETTER = ("first", "second", "tie")  # of two answers
-VERDICT_TOKENS = 400  # of a reply, at most
+VERDICT_TOKENS = 400  # of a reply, at most; --judge-max-tokens
 USUAL_VERDICT_TOKENS = 80  # for --plan
 
 
@@ -31,8 +31,10 @@ class Asking(Protocol):
 class Judge:
     """Reads records in the language they are in, through `ask`, its own model's."""
 
-    def __init__(self, ask: Asking, prompts: Mapping[str, Prompts], extra: JsonObject) -> None:
-        self._ask, self._prompts, self._extra = ask, prompts, extra
+    def __init__(
+        self, ask: Asking, prompts: Mapping[str, Prompts], extra: JsonObject, max_tokens: int = VERDICT_TOKENS
+    ) -> None:
+        self._ask, self._prompts, self._extra, self._max_tokens = ask, prompts, extra, max_tokens
         self.unreadable = 0  # replies that were no verdict
 
     async def scores(self, record: Record, source: str = "") -> dict[str, float]:
@@ -50,7 +52,7 @@ class Judge:
         `source` is the passage or the facts it rests on, "" where there are none. Raises Unreadable where the reply is
         no verdict.
         """
-        request = judge_request(record, source, prompts_for(record, self._prompts), self._extra)
+        request = judge_request(record, source, prompts_for(record, self._prompts), self._extra, self._max_tokens)
         reply = await self._ask(request, shows=shown_of(record))
         names = [name for name in CRITERIA if name != "grounding" or source]
         verdict = read_object(reply, *names)
@@ -62,26 +64,36 @@ class Judge:
         return whole
 
 
-def judge_request(record: Record, source: str, prompts: Prompts, extra: JsonObject) -> Request:
+def judge_request(
+    record: Record, source: str, prompts: Prompts, extra: JsonObject, max_tokens: int = VERDICT_TOKENS
+) -> Request:
     """The request that judges a record, at temperature 0. What is judged is marked off as data."""
     names = [name for name in CRITERIA if name != "grounding" or source]
     number = {"type": "integer", "enum": list(range(LOWEST, HIGHEST + 1))}
     properties = {"reason": {"type": "string"}, **dict.fromkeys(names, number)}
     values = question_shown(record, source) | {"output": record.output}
-    return verdict_request(prompts.chat("judge", values), properties, extra)
+    return verdict_request(prompts.chat("judge", values), properties, extra, max_tokens)
 
 
-def comparison_request(shown: dict[str, str], answers: tuple[str, str], prompts: Prompts, extra: JsonObject) -> Request:
+def comparison_request(
+    shown: dict[str, str],
+    answers: tuple[str, str],
+    prompts: Prompts,
+    extra: JsonObject,
+    max_tokens: int = VERDICT_TOKENS,
+) -> Request:
     """The request that says which of two answers is BETTER, both marked off as data; `question_shown` gives `shown`."""
     properties = {"reason": {"type": "string"}, "better": {"type": "string", "enum": list(BETTER)}}
     values = shown | {"first": answers[0] or "-", "second": answers[1] or "-"}
-    return verdict_request(prompts.chat("pair_judge", values), properties, extra)
+    return verdict_request(prompts.chat("pair_judge", values), properties, extra, max_tokens)
 
 
-def verdict_request(messages: tuple[tuple[str, str], ...], properties: JsonObject, extra: JsonObject) -> Request:
+def verdict_request(
+    messages: tuple[tuple[str, str], ...], properties: JsonObject, extra: JsonObject, max_tokens: int
+) -> Request:
     """A request for a verdict with exactly these properties, in this order."""
     schema = object_schema(properties)
-    return Request(messages, max_tokens=VERDICT_TOKENS, temperature=0.0, schema=schema, extra=extra)
+    return Request(messages, max_tokens=max_tokens, temperature=0.0, schema=schema, extra=extra)
 
 
 # ---------------------------------------------------------------- what a judge is shown

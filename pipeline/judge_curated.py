@@ -83,7 +83,7 @@ class Judging:
             await ask.start()
             if self._offline:
                 ask.stop(Offline("--offline: what is stored does not reach further."))
-            judge = Judge(ask, self._prompts, settings.extra_body)
+            judge = Judge(ask, self._prompts, settings.extra_body, settings.judge_max_tokens)
             try:
                 await interruptible(self._judge_all(judge, ask, records, put), ask, self._say)
             except StopRun as stop:
@@ -126,4 +126,5 @@ class Judging:
                     self._say(f"           (judged: {done}; {ask.counts.sent} asked now, {usd(self._budget.cost)})")
 
     def _request(self, record: Record) -> Any:
-        return judge_request(record, source_text(record), prompts_for(record, self._prompts), self._settings.extra_body)
+        settings, prompts = self._settings, prompts_for(record, self._prompts)
+        return judge_request(record, source_text(record), prompts, settings.extra_body, settings.judge_max_tokens)

@@ -219,6 +219,7 @@ class Expected:
     question: float
     answer: float
     source: float = 0.0  # what a judge is shown of its ground
+    judged: int | None = None  # records that reach a judge, where that is known; else as many as there will be
 
 
 @dataclass(frozen=True, slots=True)

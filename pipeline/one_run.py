@@ -101,13 +101,14 @@ class OneRun:
             return
         self.judge_ask = self.ask.beside(self.judge_model, concurrency=self.settings.concurrency)
         await self.judge_ask.start(spent)
-        self.judge = Judge(self.judge_ask, read_prompts(self.settings.prompts), self.settings.extra_body)
+        prompts, extra = read_prompts(self.settings.prompts), self.settings.extra_body
+        self.judge = Judge(self.judge_ask, prompts, extra, self.settings.judge_max_tokens)
 
     @property
     def manner(self) -> Manner:
         """How further answers are asked for."""
         settings, max_tokens = self.settings, self.generator.shaping["max_tokens"]
-        return Manner(max_tokens, settings.temperature, settings.top_p, settings.extra_body)
+        return Manner(max_tokens, settings.temperature, settings.top_p, settings.extra_body, settings.judge_max_tokens)
 
     async def _pair_asks(self) -> tuple[Ask, Ask]:
         """Who is asked for further answers, and who for verdicts, once nothing more is sent for records."""

@@ -2,7 +2,7 @@
 
     python -m pipeline.self_instruct --pairs 2 --judge-model gpt-4o        writes preferences.jsonl beside the records
 
-They come after the records, from two wells:
+They come after the records, from two sources:
 
     for free    a filter turned an answer away, and another answer to the same question was kept. Only where the reason
                 is about the answer: never where it was too near to another one, or its document was at fault.
@@ -27,7 +27,15 @@ from pipeline.ask import Ask
 from pipeline.errors import Offline, StopRun
 from pipeline.filtering import Candidate, Filter, Found, apply_filters, first_objection
 from pipeline.in_order import in_order
-from pipeline.judge import BETTER, comparison_request, prompts_for, question_shown, shown_of, source_text
+from pipeline.judge import (
+    BETTER,
+    VERDICT_TOKENS,
+    comparison_request,
+    prompts_for,
+    question_shown,
+    shown_of,
+    source_text,
+)
 from pipeline.llm import JsonObject, Request
 from pipeline.parsing import Unreadable, read_text, read_value
 from pipeline.prompts import Prompts
@@ -59,6 +67,7 @@ class Manner:
     temperature: float | None
     top_p: float | None
     extra: JsonObject
+    verdict_tokens: int = VERDICT_TOKENS
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,8 +202,8 @@ class Pairs:
         record = candidate.record
         source, prompts = candidate.evidence or source_text(record), prompts_for(record, self._prompts)
         orders = ((record.output, other), (other, record.output))
-        shown, extra = question_shown(record, source), self._manner.extra
-        requests = [comparison_request(shown, pair, prompts, extra) for pair in orders]
+        shown, manner = question_shown(record, source), self._manner
+        requests = [comparison_request(shown, pair, prompts, manner.extra, manner.verdict_tokens) for pair in orders]
         verdicts_ = (compare(request, shows=shown_of(record)) for request in requests)
         replies = await asyncio.gather(*verdicts_, return_exceptions=True)
         said: list[tuple[str, str]] = []

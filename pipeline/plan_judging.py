@@ -6,6 +6,7 @@ Their requests depend on replies that are not there yet, so records of the expec
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 from pipeline.judge import USUAL_VERDICT_TOKENS, comparison_request, judge_request, question_shown
@@ -16,11 +17,20 @@ from pipeline.records import PromptSource, Record, make_record
 from pipeline.run_folder import read_summary
 
 
+def as_counted(plan: Plan, folder: Path, target: int | None) -> Expected:
+    """What a plan expects; where the folder has all replies for its records, as many as its summary counts."""
+    summary = read_summary(folder)
+    if plan.requests or summary.get("target", ...) != target or summary.get("ended") not in ("target", "exhausted"):
+        return plan.expected
+    return replace(plan.expected, records=summary["kept"], judged=summary["kept"] + summary["rejected"].get("poor", 0))
+
+
 def plan_judge(expected: Expected, folder: Path, prompts: Prompts) -> Plan:
     """A verdict for each record that is expected, less those that the folder's summary counts as judged."""
     done = (read_summary(folder).get("judge") or {}).get("asked", 0)
     request = judge_request(_stand_in(expected), _text(expected.source), prompts, {})
-    return plan_of([(request, USUAL_VERDICT_TOKENS)], "", max(0, math.ceil(expected.records) - done))
+    wanted = expected.records if expected.judged is None else expected.judged
+    return plan_of([(request, USUAL_VERDICT_TOKENS)], "", max(0, math.ceil(wanted) - done))
 
 
 def plan_pairs(expected: Expected, wanted: int, folder: Path, prompts: Prompts, manner: Manner) -> tuple[Plan, Plan]:

@@ -24,11 +24,12 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any, get_args
 
-from pipeline import crash, filters
+from pipeline import crash
 from pipeline.cli import Progress, say, show, show_json
 from pipeline.errors import DONE, REFUSED, SHORT, Interrupted, StopRun, UsageError, storage_failures
 from pipeline.extras import need
 from pipeline.funnel import why_nothing
+from pipeline.instruction_filters import INSTRUCTION
 from pipeline.interrupt import interruptible
 from pipeline.journal import Journal
 from pipeline.money import Plan, usd
@@ -407,7 +408,7 @@ class _Command:
 def _why_nothing(one: OneRun, tally: Tally, items: int, *, is_copied: bool) -> str:
     if is_copied:
         return "--keep copies it from the last version as it was, and that held none of it."
-    switches = {filter_.name for filter_ in one.filters} | {filter_.name for filter_ in filters.INSTRUCTION}
+    switches = {filter_.name for filter_ in one.filters} | {filter_.name for filter_ in INSTRUCTION}
     return why_nothing(tally, items, one.generator.at_its_end, switches, one.generator.name)
 
 

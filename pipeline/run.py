@@ -123,7 +123,7 @@ class Tally:
     merged: int = 0  # exact duplicates of an earlier candidate
     kept_by_task: Counter[str] = field(default_factory=Counter)
     firsts: dict[str, Rejection] = field(default_factory=dict)  # filter -> its first rejection, as an example
-    ended: Literal["", "target", "barren", "exhausted"] = ""  # why the items were not gone on with; "": it was stopped
+    ended: Literal["", "target", "barren", "exhausted"] = ""  # why no more items were taken; "": stopped
 
 
 class Line:

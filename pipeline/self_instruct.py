@@ -30,19 +30,20 @@ from pipeline.cli import run_command
 from pipeline.errors import StopRun, UsageError
 from pipeline.filtering import Candidate, NewInstruction, apply_filters, chosen, first_objection
 from pipeline.instances import Examples, InstanceWriter, NewTask
+from pipeline.instruction_filters import INSTRUCTION
 from pipeline.llm import WRITING_TEMPERATURE, WRITING_TOP_P, Reply, Request, list_schema
 from pipeline.money import Expected, Plan, plan_of
 from pipeline.novelty import NoveltyIndex
 from pipeline.parsing import Unreadable, read_items
 from pipeline.prompts import Prompts
-from pipeline.records import PromptSource, Record, Rejection, content_id
+from pipeline.records import PromptSource, Record, Rejection, Stage, content_id
 from pipeline.run import Made, Outlook
 from pipeline.seed_tasks import SeedTask, fingerprint, load_seed_tasks
 from pipeline.settings import GeneratorSettings, setting
 from pipeline.text import estimate_tokens, language_of, one_line, replace_surrogates
 
 MAX_TOKENS, MAX_TOKENS_BUNDLED = 1024, 320  # of a reply; the bundled model often finds no end
-SHAPING_VERSION = 2  # of the code that builds prompts, reads instructions, and decides which join the pool
+SHAPING_VERSION = 3  # of the code that builds prompts, reads instructions, and decides which join the pool
 SEEDS_SHOWN, POOL_SHOWN = 6, 2  # tasks in an instruction prompt
 NEW_OF_ASKED, KEPT_OF_ASKED, INSTANCE_TOKENS = 0.5, 0.5, 80  # what --plan assumes, and says
 PLANNED_FROM = 20  # prompts, and tasks, that stand for all in --plan
@@ -93,6 +94,7 @@ class SelfInstruct:
             turns=settings.turns,
             per_task=settings.per_task,
             max_tokens=self._max_tokens,
+            room=settings.max_tokens or 0,
             temperature=settings.temperature,
             top_p=settings.top_p,
             extra=settings.extra_body,
@@ -100,7 +102,7 @@ class SelfInstruct:
         self._leave_out = leave_out
         self._stored, self._has_ended = 0, False  # records that stored replies make; whether they are all there will be
         self._brought_by: dict[str, str] = {}  # kept instruction -> the request whose reply held it first
-        self._filters = chosen(filters.INSTRUCTION, settings.filters)
+        self._filters = chosen(INSTRUCTION, settings.filters)
         self._pool = Pool(seeds, next((float(f.threshold or 0) for f in self._filters if f.name == "novelty"), None))
         self.shaping: dict[str, Any] = {
             "seeds": fingerprint(seeds),
@@ -116,19 +118,18 @@ class SelfInstruct:
     async def items(self, ask: Ask, outlook: Outlook) -> AsyncGenerator[NewTask | Rejection, None]:
         """The kept instructions, prompt by prompt, with the rejected ones where they stood.
 
-        Prompt i draws from what prompts 0 … i - lag brought, lag = min(window, 1 + i // 2), even where later ones
-        are known by then: so the pool does not depend on concurrency, and even a small run feeds back.
+        A prompt draws from what the prompts before it brought, but for the last few: these are never waited for, and
+        never used even where their replies are there. So the pool does not depend on concurrency.
         """
         under_way: deque[tuple[PromptSource, str, asyncio.Task[Reply]]] = deque()
         pool_sizes = [0]  # before prompt 0, after prompt 0, after prompt 1 …
         asked = barren = 0
         try:
             while barren < BARREN_PROMPTS:
-                while asked + 1 - min(self._settings.window, 1 + asked // 2) < len(pool_sizes) and (
+                while self._seen_by(asked) < len(pool_sizes) and (
                     not under_way or len(under_way) * self._kept_a_prompt(len(pool_sizes) - 1) < outlook.wanted
                 ):
-                    seen = asked + 1 - min(self._settings.window, 1 + asked // 2)  # prompts it may draw from
-                    source = self._draw(asked, self._pool.ids[: pool_sizes[seen]])
+                    source = self._draw(asked, self._pool.ids[: pool_sizes[self._seen_by(asked)]])
                     request = self._instruction_request(source)
                     # asked anew, it would change the pool
                     reply = asyncio.ensure_future(ask(request, retry=False, shows=self._shown_in(source)))
@@ -144,6 +145,10 @@ class SelfInstruct:
             for _, _, reply in under_way:
                 reply.cancel()
             await asyncio.gather(*(reply for _, _, reply in under_way), return_exceptions=True)
+
+    def _seen_by(self, number: int) -> int:
+        """How many of the prompts before it a prompt may draw from; at first few are left out: small runs draw, too."""
+        return number + 1 - min(self._settings.window, 1 + number // 2)
 
     def _kept_a_prompt(self, folded: int) -> float:
         """New instructions to expect of a prompt; before there is any experience, half of what is asked for."""
@@ -187,41 +192,42 @@ class SelfInstruct:
         self, reply: Reply, source: PromptSource, key: str, ask: Ask
     ) -> Iterator[NewTask | Rejection]:
         """A reply's instructions, judged one after the other; what is kept is in the pool for the next one."""
-        known: dict[str, Any] = {
-            "source": (source,),
-            "requests": (key,),
-            "prompts": self._prompts.hashes(self._template),
-        }
+        prompts = self._prompts.hashes(self._template)
+
+        def rejection(filter_: str, reason: str, stage: Stage = "instruction", **more: Any) -> Rejection:
+            return Rejection(
+                stage=stage, filter=filter_, reason=reason, generator=self.name, model=ask.model.identity,
+                language=self._language, source=(source,), prompts=prompts, requests=(key,), **more,
+            )  # fmt: skip
+
         try:
             items = read_items(reply, "instructions")
             if not items.values:
                 raise Unreadable("no_instructions", "the list of instructions is empty")
         except Unreadable as unreadable:
             ask.counts.unreadable += 1
-            rejection = self._reject_instruction(ask.model.identity, "parse", unreadable.detail, **known)
-            yield rejection.model_copy(update={"stage": "reply", "value": unreadable.reason})
+            yield rejection("parse", unreadable.detail, "reply", value=unreadable.reason)
             return
         for number, value in enumerate(items.values, 1):
             if items.cut and number == len(items.values):
-                known["instruction"] = replace_surrogates(str(value))
-                yield self._reject_instruction(ask.model.identity, "cut_off", "cut off by the token limit", **known)
+                yield rejection("cut_off", "cut off by the token limit", instruction=replace_surrogates(str(value)))
                 continue
             if not isinstance(value, str):
-                yield self._reject_instruction(ask.model.identity, "parse", f"no text: {str(value)[:80]}", **known)
+                yield rejection("parse", f"no text: {str(value)[:80]}")
                 continue
             instruction = clean_instruction(value)
             seen = NewInstruction(instruction, self._pool.index, self._pool.texts)
             objection = first_objection(self._filters, seen)
-            if objection is None:
-                id_ = self._pool.add(instruction)
-                self._brought_by.setdefault(id_, key)
-                yield NewTask(id_, instruction, source, key, known["prompts"])
+            if objection is not None:
+                filter_, found = objection
+                yield rejection(
+                    filter_.name, found.reason, value=found.value, threshold=filter_.threshold,
+                    neighbour=found.neighbour, instruction=instruction,
+                )  # fmt: skip
                 continue
-            filter_, found = objection
-            yield self._reject_instruction(
-                ask.model.identity, filter_.name, found.reason, value=found.value, threshold=filter_.threshold,
-                neighbour=found.neighbour, **known, instruction=instruction,
-            )  # fmt: skip
+            id_ = self._pool.add(instruction)
+            self._brought_by.setdefault(id_, key)
+            yield NewTask(id_, instruction, source, key, prompts)
 
     # ---------------------------------------------------------------- second line: instruction -> instances
 
@@ -276,14 +282,6 @@ class SelfInstruct:
         both = chain + rest
         expected_records = Expected(self._stored + wanted, question + INSTANCE_TOKENS / 2, INSTANCE_TOKENS / 2)
         return replace(both, assumes=assumes, expected=expected_records)
-
-    # ---------------------------------------------------------------- rejections
-
-    def _reject_instruction(self, model: str, filter_: str, reason: str, **known: Any) -> Rejection:
-        return Rejection(
-            stage="instruction", filter=filter_, reason=reason, generator=self.name, model=model,
-            language=self._language, **known,
-        )  # fmt: skip
 
 
 class Pool:

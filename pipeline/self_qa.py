@@ -356,10 +356,9 @@ class SelfQA:
 
     # ---------------------------------------------------------------- what did not work, and what was covered
 
-    def _unreadable(self, trail: Trail, unreadable: Unreadable, question: str = "") -> Rejection:
+    def _unreadable(self, trail: Trail, error: Unreadable, question: str = "") -> Rejection:
         trail.ask.counts.unreadable += 1
-        value = unreadable.reason
-        return self._rejection(trail, "reply", "parse", unreadable.detail, value=value, instruction=question)
+        return self._rejection(trail, "reply", "parse", error.detail, value=error.reason, instruction=question)
 
     def _rejection(
         self, trail: Trail, stage: Stage, filter_: str, reason: str, *, value: str | None = None, instruction: str = ""

@@ -46,8 +46,14 @@ def replace_surrogates(text: str) -> str:
 
 
 def strip_thinking(text: str) -> str:
-    """The text without the `<think>` blocks that reasoning models put before their answer."""
-    return _THINKING.sub("", text).lstrip() if "<think>" in text else text
+    """The text without the `<think>` blocks that reasoning models put before their answer.
+
+    Where a chat template opens the block for the model, the reply holds its end alone; JSON that speaks of one stays.
+    """
+    if "<think>" in text:
+        text = _THINKING.sub("", text).lstrip()
+    thought, end, answer = text.partition("</think>")
+    return answer.lstrip() if end and thought.lstrip()[:1] not in ("{", "[", "`") else text
 
 
 _PHRASE_END = re.compile(r"[。！；，、.;,:：!](?:\s|$|(?<=[。！；，、：]))")

@@ -127,6 +127,24 @@ def test_a_server_that_is_not_there_is_unreachable_at_once(tmp_path: Path) -> No
     assert caught.value.outcome == "unreachable"
 
 
+@pytest.mark.parametrize(
+    ("message", "usage", "text", "flaws"),
+    [
+        ({"content": [{"type": "text", "text": "Blue"}, {"type": "text", "text": "."}]}, {}, "Blue.", ()),
+        ({"content": [{"type": "thinking", "thinking": []}, {"type": "text", "text": "Red."}]}, {}, "Red.", ()),
+        ({"content": [{"type": "thinking", "thinking": [{"text": "Hm"}]}]}, {}, "", ("reasoning_only",)),
+        ({"content": [{"type": "image_url"}, 7, {"text": None}]}, {}, "", ("empty_reply",)),
+        ({"content": ""}, {"completion_tokens_details": {"reasoning_tokens": 64}}, "", ("reasoning_only",)),
+        ({"content": ""}, {"completion_tokens_details": {"reasoning_tokens": 0}}, "", ("empty_reply",)),
+        ({"content": ""}, {"completion_tokens_details": 64}, "", ("empty_reply",)),
+    ],
+)
+def test_a_text_in_parts_and_thinking_that_nobody_is_shown(message: Any, usage: Any, text: str, flaws: Any) -> None:
+    counted = {"prompt_tokens": 1, "completion_tokens": 64} | usage
+    reply = parse_reply(json.dumps({"choices": [{"message": message}], "usage": counted}).encode())
+    assert (reply.text, reply.flaws) == (text, flaws)
+
+
 # ---------------------------------------------------------------- time and memory are bounded
 
 BOMB = """

@@ -18,6 +18,7 @@ from pipeline import filtering, filters
 from pipeline.checks.graph_check import Asked
 from pipeline.errors import UsageError
 from pipeline.filtering import Candidate, Filter, NewInstruction
+from pipeline.instruction_filters import INSTRUCTION
 from pipeline.novelty import NoveltyIndex
 from pipeline.phrasing.speaker import Speaker
 from pipeline.records import DocumentSource, Neighbour, PromptSource, Quote, Record, make_record
@@ -470,7 +471,7 @@ THRESHOLDS: dict[str, tuple[Any, float, float]] = {
     "looping": (candidate("", "I am happy. " * 12 + "That is how the song goes on and on."), 0.9, 0.6),
 }
 
-ALL: list[Filter[Any]] = [*filters.INSTRUCTION]
+ALL: list[Filter[Any]] = [*INSTRUCTION]
 ALL += filters.RECORD
 REGISTERED = {f.name: f for f in ALL}
 ROWS: list[tuple[str, Any, str | None]] = [
@@ -501,7 +502,7 @@ def test_rows(name: str, seen: Any, said: str | None) -> None:
 
 
 def test_every_filter_has_rows() -> None:
-    assert list(INSTRUCTIONS) == [f.name for f in filters.INSTRUCTION]
+    assert list(INSTRUCTIONS) == [f.name for f in INSTRUCTION]
     assert list(RECORDS) == [f.name for f in filters.RECORD]
     assert len(REGISTERED) == len(ALL), "two filters share a name"
     assert list(filters.ALL) == [*INSTRUCTIONS, *RECORDS]
@@ -519,7 +520,7 @@ def test_every_filter_keeps_and_rejects_in_both_languages(language: str, kept: b
 
 @pytest.mark.parametrize("name", REGISTERED)
 def test_a_filter_can_be_switched_off_and_on(name: str) -> None:
-    stage: list[Filter[Any]] = [*(filters.INSTRUCTION if name in INSTRUCTIONS else filters.RECORD)]
+    stage: list[Filter[Any]] = [*(INSTRUCTION if name in INSTRUCTIONS else filters.RECORD)]
     seen = next(seen for row, seen, said in ROWS if row == name and said is not None)
 
     def objecting(setting: dict[str, float | bool]) -> set[str]:

@@ -114,6 +114,8 @@ def test_where_the_documents_gave_no_more_nothing_is_left_and_no_filter_is_to_bl
         ("request_failed", "--retry-failed"),
         ("cut_off", "--max-tokens"),
         ("not_json", "JSON"),
+        ("reasoning_only", "--extra-body"),
+        ("reasoning_only", "--max-tokens"),
         ("other", "another --model"),
     ],
 )

@@ -101,6 +101,16 @@ def test_a_judged_run_keeps_what_scored_well_and_replays_for_free(
     assert [line["id"] for line in read_lines(out / "records.jsonl")] != [line["id"] for line in records]
 
 
+def test_a_judge_that_cannot_be_read_is_said(tmp_path: Path, run: Run, start_server: StartServer) -> None:
+    server = start_server(plan=[{"fault": "reasoning_only", "match": '"model":"j"'}])
+    ran = run(*against(server, tmp_path / "out", "--target", 3, "--judge", "--judge-model", "j"))
+    assert ran.returncode == 0, ran.stderr
+    judge = json.loads((tmp_path / "out" / "summary.json").read_bytes())["judge"]
+    assert judge["unreadable"] > 0
+    said = f"{judge['unreadable']} gave no verdict and passed unjudged; a judge that thinks needs"
+    assert f"{said} a higher --judge-max-tokens." in ran.stderr
+
+
 def test_the_judge_spends_from_the_same_budget(tmp_path: Path, run: Run, start_server: StartServer) -> None:
     server, out = start_server(), tmp_path / "out"
     ran = run(*against(server, out, "--target", 50, "--judge", "--judge-model", "j", "--max-requests", 60))

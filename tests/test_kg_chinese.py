@@ -188,7 +188,8 @@ def test_what_is_not_said_is_seen_beside_a_name_that_is_part_of_the_words() -> N
 def test_values_in_chinese_units(text: str, number: float, dimension: str) -> None:
     value = value_of(text)
     assert value is not None
-    assert (value.number, value.dimension) == (pytest.approx(number), dimension)
+    assert value.dimension == dimension
+    assert value.number == pytest.approx(number)
 
 
 def test_numerals_inside_words_are_no_values() -> None:

@@ -140,6 +140,41 @@ async def test_a_limit_is_used_up_and_not_given_away(tmp_path: Path) -> None:
         assert limits.total_tokens - most < at_most <= limits.total_tokens
 
 
+class Held(RandomServer):
+    """Answers when it is let go."""
+
+    def __init__(self) -> None:
+        super().__init__(random.Random(1))
+        self._faults = 0.0
+        self.begun, self.let_go = asyncio.Event(), asyncio.Event()
+
+    async def complete(self, request: Request) -> Reply:
+        self.begun.set()
+        await self.let_go.wait()
+        return Reply("yes", "stop", 10, 10, b"{}")
+
+
+async def test_a_limit_waits_for_what_another_model_of_the_run_has_in_flight(tmp_path: Path) -> None:
+    """A judge whose request fits only once the generator's turned out cheap waits for that, and stops nothing."""
+    slow = Held()
+    asked = Request((("user", "y" * 100),), max_tokens=400)
+    verdict = Request((("user", "z" * 100),), max_tokens=400, sample=1)
+    most = most_prompt_tokens(asked.body("fake")) + 400
+    with Journal(tmp_path / "j.sqlite") as journal:
+        budget = Budget("fake", PRICES, Limits(total_tokens=most + most // 2))
+        ask = Ask(slow, journal, concurrency=8, budget=budget)
+        judge = ask.beside(Held(), concurrency=8)
+        judge.model.let_go.set()  # type: ignore[attr-defined]
+        first = asyncio.ensure_future(ask(asked))
+        await slow.begun.wait()
+        second = asyncio.ensure_future(judge(verdict))
+        for _ in range(100):  # as far as it comes
+            await asyncio.sleep(0)
+        slow.let_go.set()
+        replies = await asyncio.gather(first, second, return_exceptions=True)
+        assert [reply.text for reply in replies if isinstance(reply, Reply)] == ["yes", "yes"]
+
+
 @pytest.mark.parametrize(
     ("said", "paid", "at_most"),
     [

@@ -173,6 +173,12 @@ ROWS: dict[str, Row] = {
         same=("--target", "6", "--judge", "--judge-model", "j", "--api-key-env", "MY_KEY"),
         server={"key": "secret"},
     ),
+    "judge_max_tokens": Row(
+        "600",
+        "600",
+        lambda base, new: (600 in base.values("max_tokens"), 600 in new.values("max_tokens")) == (False, True),
+        same=("--target", "6", "--judge"),
+    ),
     "pairs": Row(
         "1",
         "1",
