@@ -217,9 +217,11 @@ class Ask:
             self.counts.failed += 1
         else:
             self.counts.answered += 1
-        if "<think>" in reply.text:
+        said = strip_thinking(reply.text)
+        if said != reply.text:
             self.counts.think_blocks += 1
-            reply = replace(reply, text=strip_thinking(reply.text))
+            flaws = reply.flaws if said.strip() else (*reply.flaws, "reasoning_only")
+            reply = replace(reply, text=said, flaws=flaws)
         return reply
 
     def _require_permission(self) -> None:
@@ -266,10 +268,10 @@ class Ask:
         """Permission, then the entry in the journal: the attempt's number, its id there, and when it is sent."""
         while (objection := self.budget.objection(most_tokens)) is not None:
             self._require_permission()
-            if not self._in_flight:
+            if not any(ask._in_flight for ask in self._crew):
                 self.stop(BudgetReached(objection))
             else:
-                await self._news.wait()  # a reply costs less than it might have
+                await self._news.wait()  # a reply costs less than it might have, whoever asked for it
         self._require_permission()
         self.budget.reserve(most_tokens)
         self._in_flight += 1
@@ -280,7 +282,7 @@ class Ask:
             attempt = await self._journal.begin_attempt(key, body, model=self.model.identity, most_tokens=most_tokens)
         except BaseException:  # a cancelled task, too: it is not in flight, whatever kept it from being written down
             self._in_flight -= 1
-            self._tell()
+            self._tell_all()
             raise
         crash.point("attempt.begun")
         return number, attempt, self.pace.now()
@@ -294,8 +296,7 @@ class Ask:
                 reply = await self.model.complete(request)
         except RequestFailed as failure:
             self.counts.faults[failure.outcome] = self.counts.faults.get(failure.outcome, 0) + 1
-            ended = Ended(failure.outcome, status=failure.status, detail=failure.detail, raw=failure.raw)
-            await self._end(attempt, ended, most_tokens)
+            await self._end(attempt, _ended_by(failure), most_tokens)
             if isinstance(failure, ParameterRefused):
                 address, identity = self.model.address, self.model.identity
                 await self._journal.refuse_parameter(address, identity, failure.parameter)
@@ -331,7 +332,7 @@ class Ask:
         self._in_flight -= 1
         tokens = (ended.prompt_tokens, ended.completion_tokens)
         self.budget.settle(most_tokens, tokens, paid=ended.outcome not in UNPAID)
-        self._tell()
+        self._tell_all()
         await self._journal.end_attempt(attempt, ended, settles=settles)
 
     def _slow_down(self, sent_at: float, failure: RequestFailed) -> None:
@@ -360,8 +361,7 @@ class Ask:
                     await self._news.wait()
         finally:
             self._doubtful -= 1
-        ended = Ended(failure.outcome, status=failure.status, detail=failure.detail, raw=failure.raw)
-        await self._journal.end_attempt(attempt, ended, settles=(key, "failed"))
+        await self._journal.end_attempt(attempt, _ended_by(failure), settles=(key, "failed"))
         return Reply(text="", finish_reason="failed", prompt_tokens=None, completion_tokens=None, raw=b"")
 
     def _looks_like_an_outage(self, failure: RequestFailed) -> bool:
@@ -417,6 +417,15 @@ class Ask:
     def _tell(self) -> None:
         self._news.set()
         self._news = asyncio.Event()
+
+    def _tell_all(self) -> None:
+        """What they have in common, the budget, has changed."""
+        for ask in self._crew:
+            ask._tell()
+
+
+def _ended_by(failure: RequestFailed) -> Ended:
+    return Ended(failure.outcome, status=failure.status, detail=failure.detail, raw=failure.raw)
 
 
 def _read(key: str, stored: Stored) -> Reply:

@@ -20,18 +20,27 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pipeline import filters
 from pipeline.ask import Ask
-from pipeline.asking import interruptible, read_prompts, usd
 from pipeline.backends.endpoint import without_secrets
-from pipeline.errors import DONE, SHORT, BudgetReached, Interrupted, Offline, StopRun, StorageError, UsageError
-from pipeline.funnel import likeliest_cause, why_short
+from pipeline.errors import (
+    DONE,
+    SHORT,
+    BudgetReached,
+    Interrupted,
+    Offline,
+    StopRun,
+    StorageError,
+    UsageError,
+    storage_failures,
+)
+from pipeline.funnel import likeliest_cause, what_next, why_short
+from pipeline.instruction_filters import INSTRUCTION
+from pipeline.interrupt import interruptible
 from pipeline.journal import Journal, Totals
 from pipeline.judge import USUAL_VERDICT_TOKENS
-from pipeline.later import plan_judge, plan_pairs
 from pipeline.llm import Model
 from pipeline.models import open_model
-from pipeline.money import Limits, Plan, plan_of
+from pipeline.money import usd
 from pipeline.one_run import OneRun, changes
 from pipeline.pairs import Pairs
 from pipeline.run import Generator, Tally
@@ -67,7 +76,8 @@ def run_command(
         generator = prepare(settings)
         model = open_model(settings)
         run = _Run(settings, switches, generator, model, again)
-        return asyncio.run(run.plan() if switches.plan else run.run())
+        with storage_failures():
+            return asyncio.run(run.plan() if switches.plan else run.run())
     except StopRun as stop:
         say(f"{stop} Go on with: {again}" if isinstance(stop, StorageError | Interrupted) else str(stop))
         return stop.exit_code
@@ -97,7 +107,8 @@ def run_deriving(
         arguments = parser.parse_args(argv)
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         given = {name: getattr(arguments, name, False) for name in ("offline", "retry_failed", "plan")}
-        summary, code = work(checked(settings_model, arguments), Switches(say, again, **given))
+        with storage_failures():
+            summary, code = work(checked(settings_model, arguments), Switches(say, again, **given))
     except StopRun as stop:
         say(str(stop))
         return stop.exit_code
@@ -105,7 +116,7 @@ def run_deriving(
         say("Interrupted; what was there before is as it was.")
         return Interrupted.exit_code
     if arguments.json:
-        print(json.dumps(summary, ensure_ascii=False))
+        show_json(summary)
     return code
 
 
@@ -128,8 +139,7 @@ class _Run:
     ) -> None:
         self.settings, self.switches, self.generator, self.again = settings, switches, generator, again
         self.folder = settings.out
-        limits = Limits(settings.max_cost, settings.max_total_tokens, settings.max_requests)
-        self.one = OneRun(settings, generator, model, limits)
+        self.one = OneRun(settings, generator, model, settings.limits)
 
     async def run(self) -> int:
         with locked(self.folder), Journal(self.folder / "journal.sqlite") as self.journal:
@@ -159,26 +169,20 @@ class _Run:
                 journal = open_ones.enter_context(Journal(self.folder / "journal.sqlite"))
                 self.one.budget.start(await journal.totals())
             plan = await self.one.plan(self.settings.target, journal)
-        verdicts, answers = self._plan_later(plan)
-        own, budget, judges = plan + answers, self.one.budget, self.one.budget.beside(self.one.judge_model.identity)
-        plan = own + verdicts
-        prices = [budget.price_of(own.prompt_tokens, own.completion_tokens)]
-        if verdicts.requests:
-            prices.append(judges.price_of(verdicts.prompt_tokens, verdicts.completion_tokens))
-        price = None if None in prices else sum(filter(None, prices))
-        over = self.one.budget.exceeded_by(plan)
+        forecast = self.one.forecast(plan, self.folder)
+        plan, price = forecast.plan, forecast.price
+        over = self.one.budget.exceeded_by(plan, price)
         found = dataclasses.asdict(plan) | {"cost": price, "spent": self.one.budget.cost, "stopped_by": over}
-        found |= {"answers": answers.requests, "verdicts": verdicts.requests}
+        found |= {"answers": forecast.answers, "verdicts": forecast.verdicts}
         if self.switches.json:
-            print(json.dumps(found, ensure_ascii=False))
-        say(
-            f"Would send about {plan.requests} requests: {plan.prompt_tokens} tokens to read, {plan.completion_tokens}"
-            f" to write, {usd(price)}. Spent so far: {usd(self.one.budget.cost)}."
-        )
+            show_json(found)
+        say(f"Would send {plan.priced(price)}. Spent so far: {usd(self.one.budget.cost)}.")
+        for note in self.one.notes:
+            say(note)
         say(f"Assumed: {plan.assumes}")
-        if answers.requests or verdicts.requests:
+        if forecast.answers or forecast.verdicts:
             say(
-                f"Among them {answers.requests} further answers and {verdicts.requests} verdicts of"
+                f"Among them {forecast.answers} further answers and {forecast.verdicts} verdicts of"
                 f" {USUAL_VERDICT_TOKENS} tokens, for {plan.expected.records:.0f} records; what the judge turns away on"
                 " the way there comes on top, and what summary.json counts as done is taken off."
             )
@@ -186,17 +190,6 @@ class _Run:
             say(f"Warning: {sentence}")
         say(f"Nothing was sent. To do it: {self.again.replace(' --plan', '')}")
         return DONE
-
-    def _plan_later(self, plan: Plan) -> tuple[Plan, Plan]:
-        """What the judge would be asked, and what further answers."""
-        settings, verdicts, answers = self.settings, plan_of((), ""), plan_of((), "")
-        prompts = read_prompts(settings.prompts)["zh" if settings.language == "zh" else "en"]
-        if settings.judge:
-            verdicts = plan_judge(plan.expected, self.folder, prompts)
-        if settings.pairs:
-            answers, more = plan_pairs(plan.expected, settings.pairs, self.folder, prompts, self.one.manner)
-            verdicts += more
-        return verdicts, answers
 
     def _spent(self, summary: dict[str, Any]) -> str:
         unsure = f"; {summary['possibly_paid']} calls brought no reply and were possibly paid" * bool(
@@ -233,7 +226,7 @@ class _Run:
     async def _report(self, tally: Tally, stopped: StopRun | None) -> int:
         summary = await self.one.summarize(tally)
         if self.switches.json:
-            print(json.dumps(summary, ensure_ascii=False))
+            show_json(summary)
         kinds = ", ".join(f"{n} {task}" for task, n in tally.kept_by_task.most_common())
         say(f"Kept {tally.kept}{f' ({kinds})' if kinds else ''}; rejected {tally.rejected.total()}.")
         for name, number in tally.rejected.most_common():
@@ -244,6 +237,8 @@ class _Run:
             f" {summary['completion_tokens']} tokens written, {summary['seconds']} s."
         )
         say(self._spent(summary))
+        if summary["judge"] is not None:
+            say(judge_line(summary["judge"]))
         if self.one.pairs is not None:
             say(_pairs_line(self.one.pairs))
         files = f"Records: {self.folder / 'records.jsonl'}; rejections: {self.folder / 'rejected.jsonl'}"
@@ -268,9 +263,20 @@ class _Run:
         """Which end it came to, what most likely did it, and what to do next."""
         what = "Short of the target" if tally.kept else "Nothing was kept"
         say(f"{what}: {why_short(tally, self.generator.at_its_end)}.")
-        switches = {f.name for f in self.one.filters} | {f.name for f in filters.INSTRUCTION}
+        switches = {f.name for f in self.one.filters} | {f.name for f in INSTRUCTION}
         say(likeliest_cause(tally, switches, self.settings.target, self.generator.name))
-        say(f"Next: read {self.folder / 'rejected.jsonl'}; change --filters, --seed or the model; then {self.again}")
+        read = f"read {self.folder / 'rejected.jsonl'}; then " * bool(tally.rejected)
+        say(f"Next: {read}{what_next(tally, switches, self.generator.name)}. This was: {self.again}")
+
+
+def judge_line(judge: dict[str, Any]) -> str:
+    """What became of the verdicts; a judge that nobody could read has turned nothing away, and must not look well."""
+    readable, unreadable = judge["readable"], judge["unreadable"]
+    line = f"Judged {readable + unreadable} records, {judge['sent']} requests sent now; {unreadable} gave no verdict"
+    if not unreadable:
+        return f"{line}."
+    help_ = "; a judge that thinks needs a higher --judge-max-tokens" * (unreadable > readable)
+    return f"{line} and passed unjudged{help_}."
 
 
 def _pairs_line(pairs: Pairs) -> str:
@@ -314,13 +320,13 @@ class Progress:
         if not final and now - self._shown < (0.2 if self._terminal else 15.0):
             return
         self._shown = now
-        line = self._line(tally, now - self._started)
+        line = self._line(tally, now - self._started, is_over=final or tally.ended != "")
         if self._terminal:
             say(f"\r{line:<100}", end="\n" if final else "")
         else:
             say(line)
 
-    def _line(self, tally: Tally, seconds: float) -> str:
+    def _line(self, tally: Tally, seconds: float, *, is_over: bool) -> str:
         counts = self._ask.counts
         of = f" of {self._target}" if self._target else ""
         parts = [f"kept {tally.kept}{of}", f"rejected {tally.rejected.total()}", f"sent {self._ask.sent_in_run}"]
@@ -332,7 +338,7 @@ class Progress:
             parts.append(f"{faults} faults")
         if cost := self._ask.budget.cost:
             parts.append(usd(cost) + (f", {cost / tally.kept:.5f} a record" if tally.kept else ""))
-        if self._target and 0 < tally.kept < self._target and counts.sent:
+        if self._target and 0 < tally.kept < self._target and counts.sent and not is_over:
             parts.append(f"about {_duration(seconds * (self._target - tally.kept) / tally.kept)} left")
         return " · ".join(parts)
 

@@ -37,7 +37,6 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator
 
 from pipeline import filters
-from pipeline.asking import usd
 from pipeline.cache import NAME as CACHE
 from pipeline.cache import Cache
 from pipeline.cli import Switches, run_deriving
@@ -54,6 +53,7 @@ from pipeline.errors import DONE, SHORT, UsageError
 from pipeline.judge import CRITERIA
 from pipeline.judge_curated import Judging
 from pipeline.models import check_judge_is_asked
+from pipeline.money import usd
 from pipeline.records import Record
 from pipeline.run_folder import DerivedFiles, check_maker, locked, write_json
 from pipeline.settings import AskingSettings, nearest, resolved, setting

@@ -8,10 +8,9 @@ journalled and limited like any other; a verdict that cannot be read scores noth
 from __future__ import annotations
 
 from collections.abc import Awaitable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
-from pipeline.llm import JsonObject, Reply, Request
+from pipeline.llm import JsonObject, Reply, Request, object_schema
 from pipeline.parsing import Unreadable, read_object
 from pipeline.prompts import Prompts
 from pipeline.records import DocumentSource, GraphSource, Record, content_id
@@ -19,16 +18,8 @@ from pipeline.records import DocumentSource, GraphSource, Record, content_id
 CRITERIA = ("correctness", "following", "grounding", "score")
 LOWEST, HIGHEST = 1, 5
 BETTER = ("first", "second", "tie")  # of two answers
-VERDICT_TOKENS = 400  # of a reply, at most
+VERDICT_TOKENS = 400  # of a reply, at most; --judge-max-tokens
 USUAL_VERDICT_TOKENS = 80  # for --plan
-
-
-@dataclass(frozen=True, slots=True)
-class Opinion:
-    """What the judge thinks of one record; every score lies from LOWEST to HIGHEST."""
-
-    reason: str
-    scores: dict[str, int]
 
 
 class Asking(Protocol):
@@ -40,25 +31,29 @@ class Asking(Protocol):
 class Judge:
     """Reads records in the language they are in, through `ask`, its own model's."""
 
-    def __init__(self, ask: Asking, prompts: Mapping[str, Prompts], extra: JsonObject) -> None:
-        self._ask, self._prompts, self._extra = ask, prompts, extra
-        self.unreadable = 0  # replies that were no verdict
+    def __init__(
+        self, ask: Asking, prompts: Mapping[str, Prompts], extra: JsonObject, max_tokens: int = VERDICT_TOKENS
+    ) -> None:
+        self._ask, self._prompts, self._extra, self._max_tokens = ask, prompts, extra, max_tokens
+        self.readable = self.unreadable = 0  # replies that were a verdict, or none
 
     async def scores(self, record: Record, source: str = "") -> dict[str, float]:
         """Filter and score names -> values, for a record's `scores`; empty where the reply was no verdict."""
         try:
-            opinion = await self.opinion(record, source)
+            scores = await self.opinion(record, source)
         except Unreadable:
             self.unreadable += 1
             return {}
-        return {"judge" if name == "score" else f"judge_{name}": float(value) for name, value in opinion.scores.items()}
+        self.readable += 1
+        return {"judge" if name == "score" else f"judge_{name}": float(value) for name, value in scores.items()}
 
-    async def opinion(self, record: Record, source: str = "") -> Opinion:
-        """The verdict on a record. `source` is the passage or the facts it rests on, "" where there are none.
+    async def opinion(self, record: Record, source: str = "") -> dict[str, int]:
+        """The verdict on a record, from LOWEST to HIGHEST by each criterion.
 
-        Raises Unreadable where the reply is no verdict.
+        `source` is the passage or the facts it rests on, "" where there are none. Raises Unreadable where the reply is
+        no verdict.
         """
-        request = judge_request(record, source, prompts_for(record, self._prompts), self._extra)
+        request = judge_request(record, source, prompts_for(record, self._prompts), self._extra, self._max_tokens)
         reply = await self._ask(request, shows=shown_of(record))
         names = [name for name in CRITERIA if name != "grounding" or source]
         verdict = read_object(reply, *names)
@@ -67,31 +62,39 @@ class Judge:
         whole = {name: value for name, value in scores.items() if type(value) is int and value in allowed}
         if len(whole) < len(scores):
             raise Unreadable("wrong_shape", f"a score is missing or out of range: {scores}")
-        return Opinion(str(verdict.get("reason", "")), whole)
+        return whole
 
 
-def judge_request(record: Record, source: str, prompts: Prompts, extra: JsonObject) -> Request:
+def judge_request(
+    record: Record, source: str, prompts: Prompts, extra: JsonObject, max_tokens: int = VERDICT_TOKENS
+) -> Request:
     """The request that judges a record, at temperature 0. What is judged is marked off as data."""
     names = [name for name in CRITERIA if name != "grounding" or source]
     number = {"type": "integer", "enum": list(range(LOWEST, HIGHEST + 1))}
     properties = {"reason": {"type": "string"}, **dict.fromkeys(names, number)}
     values = question_shown(record, source) | {"output": record.output}
-    return verdict_request(prompts.chat("judge", values), properties, extra)
+    return verdict_request(prompts.chat("judge", values), properties, extra, max_tokens)
 
 
-def comparison_request(shown: dict[str, str], answers: tuple[str, str], prompts: Prompts, extra: JsonObject) -> Request:
-    """The request that says which of two answers is BETTER; `shown` is what `question_shown` gives."""
+def comparison_request(
+    shown: dict[str, str],
+    answers: tuple[str, str],
+    prompts: Prompts,
+    extra: JsonObject,
+    max_tokens: int = VERDICT_TOKENS,
+) -> Request:
+    """The request that says which of two answers is BETTER, both marked off as data; `question_shown` gives `shown`."""
     properties = {"reason": {"type": "string"}, "better": {"type": "string", "enum": list(BETTER)}}
     values = shown | {"first": answers[0] or "-", "second": answers[1] or "-"}
-    return verdict_request(prompts.chat("pair_judge", values), properties, extra)
+    return verdict_request(prompts.chat("pair_judge", values), properties, extra, max_tokens)
 
 
-def verdict_request(messages: tuple[tuple[str, str], ...], properties: JsonObject, extra: JsonObject) -> Request:
+def verdict_request(
+    messages: tuple[tuple[str, str], ...], properties: JsonObject, extra: JsonObject, max_tokens: int
+) -> Request:
     """A request for a verdict with exactly these properties, in this order."""
-    schema = {
-        "type": "object", "properties": properties, "required": list(properties), "additionalProperties": False,
-    }  # fmt: skip
-    return Request(messages, max_tokens=VERDICT_TOKENS, temperature=0.0, schema=schema, extra=extra)
+    schema = object_schema(properties)
+    return Request(messages, max_tokens=max_tokens, temperature=0.0, schema=schema, extra=extra)
 
 
 # ---------------------------------------------------------------- what a judge is shown

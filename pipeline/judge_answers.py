@@ -19,9 +19,9 @@ from pipeline.journal import Journal
 from pipeline.judge import BETTER, comparison_request
 from pipeline.llm import Model, Reply, Request
 from pipeline.models import open_model
-from pipeline.money import DEFAULT_PRICES, FREE, Budget, Limits, read_prices
+from pipeline.money import DEFAULT_PRICES, Budget, Limits, read_prices
 from pipeline.parsing import Unreadable, read_value
-from pipeline.prompts import Prompts
+from pipeline.prompts import Prompts, read_prompts
 from pipeline.run_folder import locked
 from pipeline.settings import GeneratorSettings
 
@@ -82,8 +82,8 @@ class Judge:
         :raises UsageError: where its key or its price is not known.
         """
         model = open_model(GeneratorSettings(model=self.model, base_url=self.base_url, api_key_env=self.api_key_env))
-        prices = read_prices(DEFAULT_PRICES) | ({model.identity: FREE} if model.is_local else {})
-        return model, Budget(model.identity, prices, Limits(cost=self.max_cost, requests=self.max_requests))
+        limits = Limits(cost=self.max_cost, requests=self.max_requests)
+        return model, Budget(model.identity, read_prices(DEFAULT_PRICES, model), limits)
 
 
 def ask_judge(judge: Judge, pairs: Sequence[Pair], folder: Path) -> tuple[list[Opinions], StopRun | None]:
@@ -93,12 +93,11 @@ def ask_judge(judge: Judge, pairs: Sequence[Pair], folder: Path) -> tuple[list[O
 
 async def _ask_judge(judge: Judge, pairs: Sequence[Pair], folder: Path) -> tuple[list[Opinions], StopRun | None]:
     model, budget = judge.open()
-    prompts = {language: Prompts(language) for language in ("en", "zh")}
     with locked(folder), Journal(folder / "judge.sqlite") as journal:
         ask = Ask(model, journal, concurrency=CONCURRENCY, budget=budget)
         try:
             await ask.start()
-            return await opinions(pairs, ask, prompts), ask.stopped
+            return await opinions(pairs, ask, read_prompts()), ask.stopped
         finally:
             await ask.drain()
             await model.close()

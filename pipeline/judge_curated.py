@@ -13,14 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.ask import Ask
-from pipeline.asking import budget_of, interruptible, read_prompts, usd
 from pipeline.errors import BudgetReached, Offline, StopRun
 from pipeline.in_order import in_order
+from pipeline.interrupt import interruptible
 from pipeline.journal import Journal
 from pipeline.judge import USUAL_VERDICT_TOKENS, Judge, judge_request, prompts_for, source_text
 from pipeline.llm import Model
 from pipeline.models import open_judge_alone
-from pipeline.money import plan_of
+from pipeline.money import Budget, plan_of, read_prices, usd
+from pipeline.prompts import read_prompts
 from pipeline.records import Record
 from pipeline.settings import AskingSettings
 
@@ -39,7 +40,7 @@ class Judging:
         self._model: Model = open_judge_alone(settings)
         if settings.judge_model is None:
             say("Note: the bundled model judges, and it cannot (docs/quality.md). --judge-model names another.")
-        self._budget = budget_of(settings, self._model)
+        self._budget = Budget(self._model.identity, read_prices(settings.prices, self._model), settings.limits)
         self._prompts = read_prompts(settings.prompts)
         self.missing = 0  # records whose verdict is not stored, under --offline
         self.summary: dict[str, Any] = {}
@@ -58,10 +59,7 @@ class Judging:
                 requests = (request for request in requests if not ask.is_stored(request))
             plan = plan_of(((request, USUAL_VERDICT_TOKENS) for request in requests), "")
         price = self._budget.price_of(plan.prompt_tokens, plan.completion_tokens)
-        self._say(
-            f"Would send about {plan.requests} requests: {plan.prompt_tokens} tokens to read, {plan.completion_tokens}"
-            f" to write, {usd(price)}. Spent so far: {usd(self._budget.cost)}."
-        )
+        self._say(f"Would send {plan.priced(price)}. Spent so far: {usd(self._budget.cost)}.")
         self._say(f"Assumed: a verdict takes {USUAL_VERDICT_TOKENS} tokens. Nothing was sent, and nothing written.")
         return {
             "requests": plan.requests, "prompt_tokens": plan.prompt_tokens, "completion_tokens": plan.completion_tokens,
@@ -85,7 +83,7 @@ class Judging:
             await ask.start()
             if self._offline:
                 ask.stop(Offline("--offline: what is stored does not reach further."))
-            judge = Judge(ask, self._prompts, settings.extra_body)
+            judge = Judge(ask, self._prompts, settings.extra_body, settings.judge_max_tokens)
             try:
                 await interruptible(self._judge_all(judge, ask, records, put), ask, self._say)
             except StopRun as stop:
@@ -128,4 +126,5 @@ class Judging:
                     self._say(f"           (judged: {done}; {ask.counts.sent} asked now, {usd(self._budget.cost)})")
 
     def _request(self, record: Record) -> Any:
-        return judge_request(record, source_text(record), prompts_for(record, self._prompts), self._settings.extra_body)
+        settings, prompts = self._settings, prompts_for(record, self._prompts)
+        return judge_request(record, source_text(record), prompts, settings.extra_body, settings.judge_max_tokens)

@@ -13,6 +13,8 @@ from typing import Any, Protocol
 
 JsonObject = Mapping[str, Any]
 
+WRITING_TEMPERATURE, WRITING_TOP_P = 0.7, 0.9  # of what is written; 0 makes small models echo (docs/decisions.md)
+
 
 @dataclass(frozen=True, slots=True)
 class Request:
@@ -45,6 +47,36 @@ class Request:
             "extra": self.extra,
         }
         return canonical_json(asked)
+
+
+@dataclass(frozen=True, slots=True)
+class Manner:
+    """How all requests of a run are asked, by what the user set; None stands for each stage's own."""
+
+    max_tokens: int
+    temperature: float | None
+    top_p: float | None
+    extra: JsonObject
+
+    def request(
+        self,
+        messages: tuple[tuple[str, str], ...],
+        schema: JsonObject | None = None,
+        *,
+        temperature: float = WRITING_TEMPERATURE,
+        top_p: float = WRITING_TOP_P,
+        sample: int = 0,
+    ) -> Request:
+        """A request of a stage whose own settings are these."""
+        return Request(
+            messages,
+            max_tokens=self.max_tokens,
+            temperature=temperature if self.temperature is None else self.temperature,
+            top_p=top_p if self.top_p is None else self.top_p,
+            schema=schema,
+            sample=sample,
+            extra=self.extra,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +147,16 @@ class Model(Protocol):
 
     async def close(self) -> None:
         """Let go of connections, threads and memory."""
+
+
+def object_schema(properties: JsonObject) -> dict[str, Any]:
+    """A JSON schema of an object with exactly these properties, in this order."""
+    return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
+
+
+def list_schema(name: str, items: JsonObject, at_most: int) -> dict[str, Any]:
+    """A JSON schema of an object that holds one list."""
+    return object_schema({name: {"type": "array", "items": items, "minItems": 1, "maxItems": at_most}})
 
 
 UNNAMED_TOKENS = 128  # what a chat template may add to a request that its JSON does not show

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pipeline.errors import UsageError
 from pipeline.journal import Totals, Used
-from pipeline.llm import Request
+from pipeline.llm import Model, Request
 from pipeline.text import estimate_tokens
 
 DEFAULT_PRICES = Path("prices.toml")
@@ -36,17 +36,21 @@ class Price:
 FREE = Price(0.0, 0.0)
 
 
-def read_prices(path: Path) -> dict[str, Price]:
-    """The prices by model of a file as prices.toml is; none where the default file is not there.
+def usd(amount: float | None) -> str:
+    return "cost unknown (no price in prices.toml)" if amount is None else f"{amount:.4f} USD"
+
+
+def read_prices(path: Path, *models: Model) -> dict[str, Price]:
+    """The prices by model of a file as prices.toml is (the default may be missing); local `models` are free.
 
     Raises UsageError for what is no price, so that a typing mistake is never a price of 0.
     """
+    tables: dict[str, object] = {}
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        if path == DEFAULT_PRICES:
-            return {}
-        raise UsageError(f"--prices {path}: there is no such file.") from None
+        if path != DEFAULT_PRICES:
+            raise UsageError(f"--prices {path}: there is no such file.") from None
     except (OSError, ValueError) as error:
         raise UsageError(f"{path}: cannot be read as prices ({error}).") from error
     prices = {}
@@ -56,7 +60,7 @@ def read_prices(path: Path) -> dict[str, Price]:
                 f'{path}: ["{model}"] must hold `input` and `output`, USD for a million tokens, and nothing else.'
             )
         prices[model] = Price(**table)
-    return prices
+    return prices | {model.identity: FREE for model in models if model.is_local}
 
 
 def _is_price(value: object) -> bool:
@@ -142,9 +146,9 @@ class Budget:
                 )
         return None
 
-    def exceeded_by(self, plan: Plan) -> list[str]:
-        """The limits at which a run of this plan would stop short, a sentence each."""
-        limits, price = self._limits, self.price_of(plan.prompt_tokens, plan.completion_tokens)
+    def exceeded_by(self, plan: Plan, price: float | None) -> list[str]:
+        """The limits at which a run of this plan, at this price, would stop short, a sentence each."""
+        limits = self._limits
         used = sum(used.at_most for used in self.used.values())
         over: list[str] = []
         if limits.requests is not None and (wanted := self.requests + plan.requests) > limits.requests:
@@ -215,6 +219,7 @@ class Expected:
     question: float
     answer: float
     source: float = 0.0  # what a judge is shown of its ground
+    judged: int | None = None  # records that reach a judge, where that is known; else as many as there will be
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,6 +231,11 @@ class Plan:
     completion_tokens: int
     assumes: str
     expected: Expected = Expected(0, 0, 0)
+
+    def priced(self, price: float | None) -> str:
+        """What would be sent, in words."""
+        tokens = f"{self.prompt_tokens} tokens to read, {self.completion_tokens} to write"
+        return f"about {self.requests} requests: {tokens}, {usd(price)}"
 
     def __add__(self, other: Plan) -> Plan:
         """Both; what is assumed and expected is this one's."""

@@ -5,8 +5,10 @@ A reply that cannot be read stays in the journal and becomes a rejection; it is 
 
 from __future__ import annotations
 
+import ast
 import json
 import re
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -16,6 +18,7 @@ from pydantic_core import from_json
 from pipeline.llm import Reply
 
 MOST_STARTS = 20  # brackets looked at: chatter seldom holds more before the JSON
+LONGEST_MENDED = 100_000  # characters; what is longer and no JSON is no honest mistake
 _BRACKET = re.compile(r"[{\[]")
 
 
@@ -71,50 +74,99 @@ def read_text(reply: Reply) -> str:
     if reply.finish_reason in ("refusal", "content_filter"):
         raise Unreadable(reply.finish_reason, f"the server withheld the answer: {reply.text[:80]!r}")
     if not reply.text.strip():
+        if "reasoning_only" in reply.flaws:
+            ended = ", to the end of its tokens" * (reply.finish_reason == "length")
+            raise Unreadable("reasoning_only", f"the model thought{ended}, and gave no answer")
         raise Unreadable("empty_reply", "the reply is empty")
     return reply.text.strip()
 
 
 def _find(reply: Reply, *fits: Callable[[Any], bool], wanted: str) -> tuple[Any, bool]:
-    """The first JSON value of the reply that fits, by the first of `fits` that any value meets; and whether it is cut.
+    """The JSON value that was asked for, and whether the token limit cut it off.
 
-    Chatter may hold JSON too ("as in [1]"), so the first value is not always the one that was asked for.
+    Chatter may hold JSON too ("as in [1]"), so it is the first value that meets `fits[0]`, else `fits[1]`, and so on.
+    Where none does, small mistakes are mended, or Python's way to write values is read; what was cut is never closed.
     """
-    values = _json_values(reply)
+    text, was_cut = read_text(reply), reply.finish_reason == "length"
+    values = _values_in(text, was_cut)
     for fit in fits:
-        for value, cut in values:
-            if fit(value):
-                return value, cut
-    if any(cut for _, cut in values):
+        found = next((entry for entry in values if fit(entry[0])), None)
+        if found is None and fit is fits[0] and len(text) <= LONGEST_MENDED:
+            mended = [*_values_in(_mended(text), was_cut), *_python_values(text)]
+            found = next((entry for entry in mended if fit(entry[0])), None)
+            values = values or mended
+        if found is not None:
+            return found
+    if any(cut for _, cut in values) or (was_cut and not values and _BRACKET.search(text)):
         raise Unreadable("cut_off", "the reply was cut off before anything in it was complete")
+    if not values:
+        raise Unreadable("not_json", f"no JSON in {reply.text[:80]!r}")
     raise Unreadable("wrong_shape", f"the JSON holds no {wanted}")
 
 
-def _json_values(reply: Reply) -> list[tuple[Any, bool]]:
-    """The objects and lists of the reply that stand in no other one, each with whether the token limit cut it off."""
-    read_text(reply)
+Values = list[tuple[Any, bool]]
+
+
+def _values_in(text: str, was_cut: bool) -> Values:
+    """The outermost objects and lists in the text, each with whether the token limit cut it off."""
     decoder = json.JSONDecoder(parse_constant=_no_constant)
-    values: list[tuple[Any, bool]] = []
-    start = _BRACKET.search(reply.text)
+    values: Values = []
+    start = _BRACKET.search(text)
     for _ in range(MOST_STARTS):
         if start is None:
             break
         at = start.start()
         try:
-            value, end = decoder.raw_decode(reply.text, at)
+            value, end = decoder.raw_decode(text, at)
             values.append((value, False))
         except (ValueError, RecursionError):
             end = at + 1
-            beginning = _beginning(reply.text[at:])
+            beginning = _beginning(text[at:])
             if beginning is not None:  # all the rest belongs to it, so nothing inside it is looked at by itself
-                values += [(beginning, True)] if reply.finish_reason == "length" else []
+                values += [(beginning, True)] if was_cut else []
                 break
-        start = _BRACKET.search(reply.text, end)
-    if not values and reply.finish_reason == "length" and _BRACKET.search(reply.text):
-        raise Unreadable("cut_off", "the reply was cut off before anything in it was complete")
-    if not values:
-        raise Unreadable("not_json", f"no JSON in {reply.text[:80]!r}")
+        start = _BRACKET.search(text, end)
     return values
+
+
+# A string, which a cut may have left open; or a comma behind the last item.
+_PIECE = re.compile(r'"(?:[^"\\]|\\.)*(?:"|\Z)|,(?=\s*[\]}])', re.DOTALL)
+_ESCAPE = re.compile(r'\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})|\\|[\x00-\x1f]')
+
+
+def _mended(text: str) -> str:
+    """The text from its first bracket on, without three mistakes that keep what a model wrote from being JSON.
+
+    Line breaks as such inside strings, a backslash that escapes nothing (LaTeX), a comma behind the last item.
+    """
+
+    def sign(found: re.Match[str]) -> str:
+        if found.group() == "\\":
+            return "\\\\"
+        return found.group() if len(found.group()) > 1 else json.dumps(found.group())[1:-1]
+
+    def piece(found: re.Match[str]) -> str:
+        return "" if found.group() == "," else _ESCAPE.sub(sign, found.group())
+
+    start = _BRACKET.search(text)
+    return _PIECE.sub(piece, text[start.start() :]) if start is not None else ""
+
+
+_PYTHON = re.compile(r"[{\[][{\[\s]*'")
+_SIDE_BY_SIDE = re.compile(r"['\"]\s+['\"]")  # to Python one text, to whoever forgot the comma two
+
+
+def _python_values(text: str) -> Values:
+    """What stands between the first bracket and the last, where it is a Python literal that JSON could hold."""
+    start, end = _PYTHON.search(text), max(text.rfind("}"), text.rfind("]"))
+    if start is None or end < start.start() or _SIDE_BY_SIDE.search(text):
+        return []
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of backslashes that escape nothing
+            value = ast.literal_eval(text[start.start() : end + 1])
+        return [(json.loads(json.dumps(value, allow_nan=False)), False)]
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return []
 
 
 def _beginning(text: str) -> Any:

@@ -104,3 +104,8 @@ class Prompts:
     def hashes(self, *names: str) -> dict[str, str]:
         """Template name -> the first 16 hex digits of its text's SHA-256."""
         return {name: hashlib.sha256(self.text(name).encode()).hexdigest()[:16] for name in names}
+
+
+def read_prompts(own: Path | None = None) -> dict[str, Prompts]:
+    """The templates of every language there is."""
+    return {language: Prompts(language, own) for language in ("en", "zh")}

@@ -25,12 +25,14 @@ from textwrap import shorten
 from typing import Any, get_args
 
 from pipeline import crash
-from pipeline.asking import interruptible, usd
-from pipeline.cli import Progress, say, show, show_json
-from pipeline.errors import DONE, REFUSED, SHORT, Interrupted, StopRun, UsageError
+from pipeline.cli import Progress, judge_line, say, show, show_json
+from pipeline.errors import DONE, REFUSED, SHORT, Interrupted, StopRun, UsageError, storage_failures
 from pipeline.extras import need
+from pipeline.funnel import why_nothing
+from pipeline.instruction_filters import INSTRUCTION
+from pipeline.interrupt import interruptible
 from pipeline.journal import Journal
-from pipeline.money import Plan
+from pipeline.money import Plan, usd
 from pipeline.one_run import OneRun, changes
 from pipeline.regeneration import kept, spending
 from pipeline.regeneration.assembly import Assembled, assemble
@@ -38,6 +40,7 @@ from pipeline.regeneration.project import Project, read_project
 from pipeline.regeneration.revocation import collect, finish_revocations, read_revoked, revoke
 from pipeline.regeneration.sources import UNITS, Difference, Prepared, difference, prepare
 from pipeline.regeneration.spending import Spending
+from pipeline.regeneration.training import check_flags
 from pipeline.regeneration.versions import Version, Versions, differences
 from pipeline.run import Tally
 from pipeline.run_folder import PROJECT, DerivedFiles, check_maker, locked, read_records, write_json
@@ -60,7 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.print:
             show(_unit(project, options.print))
             return DONE
-        found, code = _Command(project, options, again).run()
+        with storage_failures():
+            found, code = _Command(project, options, again).run()
     except StopRun as stop:
         say(f"{stop}" if isinstance(stop, UsageError) or again in str(stop) else f"{stop} Go on with: {again}")
         found, code = {"reason": str(stop)}, stop.exit_code
@@ -127,7 +131,6 @@ class _Command:
     def __init__(self, project: Project, options: argparse.Namespace, again: str) -> None:
         self.project, self.options, self.again = project, options, again
         self.out, self.versions = project.out, Versions(project.out)
-        self.journal = project.out / "journal.sqlite"
         self.accept = bool(project.accept_changes or options.accept_changes)
         self.keep = bool(project.keep or options.keep)
 
@@ -167,7 +170,10 @@ class _Command:
         revoked = read_revoked(self.out)
         found = []
         for source in self.project.sources:
-            prepared = prepare(source, self.versions.aside / "sources" / source.name, self.out, revoked, adapter)
+            try:
+                prepared = prepare(source, self.versions.aside / "sources" / source.name, self.out, revoked, adapter)
+            except UsageError as error:
+                raise UsageError(f"{self.project.path}, [[source]] {source.name}: {error}") from error
             if prepared is None:
                 say(f"{source.name}: all of it is revoked.")
                 continue
@@ -192,10 +198,7 @@ class _Command:
         for source, (plan, price) in zip(ready, plans, strict=True):
             for line in _described(source):
                 say(line)
-            say(
-                f"  would send about {plan.requests} requests: {plan.prompt_tokens} tokens to read,"
-                f" {plan.completion_tokens} to write, {usd(price)}"
-            )
+            say(f"  would send {plan.priced(price)}")
             found[source.name] = {
                 **asdict(source.difference), "items": source.items, "changed_settings": source.changed_shaping,
                 **asdict(plan), "cost": price,
@@ -209,22 +212,19 @@ class _Command:
 
     async def _plans(self, ready: Sequence[_Ready]) -> list[tuple[Plan, float | None]]:
         """What each source would still send, and its price."""
-        if not self.journal.exists():
+        if not self.project.journal.exists():
             return [await self._plan_of(source, None) for source in ready]
-        with Journal(self.journal) as journal:
+        with Journal(self.project.journal) as journal:
             return [await self._plan_of(source, journal) for source in ready]
 
     async def _plan_of(self, source: _Ready, journal: Journal | None) -> tuple[Plan, float | None]:
         prepared = source.prepared
         one = OneRun(prepared.source.settings, prepared.generator, prepared.model)
-        target = prepared.source.settings.target
-        if prepared.source.generator == "self_instruct":  # a chain: nobody knows what it will ask, but for nothing
-            have = source.before["records"] if source.before and source.is_unchanged else 0
-            target = max(0, target - have)
-            if prepared.kept or not target:
-                return Plan(0, 0, 0, "the chain is as it was"), 0.0
-        plan = await one.plan(target, journal)
-        return plan, one.budget.price_of(plan.prompt_tokens, plan.completion_tokens) if plan.requests else 0.0
+        if prepared.source.generator == "self_instruct" and prepared.kept:
+            return Plan(0, 0, 0, "the chain is copied as it was"), 0.0
+        plan = await one.plan(prepared.source.settings.target, journal)
+        forecast = one.forecast(plan, source.folder_before or self.out)
+        return forecast.plan, forecast.price
 
     def _refusal(self, ready: Sequence[_Ready], plans: Sequence[tuple[Plan, float | None]]) -> str | None:
         """What changed settings would invalidate, where nobody accepted that."""
@@ -255,19 +255,21 @@ class _Command:
             need("dedup", "[curate] semantic_duplicates", "sentence_transformers", "faiss")
         if self.project.train is not None:
             need("local,train", "[train]", "peft", "trl")
+            check_flags(self.project.train, self.project.path)
         for source in ready:
             for line in _described(source):
                 say(line)
-        self.versions.start()
         try:
-            sources, tick, short = asyncio.run(self._ask(ready))
-            signal.signal(signal.SIGTERM, signal.default_int_handler)  # the line's handlers went with its loop
-            bad = [
-                entry
-                for source in ready
-                for entry in kept.bad_files(source.prepared.source.settings.out, source.name, source.prepared.files)
-            ]
-            made = assemble(self.project, self.versions, sources, tick, say, lock=lock)
+            with storage_failures():
+                self.versions.start()
+                sources, tick, short = asyncio.run(self._ask(ready))
+                signal.signal(signal.SIGTERM, signal.default_int_handler)  # the line's handlers went with its loop
+                bad = [
+                    entry
+                    for source in ready
+                    for entry in kept.bad_files(source.prepared.source.settings.out, source.name, source.prepared.files)
+                ]
+                made = assemble(self.project, self.versions, sources, tick, say, lock=lock)
         except (StopRun, KeyboardInterrupt):
             self.versions.drop()
             spending.end(self.out)
@@ -281,7 +283,7 @@ class _Command:
         """Every source's records into its folder. Returns their parts of the manifest, the tick's, and who is short."""
         sources: dict[str, dict[str, Any]] = {}
         short: list[str] = []
-        with Journal(self.journal) as journal:
+        with Journal(self.project.journal) as journal:
             purse = await spending.begin(self.out, self.project.budget, journal, [one.prepared for one in ready])
             for source in ready:
                 sources[source.name], complete = await self._ask_one(source, journal, purse)
@@ -341,11 +343,16 @@ class _Command:
         kept.write_ids(settings.out / kept.REPLIES, replies)
         number = len(records) + tally.kept
         say(f"{prepared.name}: {number} records, {len(records)} of them copied; {one.ask.counts.sent} requests sent.")
+        if (judged := one.judge_counts()) is not None:
+            say(f"{prepared.name}: {judge_line(judged)}")
+        why = "" if number else _why_nothing(one, tally, len(prepared.live), is_copied=whole)
+        if why:
+            say(f"{prepared.name} brings no record: {why}")
         shown = {name: value for name, value in resolved(settings).items() if name != "out"}
         part = {
             "generator": prepared.source.generator, "shaping": prepared.shaping, "settings": shown,
             "files": prepared.files, "kept": len(prepared.kept), "records": number,
-            "rejected": dict(tally.rejected), "failed": one.ask.counts.failed,
+            "rejected": dict(tally.rejected), "failed": one.ask.counts.failed, "why_nothing": why,
         }  # fmt: skip
         complete = not one.ask.counts.failed and (settings.target is None or number >= settings.target or whole)
         return part, complete
@@ -359,11 +366,14 @@ class _Command:
         for source, _, reason, _ in news:
             say(f"{source}: {reason}")
         version, records = made.version, made.version.manifest["counts"]["records"]
+        empty = _empty(made.version)
         result = {
             "version": version.name, "new": made.is_new, "published": not made.reasons, "records": records,
-            "reasons": list(made.reasons), "bad_files": [entry[2] for entry in news], "short": short,
+            "reasons": list(made.reasons), "bad_files": [entry[2] for entry in news], "short": short, "empty": empty,
             "sent": tick["sent"], "cost": tick["cost"],
         }  # fmt: skip
+        if "[curate]" in empty:
+            say(f"[curate]: {empty['[curate]']}")
         if made.reasons:
             say(f"The gate refused {version.name}: {'; '.join(made.reasons)}. LATEST is as it was.")
             say(f"Next: look at {version.folder}; mend the sources or the [gate], then: {self.again}")
@@ -395,6 +405,23 @@ class _Command:
                 ids = [id_] if isinstance(id_, str) else id_
                 say(f"  {word:8} {' -> '.join(ids)}  {shorten(asked[ids[0]], MOST_SHOWN, placeholder=' …')}")
         return {"before": before.name, "after": after.name, **found}
+
+
+def _why_nothing(one: OneRun, tally: Tally, items: int, *, is_copied: bool) -> str:
+    if is_copied:
+        return "--keep copies it from the last version as it was, and that held none of it."
+    switches = {filter_.name for filter_ in one.filters} | {filter_.name for filter_ in INSTRUCTION}
+    return why_nothing(tally, items, one.generator.at_its_end, switches, one.generator.name)
+
+
+def _empty(version: Version) -> dict[str, str]:
+    """Which sources brought no record, or left none in the set, and why."""
+    parts, counts = version.manifest["sources"], version.manifest["counts"]
+    found = {name: part["why_nothing"] for name, part in parts.items() if part.get("why_nothing")}
+    if not counts["records"] and any(part["records"] for part in parts.values()):
+        took = ", ".join(f"{number} {name}" for name, number in counts["rejected"].items())
+        found["[curate]"] = f"it turned away all that the sources brought: {took}."
+    return found
 
 
 def _described(source: _Ready) -> list[str]:

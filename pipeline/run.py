@@ -2,7 +2,7 @@
 
     async for item in generator.items(...):     many items at once …
         generator.make(item, ask)               … each asks what it needs …
-    fold                                        … and the results are judged one after the other, in item order
+    fold                                        … and the results are filtered one after the other, in item order
 
 The loop runs from the start every time. What is in the journal costs nothing, so a run that was killed, a larger
 target and a changed filter all mean the same: run the loop again.
@@ -19,7 +19,7 @@ from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 from pipeline.ask import Ask
 from pipeline.errors import BrokenFilter, StopRun
-from pipeline.filtering import Candidate, Filter, Found, judge
+from pipeline.filtering import Candidate, Filter, Found, apply_filters
 from pipeline.judge import Judge, source_text
 from pipeline.llm import Request
 from pipeline.money import Plan
@@ -96,6 +96,15 @@ class Covering(Protocol):
 
 
 @runtime_checkable
+class Noting(Protocol):
+    """A generator that has something to say of its sources before it begins."""
+
+    @property
+    def notes(self) -> list[str]:
+        """Sentences, each of which is said once."""
+
+
+@runtime_checkable
 class Expecting(Protocol):
     """A generator that knows about how much an item brings; so its first items are not asked in vain."""
 
@@ -114,7 +123,7 @@ class Tally:
     merged: int = 0  # exact duplicates of an earlier candidate
     kept_by_task: Counter[str] = field(default_factory=Counter)
     firsts: dict[str, Rejection] = field(default_factory=dict)  # filter -> its first rejection, as an example
-    ended: Literal["", "target", "barren", "exhausted"] = ""  # why the items were not gone on with; "": it was stopped
+    ended: Literal["", "target", "barren", "exhausted"] = ""  # why no more items were taken; "": stopped
 
 
 class Line:
@@ -137,7 +146,7 @@ class Line:
     ) -> None:
         """`pair_asks` opens what `pairs` asks for answers and for verdicts, once the records are done."""
         self.tally = Tally()
-        self._judge_of, self._pairs, self._pair_asks = judge, pairs, pair_asks
+        self._judge, self._pairs, self._pair_asks = judge, pairs, pair_asks
         self._generator, self._ask, self._files, self._filters = generator, ask, files, filters
         self._target, self._concurrency = target, concurrency
         self._pool = next((NoveltyIndex(float(f.threshold or 0)) for f in filters if f.name == "novelty"), None)
@@ -248,18 +257,18 @@ class Line:
 
     async def _make(self, item: Any) -> Made:
         made = await self._generator.make(item, self._ask)
-        return made if self._judge_of is None else await asyncio.gather(*map(self._scored, made))
+        return made if self._judge is None else await asyncio.gather(*map(self._scored, made))
 
     async def _scored(self, entry: Candidate | Rejection) -> Candidate | Rejection:
         """The candidate with its judge's scores; what a filter turns away anyway is not shown to the judge."""
         if (
             isinstance(entry, Rejection)
-            or self._judge_of is None
-            or not isinstance(judge(self._filters, entry), Record)
+            or self._judge is None
+            or not isinstance(apply_filters(self._filters, entry), Record)
         ):
             return entry
         source = entry.evidence or source_text(entry.record)
-        return replace(entry, scores=await self._judge_of.scores(entry.record, source))
+        return replace(entry, scores=await self._judge.scores(entry.record, source))
 
     def _one_made(self, _: object) -> None:
         self._being_made -= 1
@@ -283,7 +292,7 @@ class Line:
         return False
 
     def _fold(self, made: Made) -> None:
-        """Judge one item's candidates in order, until the target is reached."""
+        """Take one item's candidates in order, until the target is reached."""
         kept_before = self.tally.kept
         for candidate in made:
             if self.tally.kept == self._target:
@@ -295,36 +304,41 @@ class Line:
                 self._cover(candidate.record, kept=False)
                 self._files.merge(candidate.record.id, candidate.record.source[0])
             else:
-                self._judge(candidate)
+                self._take(candidate)
         self._outlook.kept = self.tally.kept
         self._outlook.folded += 1
         self._barren = 0 if self.tally.kept > kept_before else self._barren + 1
 
-    def _judge(self, candidate: Candidate) -> None:
+    def _take(self, candidate: Candidate) -> None:
+        """Filter one candidate, and keep, reject or merge it."""
         record = candidate.record
         self._seen.add(record.id)
         if self._pool is not None:
             candidate = replace(candidate, pool=self._pool, pool_texts=self._pool_texts)
-        judged = judge(self._filters, candidate)
-        if not isinstance(judged, Record):
-            self._reject(rejection_of(*judged, scores=candidate.scores))
+        filtered = apply_filters(self._filters, candidate)
+        if not isinstance(filtered, Record):
+            self._reject(rejection_of(*filtered, scores=candidate.scores))
             if self._pairs is not None:
-                self._pairs.rejected(candidate, judged[1].name, judged[2])
-        elif judged is not record and judged.id in self._seen:  # mended, it is what another record is already
+                _, filter_, found = filtered
+                self._pairs.rejected(candidate, filter_.name, found)
+        elif filtered is not record and filtered.id in self._seen:  # mended, it is what another record is already
             self.tally.merged += 1
             self._cover(record, kept=False)
-            self._files.merge(judged.id, judged.source[0])
+            self._files.merge(filtered.id, filtered.source[0])
         else:
-            self._seen.add(judged.id)
-            if self._pool is not None:
-                self._pool.add(judged.instruction, judged.id)
-                self._pool_texts[judged.id] = judged.instruction
-            self._files.keep(judged.model_copy(update={"scores": {**judged.scores, **candidate.scores}}))
-            self.tally.kept += 1
-            self.tally.kept_by_task[judged.task] += 1
-            self._cover(judged, kept=True)
-            if self._pairs is not None:
-                self._pairs.kept(candidate, judged)
+            self._keep(candidate, filtered)
+
+    def _keep(self, candidate: Candidate, record: Record) -> None:
+        self._seen.add(record.id)
+        if self._pool is not None:
+            self._pool.add(record.instruction, record.id)
+            self._pool_texts[record.id] = record.instruction
+        self._files.keep(record.model_copy(update={"scores": {**record.scores, **candidate.scores}}))
+        self.tally.kept += 1
+        self.tally.kept_by_task[record.task] += 1
+        self._cover(record, kept=True)
+        if self._pairs is not None:
+            self._pairs.kept(candidate, record)
 
     def _reject(self, rejection: Rejection) -> None:
         self._files.reject(rejection)

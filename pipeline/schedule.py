@@ -26,11 +26,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from pipeline import crash
 from pipeline.cli import Switches, run_deriving, show
-from pipeline.errors import DONE, SHORT, FolderBusy, Interrupted, StorageError, UsageError
+from pipeline.errors import (
+    DONE,
+    REFUSED,
+    SHORT,
+    BudgetReached,
+    EndpointError,
+    FolderBusy,
+    Interrupted,
+    StopRun,
+    StorageError,
+    UsageError,
+)
 from pipeline.run_folder import locked
 from pipeline.scheduling.hooks import tell
 from pipeline.scheduling.process import Clock, Regenerate, Runner, SystemClock
@@ -38,20 +49,21 @@ from pipeline.scheduling.ticks import Tick, Ticks
 from pipeline.scheduling.timing import NO_SCHEDULE, Hook, Schedule, Times, decide
 from pipeline.scheduling.units import unit
 from pipeline.settings import nearest, setting, toml_of
+from pipeline.validated import validated
 
 BUSY_S = 30.0  # between two looks at a project that another process holds
 SHOWN_TICKS = 5
 
-# What the exit codes of a run mean for a schedule; each is in DESIGN's list.
+# What the exit codes of a run mean for a schedule.
 MEANING = {
     DONE: "done",
-    1: "a bug of ours",
-    2: "bad usage or bad input",
+    StopRun.exit_code: "a bug of ours",
+    UsageError.exit_code: "bad usage or bad input",
     SHORT: "finished, but short of its target or with isolated failures",
-    4: "budget reached",
-    5: "the endpoint is down, or the key or the model was refused",
-    6: "storage failed",
-    7: "a gate refused the new version",
+    BudgetReached.exit_code: "budget reached",
+    EndpointError.exit_code: "the endpoint is down, or the key or the model was refused",
+    StorageError.exit_code: "storage failed",
+    REFUSED: "a gate refused the new version",
     FolderBusy.exit_code: "another process held the project",
     Interrupted.exit_code: "interrupted",
 }
@@ -80,16 +92,10 @@ class Project:
         for key in table:
             if key not in Schedule.model_fields:
                 raise UsageError(f"{file}: [schedule] has no {key!r}; {nearest(key, Schedule.model_fields)}.")
-        try:
-            schedule = Schedule.model_validate(table)
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = " ".join(["[schedule]", *map(str, first["loc"][:1])])
-            said = first["msg"].removeprefix("Value error, ")
-            raise UsageError(f"{file}: {where}: {said} (given: {first['input']!r}).") from error
+        schedule = validated(Schedule, table, lambda name: f"{file}: {f'[schedule] {name}'.strip()}")
         # the same two keys say to pipeline.regenerate, which checks all others, where the versions go
         name, out = content.get("name", "project"), content.get("out")
-        if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+", name) or not isinstance(out, str | None):
+        if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*", name) or not isinstance(out, str | None):
             raise UsageError(f"{file}: name or out is not as it should be (given: {name!r}, {out!r}).")
         return cls(file, name, file.resolve().parent / (out or Path("outputs") / name), schedule)
 
@@ -246,8 +252,10 @@ class Scheduler:
         event = _event(tick)
         when = self.times.shown(tick.tick)
         news = f"new version {tick.after}" if event == "success" else "nothing new" if event == "empty" else event
+        empty = tick.result.get("empty", {}) if isinstance(tick.result, dict) else {}
+        why = "".join(f" {name} brings no record: {reason}" for name, reason in empty.items())
         return {
-            "text": f"{self.project.name}, {when}: {news} (exit code {code}: {meaning}).",
+            "text": f"{self.project.name}, {when}: {news} (exit code {code}: {meaning}).{why}",
             "project": self.project.name,
             "schedule": tick.schedule,
             "tick": when,
@@ -269,13 +277,13 @@ class Scheduler:
             ticks.see(self.schedule.name, now if first is None else first - 1)
 
     def _next(self) -> tuple[int, float]:
-        """The first tick of which nothing became yet, and when it is due."""
+        """The first tick without a row, and when it is due."""
         with self._ticks() as ticks:
             tick = self.times.after(self._handled(ticks))
         return tick, self.times.due(tick)
 
     def _handled(self, ticks: Ticks) -> float:
-        """The moment up to which something became of every tick."""
+        """The moment up to which every tick has a row."""
         now, since = self.clock.now(), ticks.since(self.schedule.name)
         newest = ticks.newest(self.schedule.name, now)
         return max(now if since is None else since, newest or 0)

@@ -13,7 +13,6 @@ round is rejected with the triple it broke. docs/self-kg.md is the guide.
 from __future__ import annotations
 
 import asyncio
-import json
 import math
 import sys
 from bisect import bisect_left
@@ -33,25 +32,22 @@ from pipeline.checks.graph_check import Asked, check
 from pipeline.cli import run_command
 from pipeline.errors import UsageError
 from pipeline.filtering import Candidate
-from pipeline.instances import WRITING_TEMPERATURE, WRITING_TOP_P, list_schema, object_schema
-from pipeline.kg_examples import EXAMPLES, RELATION_EXAMPLES, REPHRASED
-from pipeline.kg_phrases import Draft, Speaker, graph_language
-from pipeline.kg_replies import read_draft, read_phrases, relations_in, tidy
-from pipeline.llm import JsonObject, Request
+from pipeline.llm import Request
 from pipeline.models import NoModel
 from pipeline.money import Expected, Plan, plan_of
 from pipeline.parsing import Unreadable, read_items, read_object
+from pipeline.phrasing.speaker import Draft, Speaker, graph_language
 from pipeline.prompts import Prompts
 from pipeline.records import GraphSource, Record, Rejection, Stage, content_id, make_record
 from pipeline.run import Made, Outlook
 from pipeline.run_folder import write_json
+from pipeline.self_kg_requests import EXAMPLE_FACTS, RequestWriter, read_draft, read_phrases, tidy
 from pipeline.settings import GeneratorSettings, setting
 
 MAX_TOKENS, MAX_TOKENS_BUNDLED = 1024, 256  # of a reply
 SHAPING_VERSION = 2  # of the code that samples questions, drafts them and builds prompts
 PAIRS_A_REQUEST = 5  # of the scenario style
 PAIR_TOKENS, KEPT_OF_ASKED = 60, 0.7  # for --plan: what a pair usually takes, and how many are kept
-EXAMPLE_FACTS = 2  # that show how an awkward relation is used
 
 
 def _split(value: object) -> object:
@@ -135,10 +131,16 @@ class SelfKG:
             can_say=self._speaker.can_say,
         )
         self._prompts = Prompts(self._language, settings.prompts)
-        self._template = "self_kg_rephrase" if settings.words_the_question_alone else "self_kg_question"
-        if settings.style == "scenario":
-            self._template = "self_kg_scenario"
-        self._max_tokens = settings.max_tokens or (MAX_TOKENS_BUNDLED if settings.model is None else MAX_TOKENS)
+        self._scenario = settings.style == "scenario"
+        manner = settings.manner(MAX_TOKENS, MAX_TOKENS_BUNDLED)
+        self._writer = RequestWriter(
+            self._speaker,
+            self._sampler,
+            self._prompts,
+            scenario=self._scenario,
+            question_alone=settings.words_the_question_alone,
+            manner=manner,
+        )
         self.passed_over: frozenset[str] = frozenset()  # ids of facts and entities; what shows no others is not asked
         self._learning: dict[int, asyncio.Lock] = {}
         self._refused: dict[int, str] = {}  # awkward relations for which no way to say them was found, and why
@@ -146,8 +148,8 @@ class SelfKG:
         self._covered = bytearray(len(self.graph))
         self.shaping: dict[str, Any] = {
             "language": self._language,
-            "max_tokens": self._max_tokens,
-            "templates": {} if settings.template else self._prompts.hashes(self._template, "self_kg_relation"),
+            "max_tokens": manner.max_tokens,
+            "templates": {} if settings.template else self._prompts.hashes(self._writer.template, "self_kg_relation"),
             "code": SHAPING_VERSION,
         }
 
@@ -190,7 +192,7 @@ class SelfKG:
             yield content_id(keys[2])
 
     def _groups(self) -> Iterator[tuple[Question, ...]]:
-        if self._settings.style == "scenario":
+        if self._scenario:
             groups = self._sampler.groups(PAIRS_A_REQUEST)
         else:
             groups = ((question,) for question in self._sampler.questions())
@@ -199,7 +201,11 @@ class SelfKG:
         return (item for item in groups if not self.passed_over.issuperset(self.shown_by(item)))
 
     def _awkward(self, question: Question) -> list[int]:
-        return [r for r in dict.fromkeys(relations_in(question)) if self._speaker.is_awkward(r)]
+        return list(filter(self._speaker.is_awkward, _relations_of(question)))
+
+    def _awkward_ever(self, question: Question) -> list[int]:
+        """Those that were awkward before anything was learned, too."""
+        return list(filter(self._speaker.was_awkward, _relations_of(question)))
 
     def _left_out(self, ask: Ask, relation: int) -> Rejection:
         key = self.graph.relation_keys[relation]
@@ -217,21 +223,20 @@ class SelfKG:
 
     async def make(self, item: tuple[Question, ...], ask: Ask) -> Made:
         """The records of some questions: from templates, or as the model rephrases them."""
-        scenario = self._settings.style == "scenario"
         keys: list[str] = []
         if not self._settings.template:
             for relation in dict.fromkeys(r for question in item for r in self._awkward_ever(question)):
                 await self._learn(relation, ask)
                 keys.append(self._asked_about[relation])
-        drafts = [self._speaker.draft(q, scenario=scenario and self._settings.template) for q in item]
         if self._settings.template:
-            return [self._from_template(q, draft) for q, draft in zip(item, drafts, strict=True)]
-        request = self._scenario_request(item, drafts) if scenario else self._question_request(item[0], drafts[0])
+            return [self._from_template(question) for question in item]
+        drafts = [self._speaker.draft(question) for question in item]
+        request = self._writer.questions(item, drafts)
         keys.append(ask.key(request))
         reply = await ask(request, shows=[("", id_) for id_ in self.shown_by(item)])
         made: Made = []
         try:
-            if scenario:
+            if self._scenario:
                 made += self._read_pairs(ask, item, read_items(reply, "pairs").values, keys)
             else:
                 draft = read_draft(read_object(reply), drafts[0] if self._settings.words_the_question_alone else None)
@@ -254,9 +259,7 @@ class SelfKG:
             for entry in made
             if isinstance(entry, Candidate) and entry.asked is not None and is_sound(entry)
         }
-        left = [q for q in item if q not in sound and not self._awkward_ever(q)]
-        scenario = self._settings.style == "scenario"
-        return [self._from_template(q, self._speaker.draft(q, scenario=scenario)) for q in left]
+        return [self._from_template(q) for q in item if q not in sound and not self._awkward_ever(q)]
 
     def _read_pairs(self, ask: Ask, item: tuple[Question, ...], values: list[Any], keys: list[str]) -> Made:
         """The pairs by their ids, in the order of the questions, whatever order they came in."""
@@ -280,11 +283,12 @@ class SelfKG:
 
     def _candidate(self, ask: Ask, question: Question, draft: Draft, keys: list[str]) -> Candidate:
         """A question as a model worded it."""
-        names = [self._template, *(["self_kg_relation"] if len(keys) > 1 else [])]
+        names = [self._writer.template, *(["self_kg_relation"] if len(keys) > 1 else [])]
         plain = self._speaker.draft(question).instruction if self._settings.words_the_question_alone else ""
         return self._made(question, draft, ask.model.identity, self._prompts.hashes(*names), keys, plain)
 
-    def _from_template(self, question: Question, draft: Draft) -> Candidate:
+    def _from_template(self, question: Question) -> Candidate:
+        draft = self._speaker.draft(question, scenario=self._scenario)
         return self._made(question, draft, NoModel.identity, {}, [])
 
     def _made(
@@ -301,47 +305,7 @@ class SelfKG:
             prompts=prompts,
             requests=keys,
         )
-        return Candidate(record, asked=Asked(question, self._speaker, self._settings.style == "scenario", plain))
-
-    # ---------------------------------------------------------------- requests
-
-    def _question_request(self, question: Question, draft: Draft) -> Request:
-        if self._settings.words_the_question_alone:
-            examples = [({"question": plain}, json.dumps({"instruction": said}, ensure_ascii=False))
-                        for plain, said in REPHRASED[self._language]]  # fmt: skip
-            messages = self._prompts.chat(self._template, {"question": draft.instruction}, examples)
-            return self._request(messages, object_schema({"instruction": {"type": "string"}}))
-        values = {"facts": self._facts([question]), "question": draft.instruction, "answer": draft.output}
-        return self._request(
-            self._prompts.chat(self._template, values, EXAMPLES[self._language]),
-            object_schema({"instruction": {"type": "string"}, "answer": {"type": "string"}}),
-        )
-
-    def _scenario_request(self, item: tuple[Question, ...], drafts: list[Draft]) -> Request:
-        lines = [{"id": f"q{n}", "question": d.instruction, "answer": d.output} for n, d in enumerate(drafts, 1)]
-        values = {
-            "entity": self._speaker.name(item[0].asked[0]),
-            "facts": self._facts(item),
-            "questions": json.dumps(lines, ensure_ascii=False),
-        }
-        pair = object_schema({name: {"type": "string"} for name in ("id", "instruction", "answer")})
-        return self._request(self._prompts.chat(self._template, values), list_schema("pairs", pair, len(item)))
-
-    def _request(self, messages: tuple[tuple[str, str], ...], schema: JsonObject) -> Request:
-        temperature, top_p = self._settings.temperature, self._settings.top_p
-        return Request(
-            messages,
-            max_tokens=self._max_tokens,
-            temperature=WRITING_TEMPERATURE if temperature is None else temperature,
-            top_p=WRITING_TOP_P if top_p is None else top_p,
-            schema=schema,
-            extra=self._settings.extra_body,
-        )
-
-    def _facts(self, questions: Sequence[Question]) -> str:
-        said = dict.fromkeys(sentence for question in questions for sentence in self._speaker.sentences(question))
-        none = "图谱中没有相关事实。" if self._language == "zh" else "the graph holds none that answers this."
-        return ("" if self._language == "zh" else " ").join(said) or none
+        return Candidate(record, asked=Asked(question, self._speaker, self._scenario, plain))
 
     # ---------------------------------------------------------------- --plan
 
@@ -364,37 +328,33 @@ class SelfKG:
 
     @property
     def kept_an_item(self) -> float:
-        return KEPT_OF_ASKED * (PAIRS_A_REQUEST if self._settings.style == "scenario" else 1)
+        return KEPT_OF_ASKED * (PAIRS_A_REQUEST if self._scenario else 1)
 
     def _expected(self, target: int | None, stored: Callable[[Request], bool]) -> Iterator[tuple[Request, float]]:
         if self._settings.template:
             return
-        scenario, wanted, asked_about = self._settings.style == "scenario", 0, set[int]()
+        wanted, asked_about = 0, set[int]()
         for item in self._groups():
             if target is not None and wanted >= target / KEPT_OF_ASKED:
                 return
             wanted += len(item)
             for relation in {r for question in item for r in self._awkward_ever(question)} - asked_about:
                 asked_about.add(relation)
-                request = self._relation_request(relation)
+                request = self._writer.relation(relation)
                 if not stored(request):
                     yield request, PAIR_TOKENS
-            drafts = [self._speaker.draft(question) for question in item]
-            request = self._scenario_request(item, drafts) if scenario else self._question_request(item[0], drafts[0])
+            request = self._writer.questions(item, [self._speaker.draft(question) for question in item])
             if not stored(request):
                 yield request, PAIR_TOKENS * len(item)
 
     # ---------------------------------------------------------------- awkward relations
-
-    def _awkward_ever(self, question: Question) -> list[int]:
-        return [r for r in dict.fromkeys(relations_in(question)) if self._speaker.was_awkward(r)]
 
     async def _learn(self, relation: int, ask: Ask) -> None:
         """Ask once how an awkward relation is said. Where the reply is of no use, its tidied key has to do."""
         async with self._learning.setdefault(relation, asyncio.Lock()):
             if relation in self._asked_about:
                 return
-            request = self._relation_request(relation)
+            request = self._writer.relation(relation)
             examples = self._sampler.examples(relation, EXAMPLE_FACTS)
             reply = await ask(request, shows=[("", id_) for id_ in self._ids(examples)])
             try:
@@ -406,14 +366,6 @@ class SelfKG:
             self._speaker.learn(relation, phrases)
             self._asked_about[relation] = ask.key(request)
             self._write_relations()
-
-    def _relation_request(self, relation: int) -> Request:
-        facts = self._sampler.examples(relation, EXAMPLE_FACTS)
-        shown = "; ".join(f"{self._speaker.name(s)} — {self._speaker.name(o)}" for s, _, o in facts)
-        values = {"relation": split_name(self.graph.relation_keys[relation]), "facts": shown}
-        fields = {name: {"type": "string"} for name in ("label", "statement", "tail", "head")}
-        messages = self._prompts.chat("self_kg_relation", values, RELATION_EXAMPLES[self._language])
-        return self._request(messages, object_schema(fields))
 
     def _write_relations(self) -> None:
         """How every relation is said, in a file to look at, edit, and pass as --labels."""
@@ -471,6 +423,11 @@ class SelfKG:
             source=(self._source(questions),) if questions else (),
             requests=tuple(requests),
         )
+
+
+def _relations_of(question: Question) -> dict[int, None]:
+    """All relations that its draft speaks of, each once."""
+    return dict.fromkeys((*question.relations, *(fact[1] for fact in question.facts)))
 
 
 def is_sound(candidate: Candidate) -> bool:

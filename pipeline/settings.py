@@ -13,10 +13,8 @@ import argparse
 import difflib
 import importlib.metadata
 import json
-import re
 import tomllib
-from collections.abc import Mapping, Sequence
-from math import isfinite
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, TypeVar, get_args, get_origin
 
@@ -28,14 +26,16 @@ from pydantic import (
     Field,
     InstanceOf,
     PlainSerializer,
-    ValidationError,
     ValidationInfo,
 )
 
 from pipeline import filters, own_filters
 from pipeline.backends.endpoint import without_secrets
 from pipeline.errors import UsageError
+from pipeline.llm import Manner
+from pipeline.money import Limits
 from pipeline.own_filters import OwnFilters
+from pipeline.validated import validated
 
 Kind = Literal["shaping", "deriving", "running"]
 
@@ -101,15 +101,10 @@ def _known_filters(value: dict[str, float | str | bool], info: ValidationInfo) -
         filter_ = known[name]
         if isinstance(wanted, bool) or wanted in filter_.choices:
             continue
-        if filter_.choices or isinstance(wanted, str) or filter_.threshold is None:
-            ways = ["on", "off", *filter_.choices] + ["a number"] * (
-                not filter_.choices and filter_.threshold is not None
-            )
+        takes_number = filter_.threshold is not None and not filter_.choices
+        if isinstance(wanted, str) or not takes_number or wanted not in filter_.range:
+            ways = ["on", "off", *filter_.choices, *([str(filter_.range)] if takes_number else [])]
             raise ValueError(f"the filter {name!r} takes {', '.join(ways[:-1])} or {ways[-1]}")
-        if not isfinite(wanted):
-            raise ValueError(f"the filter {name!r}: {wanted} is no threshold")
-        if name == "novelty" and not 0 <= wanted < 1:
-            raise ValueError("novelty's threshold lies from 0 to below 1")
     return value
 
 
@@ -148,6 +143,7 @@ class AskingSettings(BaseModel):
     judge_model: str | None = setting(None, "running", "the judge, named as --model is (none: the same model)")
     judge_base_url: str | None = setting(None, "running", "the judge's endpoint (none: --base-url)", metavar="URL")
     judge_api_key_env: str = setting("OPENAI_API_KEY", "running", "the variable that holds its key", metavar="NAME")
+    judge_max_tokens: int = setting(400, "running", "of a verdict; a judge that thinks needs more", gt=15)
     concurrency: int = setting(32, "running", "requests in flight at most", gt=0, le=1000)
     deadline: float = setting(300.0, "running", "for one call, in seconds", gt=0)
     max_requests: int | None = setting(None, "running", "sent at most, counting all this folder ever sent", gt=0)
@@ -158,6 +154,11 @@ class AskingSettings(BaseModel):
     prices: Path = setting(Path("prices.toml"), "running", "what models cost", metavar="FILE")
     rpm: float | None = setting(None, "running", "requests a minute at most, where the limit is known", gt=0)
     tpm: float | None = setting(None, "running", "tokens a minute at most, where the limit is known", gt=0)
+
+    @property
+    def limits(self) -> Limits:
+        """What may be spent in all."""
+        return Limits(self.max_cost, self.max_total_tokens, self.max_requests)
 
 
 class GeneratorSettings(AskingSettings):
@@ -185,6 +186,11 @@ class GeneratorSettings(AskingSettings):
         None, "running", "write preferences.jsonl, N further answers to each question (0: what comes for free)",
         metavar="N", ge=0, le=32,
     )  # fmt: skip
+
+    def manner(self, max_tokens: int, bundled: int) -> Manner:
+        """How requests are asked; the numbers are a reply's tokens where the user set none, and the bundled model's."""
+        most = self.max_tokens or (bundled if self.model is None else max_tokens)
+        return Manner(most, self.temperature, self.top_p, self.extra_body)
 
     @property
     def needs_model(self) -> bool:
@@ -261,14 +267,9 @@ def checked(model: type[Checked], arguments: argparse.Namespace) -> Checked:
     """The settings, from --config and the flags, which win. Raises UsageError for what is unknown or wrong."""
     flags = {name: value for name, value in vars(arguments).items() if name in model.model_fields}
     values = read_toml(arguments.config, model) | flags
-    try:
-        return model.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = str(first["loc"][0]) if first["loc"] else ""
-        where = _flag(name) if name in flags else f"{arguments.config}, {name}"
-        said = re.sub(r"^Value error, ", "", first["msg"])
-        raise UsageError(f"{where}: {said} (given: {first['input']!r}).") from error
+    return validated(
+        model, values, lambda name: _flag(name) if name.split(",")[0] in flags else f"{arguments.config}, {name}"
+    )
 
 
 def toml_of(path: Path) -> dict[str, Any]:
@@ -308,7 +309,7 @@ def resolved(settings: BaseModel) -> dict[str, Any]:
     return dumped
 
 
-def nearest(name: str, names: Mapping[str, object]) -> str:
+def nearest(name: str, names: Collection[str]) -> str:
     """A half sentence that names the nearest of `names`."""
     found = difflib.get_close_matches(name, names, n=1, cutoff=0.0)
     return f"the nearest is {found[0]!r}"

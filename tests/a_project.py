@@ -13,6 +13,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+from pipeline.curation.rows import file_hash
 from pipeline.regeneration.versions import Version, Versions
 from tests.conftest import read_lines
 from tests.fake_server import FakeServer, LedgerLine
@@ -155,3 +156,9 @@ def _holds(data: bytes, word: str) -> bool:
 def said(line: LedgerLine) -> str:
     """What a request says, all of it."""
     return json.dumps(line["body"], ensure_ascii=False)
+
+
+def damaged(version: Version) -> list[str]:
+    """The files of a version that are not there, or not with the bytes that its manifest names."""
+    files = {version.folder / name: hash_ for name, hash_ in version.manifest["files"].items()}
+    return [path.name for path, hash_ in files.items() if not path.is_file() or file_hash(path) != hash_]

@@ -19,21 +19,19 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.curation.decontaminate import Benchmark, load_items
-from pipeline.filtering import Candidate, judge
+from pipeline.filtering import Candidate, apply_filters
 from pipeline.filters import of_records
 from pipeline.novelty import NoveltyIndex
-from pipeline.records import PromptSource, Record, make_record, texts_of
+from pipeline.records import Record, texts_of
 from pipeline.text import language_of
+from tests.conftest import a_record
 from tests.fake_server import ROOT
 
 FILTERS = of_records({})
 
 
 def record(instruction: str, input_: str, output: str, language: str = "en") -> Record:
-    return make_record(
-        instruction=instruction, input=input_, output=output, task="generation", generator="planted", model="m",
-        language=language, source=PromptSource(prompt=0, seeds=(), pool=()), prompts={}, requests=(),
-    )  # fmt: skip
+    return a_record(instruction, output, input=input_, language=language, generator="planted")
 
 
 # ---------------------------------------------------------------- good records
@@ -81,7 +79,7 @@ def sources(data: Path) -> dict[str, list[Record]]:
 
 
 def is_kept(candidate: Candidate) -> bool:
-    return isinstance(judge(FILTERS, candidate), Record)
+    return isinstance(apply_filters(FILTERS, candidate), Record)
 
 
 # ---------------------------------------------------------------- spoiling them
@@ -449,7 +447,7 @@ def plant(good: dict[str, list[Record]], a_template: int = 40, seed: int = 0) ->
 
 def is_caught(planted: Planted) -> bool:
     """Whether the filters turn it away, or mend what was wrong with it."""
-    judged = judge(FILTERS, Candidate(planted.record, [planted.record]))
+    judged = apply_filters(FILTERS, Candidate(planted.record, [planted.record]))
     if not isinstance(judged, Record):
         return True
     before, after = dict(texts_of(planted.record)), dict(texts_of(judged))

@@ -6,7 +6,9 @@ import os
 import random
 import statistics
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -244,3 +246,23 @@ def test_chunks_are_well_filled() -> None:
     long = [d for d in real_documents() if d.name in ("finetuning-theory.txt", "quickstart.md")]
     sizes = [estimate_tokens(c.text) for d in long for c in chunk_document(d, tokens=200, overlap=0)]
     assert statistics.mean(sizes) > 0.5 * 200
+
+
+class Counted(str):
+    """A text that counts how many of its characters were copied out of it."""
+
+    copied = 0
+
+    def __getitem__(self, key: Any) -> str:
+        found = super().__getitem__(key)
+        Counted.copied += len(found)
+        return found
+
+
+def test_a_long_text_is_cut_in_time_that_grows_with_its_length() -> None:
+    """Of each paragraph its own text is looked at, and never all that stands before it."""
+    paragraph = "The crane at berth four lifts forty tonnes, and was last tested in May. "
+    document = plain("\n\n".join(paragraph * 3 + str(number) for number in range(2000)))
+    Counted.copied = 0
+    chunk_document(replace(document, text=Counted(document.text)), tokens=400, overlap=40)
+    assert Counted.copied < 30 * len(document.text)

@@ -421,11 +421,11 @@ BAD = [
     ("x.jsonl", GOOD, ["--min-score", "judge"], "'judge' is not NAME=X"),
     ("x.jsonl", GOOD, ["--rank-by", "fit"], "no record has a score 'fit'"),
     ("x.jsonl", GOOD, ["--against", "nowhere.jsonl"], "nowhere.jsonl: cannot be read"),
-    ("x.jsonl", GOOD, ["--select", "0"], "--select: Input should be greater than 0"),
+    ("x.jsonl", GOOD, ["--select", "0"], "--select: takes a number above 0"),
     ("x.jsonl", GOOD, ["--quota", "task=1"], "give --select N too"),
     ("x.jsonl", GOOD, ["--select", "1", "--quota", "model=1"], "with a kind of generator, task, source"),
     ("x.jsonl", GOOD, ["--select", "1", "--quota", "task:clasification=1"], "no record has the task 'clasification'"),
-    ("x.jsonl", GOOD, ["--near-duplicates", "2"], "--near-duplicates: Input should be less than or equal to 1"),
+    ("x.jsonl", GOOD, ["--near-duplicates", "2"], "--near-duplicates: takes a number up to 1"),
     ("x.jsonl", GOOD, ["--semantic-duplicates", "1", "--embedding-model", "/nowhere"], "the hub gave none"),
 ]  # fmt: skip
 
@@ -461,6 +461,10 @@ def test_bad_inputs_and_folders(tmp_path: Path, capsys: pytest.CaptureFixture[st
         ((a / "records.jsonl", "--out", a), "holds one of the inputs"),
         (("--out", tmp_path / "c"), "Name at least one run folder or file"),
     ]
+    project = tmp_path / "project"
+    (project / "versions" / "one").mkdir(parents=True)
+    (project / "LATEST").symlink_to("versions/one")
+    cases.append(((project, "--out", tmp_path / "c"), f"its newest version is {project / 'LATEST'}"))
     before = (a / "records.jsonl").read_bytes()
     for arguments, said in cases:
         run(*arguments, code=2)

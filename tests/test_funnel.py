@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from pipeline import filters, self_kg
-from pipeline.funnel import likeliest_cause, why_short
+from pipeline import filters, self_kg, self_qa
+from pipeline.funnel import likeliest_cause, what_next, why_short
 from pipeline.records import Rejection
 from pipeline.run import Tally
+from tests.a_project import DOCUMENT
 from tests.conftest import Run, StartServer, against, read_lines
 from tests.fake_server import ROOT
 
@@ -68,11 +69,53 @@ def test_where_little_was_turned_away_the_sources_gave_no_more() -> None:
 
 
 @pytest.mark.parametrize(
+    ("seen", "generator", "said"),
+    [
+        (Tally(ended="exhausted"), "self_qa", "a higher --per-chunk, or more documents"),
+        (
+            tally({"echo": rejection("echo")}, echo=5), "self_kg",
+            "a higher --per-fact or --hops, or more facts; or looser --filters (they turned away 5)",
+        ),
+        (
+            tally({"parse": rejection("parse", stage="reply")}, parse=3), "self_qa",
+            "a higher --per-chunk, or more documents; or another --model (3 replies could not be read)",
+        ),
+        (Tally(ended="exhausted"), "self_instruct", "more seed tasks, or another --seed"),
+        (tally({"echo": rejection("echo")}, "barren", echo=5), "self_qa",
+         "looser --filters (they turned away 5); or another --seed"),
+        (Tally(ended="barren", merged=3), "self_kg", "another --seed"),
+        (tally({"parse": rejection("parse", stage="reply")}, "barren", parse=300), "self_qa",
+         "another --model (300 replies could not be read); or other sources"),
+    ],
+)  # fmt: skip
+def test_only_what_can_help_is_suggested(seen: Tally, generator: str, said: str) -> None:
+    assert what_next(seen, SWITCHES, generator) == said
+
+
+def test_where_the_documents_gave_no_more_nothing_is_left_and_no_filter_is_to_blame(
+    tmp_path: Path, start_server: StartServer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    (tmp_path / "mill.md").write_text(DOCUMENT.format(word="Quillfern", number=12), encoding="utf-8")
+    asked = ["--model", "fake", "--base-url", start_server().base_url, "--target", "90", "--out", str(tmp_path / "out")]
+    assert self_qa.main([str(tmp_path / "mill.md"), *asked]) == 3
+    said = capsys.readouterr().err
+    progress = next(line for line in said.split("\n") if line.startswith("kept "))
+    assert not progress.startswith("kept 0")
+    assert " left" not in progress, "there is nothing more"
+    *_, last = said.rstrip().split("\n")
+    assert "a higher --per-chunk, or more documents" in last
+    assert "--seed" not in last
+
+
+@pytest.mark.parametrize(
     ("reason", "said"),
     [
         ("request_failed", "--retry-failed"),
         ("cut_off", "--max-tokens"),
         ("not_json", "JSON"),
+        ("reasoning_only", "--extra-body"),
+        ("reasoning_only", "--max-tokens"),
         ("other", "another --model"),
     ],
 )

@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
-from pipeline import filters
+from pipeline import filters, instruction_filters
 from pipeline.ask import Ask
 from pipeline.backends.endpoint import parse_reply
+from pipeline.funnel import likeliest_cause
 from pipeline.journal import Journal
 from pipeline.llm import Reply, Request
 from pipeline.run import Line, Tally
@@ -133,7 +134,7 @@ BAD_INSTANCES: dict[str, tuple[str, list[Json] | tuple[str, str]]] = {
 
 
 async def test_every_filter_acts_in_the_line(tmp_path: Path) -> None:
-    assert list(BAD_INSTRUCTIONS) == [f.name for f in filters.INSTRUCTION]
+    assert list(BAD_INSTRUCTIONS) == [f.name for f in instruction_filters.INSTRUCTION]
     # These need a graph (tests/test_self_kg.py), a document (tests/test_self_qa.py) or a judge (tests/test_judge.py).
     elsewhere = {"graph", "injection", "points_at_text", "not_a_question", "off_topic", "leaks_text", "unanswered"}
     elsewhere |= {"ungrounded", "answerable", "poor"}
@@ -222,6 +223,29 @@ async def test_more_instances_than_asked_for_are_left_out(
     fields = {"label": "output"}
     assert all(record[fields.get(names[0], names[0])].startswith("first") for record in records)
     assert {record["task"] for record in records} == {"classification" if is_classification else "generation"}
+
+
+class Thinking(Scripted):
+    """Needs 500 tokens to think, and ends before it has said anything where it gets fewer."""
+
+    async def complete(self, request: Request) -> Reply:
+        reply = await super().complete(request)
+        room = request.max_tokens >= 500
+        text = f"They want {{}} of me.\n</think>\n{reply.text}" if room else "<think>They want"
+        choice = {"message": {"content": text}, "finish_reason": "stop" if room else "length"}
+        return parse_reply(json.dumps({"choices": [choice]}).encode())
+
+
+async def test_a_model_that_thinks_needs_room_in_every_request(tmp_path: Path) -> None:
+    """Also where a word is asked for; without it the rejection names what took the tokens."""
+    for name in ("room", "none"):
+        (tmp_path / name).mkdir()
+    records, _, _ = await made(Thinking(), tmp_path / "room", target=1, max_tokens=600)
+    assert [record["output"] for record in records] == ["They run out of sap."]
+    _, rejected, tally = await made(Thinking(), tmp_path / "none", target=1, max_tokens=400)
+    assert {line["value"] for line in rejected} == {"reasoning_only"}
+    assert "thought, to the end of its tokens" in rejected[0]["reason"]
+    assert "--extra-body" in likeliest_cause(tally, ())
 
 
 async def test_equal_instances_become_one_record_with_every_source(tmp_path: Path) -> None:

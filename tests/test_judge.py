@@ -13,21 +13,14 @@ from pipeline.judge import Judge, judge_request
 from pipeline.llm import Reply, Request
 from pipeline.parsing import Unreadable
 from pipeline.prompts import Prompts
-from pipeline.records import PromptSource, Record, make_record
-from tests.conftest import Run, StartServer, against, read_lines
+from pipeline.records import Record
+from tests.conftest import Run, StartServer, a_record, against, read_lines
 
 PROMPTS = {language: Prompts(language) for language in ("en", "zh")}
 
 
 def record(**fields: Any) -> Record:
-    given: dict[str, Any] = {
-        "instruction": "Name a colour.",
-        "output": "Blue.",
-        "language": "en",
-        "history": (),
-    } | fields
-    source = PromptSource(prompt=0, seeds=(), pool=())
-    return make_record(task="generation", generator="g", model="m", source=source, prompts={}, requests=(), **given)
+    return a_record("Name a colour.", "Blue.", **fields)
 
 
 def judge(answer: object) -> Judge:
@@ -106,6 +99,16 @@ def test_a_judged_run_keeps_what_scored_well_and_replays_for_free(
     lenient = run(*judged, "--filters", "poor=1")
     assert lenient.returncode == 0
     assert [line["id"] for line in read_lines(out / "records.jsonl")] != [line["id"] for line in records]
+
+
+def test_a_judge_that_cannot_be_read_is_said(tmp_path: Path, run: Run, start_server: StartServer) -> None:
+    server = start_server(plan=[{"fault": "reasoning_only", "match": '"model":"j"'}])
+    ran = run(*against(server, tmp_path / "out", "--target", 3, "--judge", "--judge-model", "j"))
+    assert ran.returncode == 0, ran.stderr
+    judge = json.loads((tmp_path / "out" / "summary.json").read_bytes())["judge"]
+    assert (judge["readable"], judge["unreadable"] >= 3) == (0, True)
+    said = f"{judge['unreadable']} gave no verdict and passed unjudged; a judge that thinks needs"
+    assert f"{said} a higher --judge-max-tokens." in ran.stderr
 
 
 def test_the_judge_spends_from_the_same_budget(tmp_path: Path, run: Run, start_server: StartServer) -> None:

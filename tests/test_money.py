@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import random
+import re
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +25,6 @@ from tests.forked import Forked
 
 PRICES = {"fake": Price(2.0, 8.0)}
 PRICES_TOML = '["fake"]\ninput = 2.0\noutput = 8.0\n'
-
-
-@pytest.fixture(scope="module")
-def forked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forked]:
-    with Forked(tmp_path_factory.mktemp("forked")) as process:
-        yield process
 
 
 # ---------------------------------------------------------------- a thousand random servers
@@ -142,6 +138,41 @@ async def test_a_limit_is_used_up_and_not_given_away(tmp_path: Path) -> None:
         at_most = ask.budget.used["fake"].at_most
         assert limits.total_tokens is not None
         assert limits.total_tokens - most < at_most <= limits.total_tokens
+
+
+class Held(RandomServer):
+    """Answers when it is let go."""
+
+    def __init__(self) -> None:
+        super().__init__(random.Random(1))
+        self._faults = 0.0
+        self.begun, self.let_go = asyncio.Event(), asyncio.Event()
+
+    async def complete(self, request: Request) -> Reply:
+        self.begun.set()
+        await self.let_go.wait()
+        return Reply("yes", "stop", 10, 10, b"{}")
+
+
+async def test_a_limit_waits_for_what_another_model_of_the_run_has_in_flight(tmp_path: Path) -> None:
+    """A judge whose request fits only once the generator's turned out cheap waits for that, and stops nothing."""
+    slow = Held()
+    asked = Request((("user", "y" * 100),), max_tokens=400)
+    verdict = Request((("user", "z" * 100),), max_tokens=400, sample=1)
+    most = most_prompt_tokens(asked.body("fake")) + 400
+    with Journal(tmp_path / "j.sqlite") as journal:
+        budget = Budget("fake", PRICES, Limits(total_tokens=most + most // 2))
+        ask = Ask(slow, journal, concurrency=8, budget=budget)
+        judge = ask.beside(Held(), concurrency=8)
+        judge.model.let_go.set()  # type: ignore[attr-defined]
+        first = asyncio.ensure_future(ask(asked))
+        await slow.begun.wait()
+        second = asyncio.ensure_future(judge(verdict))
+        for _ in range(100):  # as far as it comes
+            await asyncio.sleep(0)
+        slow.let_go.set()
+        replies = await asyncio.gather(first, second, return_exceptions=True)
+        assert [reply.text for reply in replies if isinstance(reply, Reply)] == ["yes", "yes"]
 
 
 @pytest.mark.parametrize(
@@ -343,10 +374,17 @@ def test_what_was_spent_before_counts_in_a_plan(tmp_path: Path, forked: Forked) 
     with FakeServer(ledger=tmp_path / "ledger.jsonl") as server:
         assert run(forked, tmp_path, server, "--target", "10")[0] == 0
         spent = len(server.ledger())
-        run(forked, tmp_path, server, "--target", "100", "--plan", "--max-requests", str(90 + spent))
+        run(forked, tmp_path, server, "--target", "100", "--plan", "--json")
+        plan = json.loads(next(line for line in forked.output.splitlines() if line.startswith("{")))
+        stored = int(re.search(r"(\d+) records come of what is stored", plan["assumes"])[1])  # type: ignore[index]
+        assert 10 <= stored < 100, "what was under way when the target was reached is stored, too"
+        tasks = math.ceil((100 - stored) / 2.5)
+        assert plan["requests"] == math.ceil(tasks / 4) + 2 * tasks
+        enough = plan["requests"] + spent
+        run(forked, tmp_path, server, "--target", "100", "--plan", "--max-requests", str(enough))
         assert "Warning: " not in forked.output
-        run(forked, tmp_path, server, "--target", "100", "--plan", "--max-requests", str(89 + spent))
-        assert f"Warning: --max-requests {89 + spent} would stop it: {90 + spent} with those sent" in forked.output
+        run(forked, tmp_path, server, "--target", "100", "--plan", "--max-requests", str(enough - 1))
+        assert f"Warning: --max-requests {enough - 1} would stop it: {enough} with those sent" in forked.output
 
 
 def test_a_plan_sends_and_writes_nothing_and_says_what_it_assumes(tmp_path: Path, forked: Forked) -> None:

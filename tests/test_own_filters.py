@@ -67,8 +67,8 @@ def test_they_stand_before_what_compares_and_are_set_like_ours(tmp_path: Path) -
     assert names.index("graph") < names.index("too_loud") < names.index("names_us") < names.index("contradiction")
     chosen = filters.of_records({"names_us": False, "too_loud": 0.9}, own)
     assert "names_us" not in [f.name for f in chosen]
-    assert isinstance(filtering.judge(chosen, candidate("WELL, yes.")), Record)
-    assert not isinstance(filtering.judge(filters.of_records({}, own), candidate("WELL, yes.")), Record)
+    assert isinstance(filtering.apply_filters(chosen, candidate("WELL, yes.")), Record)
+    assert not isinstance(filtering.apply_filters(filters.of_records({}, own), candidate("WELL, yes.")), Record)
 
 
 def test_the_file_is_known_by_its_content(tmp_path: Path) -> None:

@@ -9,17 +9,17 @@ from typing import Any
 
 import pytest
 
-from pipeline import filters
+from pipeline import filters, self_qa
 from pipeline.ask import Ask
 from pipeline.backends.endpoint import parse_reply
 from pipeline.filtering import Candidate, Found
 from pipeline.journal import Journal
-from pipeline.llm import Reply, Request
-from pipeline.pairs import ABOUT_THE_ANSWER, BOUND_TO_SOURCE, UNFIT, Manner, Pairs, answer_request
+from pipeline.llm import Manner, Reply, Request
+from pipeline.pairs import ABOUT_THE_ANSWER, BOUND_TO_SOURCE, UNFIT, Pairs, answer_request
 from pipeline.prompts import Prompts
-from pipeline.records import DocumentSource, PromptSource, Quote, Record, make_record
+from pipeline.records import DocumentSource, Quote, Record
 from pipeline.run_folder import DerivedFiles
-from tests.conftest import Run, StartServer, against, read_lines
+from tests.conftest import Run, StartServer, a_record, against, read_lines
 
 Json = dict[str, Any]
 PROMPTS = {language: Prompts(language) for language in ("en", "zh")}
@@ -28,13 +28,7 @@ BETTER, WORSE = "Blue, the colour of a clear sky.", "Tuesday."
 
 
 def record(output: str = BETTER, **fields: Any) -> Record:
-    given: Json = {
-        "instruction": "Name a colour and where one sees it.",
-        "language": "en",
-        "task": "generation",
-        "source": PromptSource(prompt=0, seeds=(), pool=()),
-    }
-    return make_record(output=output, generator="g", model="m", prompts={}, requests=(), **(given | fields))
+    return a_record(**{"instruction": "Name a colour and where one sees it.", "output": output, **fields})
 
 
 class Scripted:
@@ -311,6 +305,23 @@ def test_a_plan_prices_verdicts_by_the_judge_and_further_answers_by_the_model(
     assert (more["answers"], more["verdicts"]) == (16, 32)
     (tmp_path / "prices.toml").write_text("[fake]\ninput = 1\noutput = 1\n")
     assert plan("--judge", *judge)["cost"] is None, "an unknown price is unknown, never 0"
+
+
+def test_the_plan_of_a_run_that_is_complete_is_nothing(
+    tmp_path: Path, start_server: StartServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """However many records the filters left: what is assumed of a run that is to come is known of this one."""
+    (tmp_path / "mill.md").write_text("# Mill\n\nThe mill at Ash Brook was built in 1784 by Jonas Hale.\n" * 3)
+    server = start_server(plant=0.9)  # most answers invent something, and go
+    command = [str(tmp_path / "mill.md"), "--model", "fake", "--base-url", server.base_url, "--per-chunk", "5"]
+    command += ["--out", str(tmp_path / "out"), "--judge", "--pairs", "1"]
+    assert self_qa.main(command) in (0, 3)
+    sent = len(server.ledger())
+    capsys.readouterr()
+    assert self_qa.main([*command, "--plan", "--json"]) == 0
+    planned = json.loads(capsys.readouterr().out)
+    assert self_qa.main(command) in (0, 3)
+    assert (planned["requests"], len(server.ledger()) - sent) == (0, 0)
 
 
 def test_templates_alone_have_no_further_answers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

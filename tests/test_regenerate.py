@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import sqlite3
+import subprocess
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +20,8 @@ from pipeline.regeneration.gate import Measured, objections
 from pipeline.regeneration.project import Gate, read_project
 from pipeline.regeneration.sources import UNREADABLE, difference
 from pipeline.regeneration.training import flags_of
-from pipeline.regeneration.versions import check_version
 from pipeline.run_folder import locked, read_records
-from tests.a_project import Folder, said
+from tests.a_project import Folder, damaged, said
 from tests.conftest import StartServer
 from tests.fake_server import ROOT
 
@@ -82,6 +85,24 @@ def test_no_project_goes_into_a_runs_folder(flags: tuple[object, ...], folder: F
     assert (below(folder.root), len(folder.server.ledger())) == (before, sent)
 
 
+def test_a_folder_of_old_that_holds_both_says_what_to_move_and_why(folder: Folder, tick: Tick) -> None:
+    tick()
+    asked = ["--model", "fake", "--base-url", folder.server.base_url, "--out", str(folder.root / "run")]
+    self_qa.main([str(folder.root / "docs"), *asked])
+    for name in ("config.json", "records.jsonl", "summary.json"):
+        shutil.copy(folder.root / "run" / name, folder.root / "out" / name)
+    code, found = tick()
+    assert code == 2
+    assert "holds a project and also a run of self_qa" in found["reason"]
+    assert "--gc would delete the run's replies" in found["reason"]
+    subprocess.run(found["reason"].rpartition("goes on: ")[2], shell=True, check=True)
+    assert {path.name for path in (folder.root / "out-self_qa").iterdir()} == {
+        "config.json", "records.jsonl", "summary.json",
+    }  # fmt: skip
+    code, found = tick()
+    assert (code, found["sent"]) == (0, 0)
+
+
 @pytest.mark.parametrize("every", ["tick", "month"])
 def test_an_unknown_price_names_what_else_the_file_may_limit(every: str, folder: Folder, tick: Tick) -> None:
     folder.write(tables=f"[budget]\nmax_cost_per_{every} = 1.0")
@@ -121,6 +142,27 @@ def test_a_plan_sends_and_writes_nothing_and_names_what_changed(folder: Folder, 
     }
     tick()
     assert len(folder.server.ledger()) - sent == docs["requests"], "the plan was right"
+
+
+def test_a_changed_chain_that_is_stored_in_part_is_priced_by_what_is_missing(folder: Folder, tick: Tick) -> None:
+    tick()
+    folder.seeds["seed_Anvil"] = "Anvil"
+    folder.write_seeds()
+    folder.write(target=8)
+    whole = tick("--plan")[1]["sources"]["tasks"]
+    assert "0 records come of what is stored" in whole["assumes"]
+    tick()
+    assert tick("--plan")[1]["sources"]["tasks"]["requests"] == 0
+    del folder.seeds["seed_Anvil"]  # the chain of the beginning, of which four records and more are stored
+    folder.write_seeds()
+    sent = len(folder.server.ledger())
+    part = tick("--plan")[1]["sources"]["tasks"]
+    stored = int(re.search(r"(\d+) records come of what is stored", part["assumes"])[1])  # type: ignore[index]
+    assert 4 <= stored <= 8
+    assert part["requests"] < whole["requests"]
+    assert len(folder.server.ledger()) == sent, "a plan sends nothing"
+    tick()
+    assert tick("--plan")[1]["sources"]["tasks"]["requests"] == 0
 
 
 def test_a_changed_setting_needs_a_word_and_says_what_it_would_cost(folder: Folder, tick: Tick) -> None:
@@ -182,6 +224,58 @@ def test_paths_shape_nothing(folder: Folder, tick: Tick) -> None:
     assert not [line for line in folder.server.ledger() if "docs/" in said(line) or ".md" in said(line)]
 
 
+# ---------------------------------------------------------------- a source that brings nothing
+
+
+def only_an_unsupported_file(folder: Folder) -> None:
+    for path in (folder.root / "docs").iterdir():
+        path.unlink()
+    (folder.root / "docs/photo.jpeg").write_bytes(b"\xff\xd8")
+
+
+EMPTY: dict[str, tuple[Callable[[Folder], object], int, str, str]] = {
+    "no file can be read": (
+        only_an_unsupported_file, 3, "docs", "nothing in its files could be read (1 complaints). The first: photo.jpeg"
+    ),
+    "a filter takes all": (
+        lambda folder: folder.write(docs="filters = {too_short = 50}"), 0, "docs",
+        "every passage has been asked about, and there is nothing more. The likeliest cause: too_short took",
+    ),
+    "curation takes all": (
+        lambda folder: folder.write(tables='select = 5\nquota = "task=0"'), 7, "[curate]",
+        "it turned away all that the sources brought: ",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", EMPTY)
+def test_a_source_that_brings_nothing_says_why(what: str, folder: Folder, tick: Tick) -> None:
+    edit, wanted, name, why = EMPTY[what]
+    edit(folder)
+    code, found = tick()
+    assert (code, list(found["empty"])) == (wanted, [name])
+    assert found["empty"][name].startswith(why)
+    assert found["empty"][name] in tick.said.err  # type: ignore[attr-defined]
+    _, again = tick()
+    assert (again["empty"], again["sent"]) == (found["empty"], 0), "also where nothing has changed since"
+
+
+def test_a_source_that_brings_something_is_not_explained(folder: Folder, tick: Tick) -> None:
+    assert tick()[1]["empty"] == {}
+    assert "brings no record" not in tick.said.err  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("paths", "why"), [('"docs/*.pdf"', "no such file, folder or glob"), ('"."', "no file")])
+def test_paths_that_match_nothing_name_their_source(paths: str, why: str, folder: Folder, tick: Tick) -> None:
+    (folder.root / "empty").mkdir()
+    path = folder.root / "regenerate.toml"
+    path.write_text(path.read_text(encoding="utf-8").replace('"docs"]', f"{paths}]".replace('"."', '"empty"'), 1))
+    code, found = tick()
+    assert code == 2
+    assert found["reason"].startswith(f"{path}, [[source]] docs: ")
+    assert why in found["reason"]
+
+
 # ---------------------------------------------------------------- versions
 
 
@@ -195,7 +289,7 @@ def test_a_version_is_whole_and_names_its_parent(folder: Folder, tick: Tick) -> 
     assert second.manifest["sources"]["docs"]["files"].keys() == {"marrowick.md", "quillfern.md", "tansyvole.md"}
     assert second.manifest["sent"] == 2
     for version in (first, second):
-        check_version(version)
+        assert damaged(version) == []
         there = {p.relative_to(version.folder).as_posix() for p in version.folder.rglob("*") if p.is_file()}
         assert set(version.manifest["files"]) == there - {"manifest.json"}
     code, found = tick("--diff", first.name, "LATEST")
@@ -356,6 +450,29 @@ def test_revoking_is_planned_and_what_others_support_stays(folder: Folder, tick:
     assert tick()[1]["sent"] == 0, "and leaves nothing to ask, where no chain is touched"
 
 
+def test_what_is_revoked_stands_in_no_other_documents_input_either(folder: Folder, tick: Tick) -> None:
+    for number in range(6):
+        folder.document(f"Hamlet{number}", 20 + number)
+    folder.write(docs='mode = "open"\ndistractors = 2\nwithout_passage = 0.0')
+    tick()
+    before = {r["id"]: r for r in folder.records() if r["generator"] == "self_qa"}
+    shown = [r for r in before.values() if "Quillfern" in r["input"] and r["source"][0]["document"] != "quillfern.md"]
+    assert shown, "it is a distractor of others"
+    sent = len(folder.server.ledger())
+    assert tick("--revoke", "quillfern.md")[0] == 0
+    assert folder.traces("Quillfern") == folder.in_journal("Quillfern") == []
+    left = {record["id"] for record in folder.records()}
+    elsewhere = {id_ for id_, record in before.items() if "Quillfern" not in json.dumps(record)}
+    assert elsewhere
+    assert elsewhere <= left, "what shows nothing of it stays"
+    assert tick()[1]["sent"] == 0
+    assert len(folder.server.ledger()) == sent
+    assert {r["source"][0]["document"] for r in shown} <= {
+        r["source"][0]["document"] for r in folder.records() if r["generator"] == "self_qa"
+    }, "the next tick puts other passages beside the same questions"
+    assert folder.traces("Quillfern") == []
+
+
 @pytest.mark.slow
 def test_what_vanished_long_ago_or_was_renamed_can_be_revoked(folder: Folder, tick: Tick) -> None:
     folder.document("Hobbleside")
@@ -372,6 +489,27 @@ def test_what_vanished_long_ago_or_was_renamed_can_be_revoked(folder: Folder, ti
     assert folder.in_journal("Marrowick") == folder.traces("Marrowick") == []
     assert tick()[1]["sent"] == 0
     assert folder.in_journal("31 hens") != []
+
+
+def test_a_plan_counts_the_judge(folder: Folder, tick: Tick) -> None:
+    """Its verdicts are sent and paid like all else: about as many as planned, none again, all anew by another judge."""
+    plain = tick("--plan")[1]["requests"]
+    folder.write(shared="judge = true\njudge_model = 'j'")
+    assert tick("--plan")[1]["requests"] > 1.2 * plain
+    assert tick()[0] in (0, 3)
+    documents = ("docs", "facts")  # what a chain is assumed to ask is another matter
+    planned = tick("--plan")[1]["sources"]
+    assert [planned[name]["requests"] for name in documents] == [0, 0]
+    folder.write(shared="judge = true\njudge_model = 'k'")
+    planned = tick("--plan")[1]["sources"]
+    sent = len(folder.server.ledger())
+    assert tick()[0] in (0, 3)
+    verdicts = [line["body"] for line in folder.server.ledger()[sent:] if line["body"]["model"] == "k"]
+    grounded = sum("grounding" in json.dumps(body["response_format"]) for body in verdicts)
+    assert sum(planned[name]["requests"] for name in documents) == grounded
+    judged = [line for line in tick.said.err.splitlines() if ": Judged " in line]  # type: ignore[attr-defined]
+    assert [line.partition(":")[0] for line in judged] == ["docs", "facts", "tasks"]
+    assert all(line.endswith("0 gave no verdict.") for line in judged)
 
 
 @pytest.mark.slow
@@ -414,30 +552,16 @@ def test_revoking_a_seed_takes_what_descends_from_it(folder: Folder, tick: Tick)
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        ('target = 4', 'targte = 4', "[[source]] tasks: there is no setting 'targte'; the nearest is 'target'"),
-        ('target = 4', 'target = 0', "[[source]] tasks, target: Input should be greater than 0 (given: 0)"),
-        ('"self_kg"', '"self_gk"', "[[source]] 2: `generator` is one of self_instruct, self_qa, self_kg"),
-        ('name = "tasks"', 'name = "docs"', "[[source]] docs: the name stands there twice"),
-        ('[curate]', '[curate]\njudge = true', "[curate]: there is no setting 'judge'"),
-        ('concurrency = 4', 'pairs = 4', "[shared]: there is no setting 'pairs'"),
-        ('[curate]', '[curat]', "there is no setting 'curat'; the nearest is 'curate'"),
-        ('near_duplicates', 'near_duplicate', "[curate]: there is no setting 'near_duplicate'"),
-        ('concurrency = 4', 'concurency = 4', "[shared]: there is no setting 'concurency'; the nearest is"),
-        ('concurrency = 4', 'max_cost = 4', "[shared]: there is no setting 'max_cost'"),
-        ('[curate]', '[gate]\nleast_record = 4\n[curate]', "[gate]: there is no setting 'least_record'; the"),
-        ('[curate]', '[gate]\nverdict = "better"\n[curate]', "[gate] verdict: there is no [train]"),
-        ('[curate]', '[budget]\nmax_cost_per_tik = 4\n[curate]', "the nearest is 'max_cost_per_tick'"),
-        ('name = "mill"', 'name = "mill" nonsense', "not TOML"),
-        ('name = "mill"', 'name = "../mill"', ", name: String should match pattern"),
+        ("target = 4", "targte = 4", "[[source]] tasks: there is no setting 'targte'; the nearest is 'target'."),
+        ('["docs"]', "[]", "[[source]] docs: no documents: name a folder"),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_file_gets_one_sentence(old: str, new: str, said: str, folder: Folder, tick: Tick) -> None:
     path = folder.root / "regenerate.toml"
     path.write_text(path.read_text(encoding="utf-8").replace(old, new, 1), encoding="utf-8")
     code, found = tick()
     assert code == 2
-    assert said in found["reason"]
-    assert found["reason"].startswith(str(path))
+    assert found["reason"].startswith(f"{path}, {said}")
     assert folder.server.ledger() == []
 
 
@@ -462,6 +586,25 @@ def test_a_missing_file_is_bad_input(tmp_path: Path) -> None:
 def test_a_file_that_moved_is_renamed_and_an_unreadable_one_is_not() -> None:
     found = difference({"a": "1", "b": "2", "c": UNREADABLE}, {"d": "1", "b": "3", "e": UNREADABLE})
     assert (found.renamed, found.changed, found.new, found.gone) == ([("a", "d")], ["b"], ["e"], ["c"])
+
+
+@pytest.mark.skipif(not (find_spec("peft") and find_spec("trl")), reason="[train] needs the extra train")
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("learnin_rate = 0.1", "there is no setting 'learnin_rate'; the nearest is 'learning_rate'."),
+        ('steps = "many"', "argument --steps: invalid int value: 'many'."),
+        ('out = "elsewhere"', "there is no setting 'out'; the nearest is "),
+    ],
+)
+def test_a_wrong_training_setting_is_told_before_anything_is_asked(
+    setting: str, said: str, folder: Folder, tick: Tick
+) -> None:
+    folder.write(tables=f"[train]\n{setting}")
+    code, found = tick()
+    assert code == 2
+    assert found["reason"].startswith(f"{folder.root / 'regenerate.toml'}, [train]: {said}")
+    assert folder.server.ledger() == []
 
 
 def test_training_settings_become_flags() -> None:

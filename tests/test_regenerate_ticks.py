@@ -19,11 +19,10 @@ from pathlib import Path
 import pytest
 
 from pipeline import crash, regenerate
-from pipeline.regeneration.versions import Versions, check_records, check_version
-from tests.a_project import Folder, said
-from tests.conftest import StartServer
+from pipeline.regeneration.versions import Versions, check_records
+from tests.a_project import Folder, damaged, said
+from tests.conftest import StartServer, wait_for
 from tests.forked import Forked
-from tests.test_faults import wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -100,7 +99,7 @@ def test_twenty_ticks(tmp_path: Path, start_server: StartServer, monkeypatch: py
             gone = {word for word in gone | set(edit.gone) if not _is_back(folder, word)}
             for word in gone:
                 assert folder.traces(word) == [], (number, word)
-            check_version(folder.latest)
+            assert damaged(folder.latest) == []
             assert folder.data() == from_scratch(folder, number, fresh_server), number
     assert not seen.broken
     assert seen.versions == {version.name for version in folder.versions.all()} & seen.versions
@@ -150,7 +149,7 @@ def polling(versions: Versions) -> Iterator[Seen]:
             try:
                 latest = versions.latest()
                 if latest is not None:
-                    check_version(latest)
+                    assert damaged(latest) == []
                     check_records(latest.folder, latest.manifest["counts"]["records"])
                     assert latest.passed
                     seen.versions.add(latest.name)
@@ -236,7 +235,7 @@ def test_killed_at_every_marked_point(
             kills += 1
             latest = folder.versions.latest()
             if latest is not None:
-                check_version(latest)
+                assert damaged(latest) == []
             code = forked.run(arguments)
             if arguments[1:2] == ("--revoke",) and code == 2:  # it is known no more: the first life finished it
                 code = 0

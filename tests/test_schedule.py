@@ -185,6 +185,20 @@ def test_nothing_new_is_empty(case: Case) -> None:
     assert case.told()[0]["text"] == "demo, 2026-11-22T11:00:00+00:00: new version v1 (exit code 0: done)."
 
 
+def test_a_source_that_brought_nothing_is_named_with_its_reason(case: Case) -> None:
+    scheduler = case.scheduler(HOURLY, at("2026-11-22 10:00"))
+    runner = scheduler.runner
+
+    def run(lock: int, output: Path) -> int:
+        code = runner(lock, output)
+        output.write_text('{"exit": 0, "empty": {"docs": "all of it was rejected."}}\n')
+        return code
+
+    scheduler.runner = run  # type: ignore[assignment]
+    (told,) = scheduler.once()
+    assert told["text"].endswith("(exit code 0: done). docs brings no record: all of it was rejected.")
+
+
 @pytest.mark.parametrize(("overlap", "starts"), [("skip", 1), ("queue", 3)])
 def test_a_project_that_somebody_regenerates_by_hand(case: Case, overlap: Any, starts: int) -> None:
     rule = Schedule(cron="0 * * * *", overlap=overlap)

@@ -53,6 +53,10 @@ def test_lone_surrogates_become_replacement_characters_and_pairs_stay() -> None:
         ("<think>let me see</think>\n\nThe answer is 4.", "The answer is 4."),
         ("<think>a</think>x<think>b</think>y", "xy"),
         ("<think>cut off before it ended", ""),
+        ('They want {"a": 1}.\n</think>\n\n{"a": 2}', '{"a": 2}'),  # the template had opened it
+        ("</think>It is 4.", "It is 4."),
+        ('{"output": "A block ends with </think>."}', '{"output": "A block ends with </think>."}'),
+        ('```json\n["</think>"]\n```', '```json\n["</think>"]\n```'),
     ],
 )
 def test_strip_thinking(text: str, left: str) -> None:

@@ -7,12 +7,13 @@ refuses (JSON schema, `temperature`, `max_tokens` …) is learned once and left 
 
 from __future__ import annotations
 
+import base64
 import json
 import time
 from collections.abc import Callable, Mapping
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qsl, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
 
 from pipeline.errors import EndpointError
 from pipeline.llm import ParameterRefused, Reply, Request, RequestFailed
@@ -96,9 +97,11 @@ class Endpoint:
 
         parts = urlsplit(self._base_url or "")
         query = dict(parse_qsl(parts.query))  # a gateway's version, or its key
+        name, password = unquote(parts.username or ""), unquote(parts.password or "")
+        in_header = base64.b64encode(f"{name}:{password}".encode()).decode() if password else ""
         transport = CappedTransport(
             deadline_s=self._deadline_s,
-            secrets=(self._api_key, parts.password or "", *query.values()),
+            secrets=(self._api_key, password, in_header, *query.values()),
             largest_body=self._largest_body or LARGEST_BODY,
         )
         return openai.AsyncOpenAI(
@@ -175,7 +178,7 @@ def parse_reply(raw: bytes) -> Reply:
         body = _load(raw, flaws)
         choice = body["choices"][0]
         message = choice["message"]
-        text = message.get("content")
+        text = _said(message.get("content"))
         refusal = message.get("refusal")
         finish_reason = choice.get("finish_reason") or "stop"
         usage = body.get("usage") or {}
@@ -191,7 +194,8 @@ def parse_reply(raw: bytes) -> Reply:
         text, finish_reason = str(refusal), "refusal"
         flaws.append("refusal")
     elif not isinstance(text, str) or not text.strip():
-        flaws.append("reasoning_only" if any(message.get(name) for name in REASONING) else "empty_reply")
+        thought = any(message.get(name) for name in REASONING) or _thought(message.get("content"), usage)
+        flaws.append("reasoning_only" if thought else "empty_reply")
     return Reply(
         text=text if isinstance(text, str) else "",
         finish_reason=str(finish_reason),
@@ -200,6 +204,22 @@ def parse_reply(raw: bytes) -> Reply:
         raw=raw,
         flaws=tuple(flaws),
     )
+
+
+def _said(content: object) -> object:
+    """A message's text; some servers hold it in parts, the thinking apart from what is said."""
+    if not isinstance(content, list):
+        return content
+    texts = (part.get("text") for part in content if isinstance(part, dict) and part.get("type", "text") == "text")
+    return "".join(text for text in texts if isinstance(text, str))
+
+
+def _thought(content: object, usage: Mapping[str, object]) -> bool:
+    """Whether there was thinking: a part of the content, or a count of tokens that nobody is shown."""
+    details = usage.get("completion_tokens_details")
+    tokens = details.get("reasoning_tokens") if isinstance(details, dict) else None
+    parts = content if isinstance(content, list) else []
+    return bool(_count(tokens)) or any(isinstance(part, dict) and part.get("type") == "thinking" for part in parts)
 
 
 def _load(raw: bytes, flaws: list[str]) -> Any:

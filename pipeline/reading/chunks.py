@@ -104,7 +104,8 @@ def _units(text: str, block: Block, number: int, tokens: int) -> list[Unit]:
         by_lines = block.kind in ("code", "table")
         spans = _lines(text, block) if by_lines else sentences(text, block.start, block.end)
         spans = [part for span in spans for part in _no_longer_than(text, *span, tokens)]
-    before = text[: block.start].rstrip()[-1:]
+    _, ended = _stripped(text, 0, block.start)
+    before = text[max(0, ended - 1) : ended]
     leans_on_it = block.kind in ("code", "table") or before in (":", "：")
     return [
         Unit(

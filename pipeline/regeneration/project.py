@@ -11,12 +11,12 @@ Paths are relative to the file, so that it does not matter where a scheduler sta
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from pipeline.curate import CurateSettings
 from pipeline.errors import UsageError
@@ -26,6 +26,7 @@ from pipeline.self_instruct import SelfInstruct, SelfInstructSettings
 from pipeline.self_kg import SelfKG, SelfKGSettings
 from pipeline.self_qa import SelfQA, SelfQASettings
 from pipeline.settings import GeneratorSettings, nearest, toml_of
+from pipeline.validated import shown, validated
 
 Made = TypeVar("Made", bound=BaseModel)
 Maker = type[SelfInstruct] | type[SelfQA] | type[SelfKG]
@@ -42,6 +43,8 @@ NOT_OF_CURATE = {"inputs"} | {
     for name, field in CurateSettings.model_fields.items()
     if field.json_schema_extra["kind"] == "running"  # type: ignore[index]
 }
+ONE_SOURCE = "[source]: write [[source]], in two brackets; there may be several."
+NAME = r"\w[\w.-]*"  # of a folder
 
 
 class Table(BaseModel):
@@ -71,10 +74,16 @@ class BudgetTable(Table):
     max_requests_per_month: int | None = Field(None, gt=0)
 
 
+def _plain_name(value: str) -> str:
+    if not re.fullmatch(NAME, value):
+        raise ValueError("takes letters, digits, '_', and behind the first one '.' and '-'")
+    return value
+
+
 class ProjectTable(Table):
     """The file's own keys."""
 
-    name: str = Field("project", pattern=r"^[\w.-]+$", description="of the folder under outputs/")
+    name: Annotated[str, AfterValidator(_plain_name)] = Field("project", description="of the folder under outputs/")
     out: Path | None = Field(None, description="the project's folder, if not outputs/NAME")
     keep_versions: int | None = Field(None, gt=0, description="as --gc N, after each new version")
     accept_changes: bool = Field(False, description="ask anew what a changed prompt, model or setting shapes")
@@ -86,6 +95,18 @@ class ProjectTable(Table):
     budget: dict[str, Any] = {}
     train: dict[str, str | int | float | bool] | None = None
     schedule: dict[str, Any] = {}
+
+
+# The tables of the file, each with the keys that it may have; [train] has those of a command the pipeline knows not.
+TABLES: dict[str, Set[str]] = {
+    "shared": GeneratorSettings.model_fields.keys() - NOT_OURS,
+    "source": set().union(*(settings.model_fields for _, settings in GENERATORS.values()), {"generator"}) - NOT_OURS,
+    "curate": CurateSettings.model_fields.keys() - NOT_OF_CURATE,
+    "gate": Gate.model_fields.keys(),
+    "budget": BudgetTable.model_fields.keys(),
+    "train": frozenset(),
+    "schedule": Schedule.model_fields.keys(),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,11 +135,16 @@ class Project:
     keep: bool
     schedule: Schedule | None  # of pipeline.schedule
 
+    @property
+    def journal(self) -> Path:
+        return self.out / "journal.sqlite"
+
 
 def read_project(path: Path) -> Project:
     """The project of a file. Raises UsageError with the file, the table, the key and what is wrong."""
-    base = path.resolve().parent
-    table = _checked(ProjectTable, toml_of(path), f"{path}")
+    base, content = path.resolve().parent, _content(path)
+    _check_tables(content, path)
+    table = _checked(ProjectTable, content, f"{path}")
     if not table.source:
         raise UsageError(f"{path}: names no [[source]].")
     curate = _checked(CurateSettings, table.curate, f"{path}, [curate]", without=NOT_OF_CURATE)
@@ -141,22 +167,22 @@ def read_project(path: Path) -> Project:
 
 
 def _sources(table: ProjectTable, path: Path, base: Path) -> tuple[Source, ...]:
-    shared_keys = GeneratorSettings.model_fields
-    for key in table.shared:
-        if key.replace("-", "_") not in shared_keys or key in NOT_OURS:
-            raise UsageError(f"{path}, [shared]: there is no setting {key!r}; {nearest(key, shared_keys)}")
+    for key in (key.replace("-", "_") for key in table.shared):
+        if key not in TABLES["shared"]:
+            raise UsageError(f"{path}, [shared]: there is no setting {key!r}; {_hint(key, TABLES['shared'])}.")
     sources: dict[str, Source] = {}
     for number, own in enumerate(table.source, 1):
         values = {key.replace("-", "_"): value for key, value in own.items()}
         generator = values.pop("generator", None)
         if generator not in GENERATORS:
-            raise UsageError(
-                f"{path}, [[source]] {number}: `generator` is one of {', '.join(GENERATORS)} (given: {generator!r})."
+            given = (
+                "missing" if generator is None else f"given: {shown(generator)}; {nearest(str(generator), GENERATORS)}"
             )
+            raise UsageError(f"{path}, [[source]] {number}: `generator` is one of {', '.join(GENERATORS)} ({given}).")
         name = values.pop("name", generator)
         where = f"{path}, [[source]] {name}"
-        if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+", name):
-            raise UsageError(f"{where}: a name has letters, digits, '.', '_' and '-'.")
+        if not isinstance(name, str) or not re.fullmatch(NAME, name):
+            raise UsageError(f"{where}: a name has letters, digits, '.', '_' and '-' (given: {shown(name)}).")
         if name in sources:
             raise UsageError(f"{where}: the name stands there twice; give each source one of its own.")
         shared = {key.replace("-", "_"): value for key, value in table.shared.items()}
@@ -171,14 +197,52 @@ def _checked(model: type[Made], keys: Mapping[str, Any], where: str, without: se
     values = {name.replace("-", "_"): value for name, value in keys.items()}
     for name in values:
         if name not in known:
-            raise UsageError(f"{where}: there is no setting {name!r}; {nearest(name, known)}")
+            raise UsageError(f"{where}: there is no setting {name!r}; {_hint(name, known.keys())}.")
+    return validated(model, values, lambda name: f"{where}, {name}" if name else where)
+
+
+def _hint(name: str, known: Set[str]) -> str:
+    """Where a name that is unknown in a table has its place, else the nearest of those that are known."""
+    if f"{name}_per_tick" in BudgetTable.model_fields:
+        return f"[budget] has {name}_per_tick and {name}_per_month"
+    if name in ProjectTable.model_fields:
+        return "it stands above the first table"
+    table = next((table for table, keys in TABLES.items() if name in keys), None)
+    if table == "source" and TABLES["shared"] < known:  # it stands in a source, of another generator
+        return (
+            f"it is one of {' and '.join(maker for maker, (_, own) in GENERATORS.items() if name in own.model_fields)}"
+        )
+    return nearest(name, known) if table is None else f"it belongs into {_bracketed(table)}"
+
+
+def _bracketed(table: str) -> str:
+    return "[[source]]" if table == "source" else f"[{table}]"
+
+
+def _content(path: Path) -> dict[str, Any]:
     try:
-        return model.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(map(str, first["loc"]))
-        said = re.sub(r"^Value error, ", "", first["msg"])
-        raise UsageError(f"{where}, {name}: {said} (given: {first['input']!r}).") from error
+        return toml_of(path)
+    except UsageError:  # two tables of one name are no TOML: say what was meant by them
+        if path.is_file() and re.search(rb"^\s*\[source[].]", path.read_bytes(), re.MULTILINE):
+            raise UsageError(f"{path}, {ONE_SOURCE}") from None
+        raise
+
+
+def _check_tables(content: Mapping[str, Any], path: Path) -> None:
+    """Each table is written as one: [[source]] in two brackets, for there may be several, the others in one."""
+    for name, value in content.items():
+        is_list = isinstance(value, list) and bool(value) and all(isinstance(part, dict) for part in value)
+        is_table = isinstance(value, dict)
+        if name not in TABLES and (is_list or is_table):
+            near = nearest(_bracketed(name), [_bracketed(table) for table in TABLES])
+            raise UsageError(f"{path}, [{name}]: there is no such table; {near}.")
+        if name not in TABLES or (is_list if name == "source" else is_table):
+            continue
+        if is_table:
+            raise UsageError(f"{path}, {ONE_SOURCE}")
+        if is_list:
+            raise UsageError(f"{path}, [[{name}]]: write [{name}], in single brackets; there is one.")
+        raise UsageError(f"{path}, {name}: is a table, {_bracketed(name)} with its keys below (given: {shown(value)}).")
 
 
 def _there(value: str | int | float | bool, base: Path) -> str | int | float | bool:

@@ -117,7 +117,7 @@ def paths_of(source: Source) -> dict[str, Path]:
         paths = (*settings.graphs, *([settings.labels] if settings.labels else []))
         by_name = {path.name: path for path in paths}
         if len(by_name) < len(set(paths)):
-            raise UsageError(f"[[source]] {source.name}: two of its files have the same name; rename one.")
+            raise UsageError(f"two files of {source.name} have the same name; rename one.")
         return by_name
     return {}
 

@@ -47,10 +47,7 @@ async def begin(out: Path, table: BudgetTable, journal: Journal, sources: Sequen
     write_json(path, {"after": after})
     prices: dict[str, Price] = {}
     for source in sources:
-        prices |= read_prices(source.source.settings.prices)
-    for source in sources:
-        if source.model.is_local:
-            prices[source.model.identity] = FREE
+        prices |= read_prices(source.source.settings.prices, source.model)
     month = datetime.now(UTC).replace(day=1, hour=0, minute=0, second=0, microsecond=0).timestamp()
     before = await journal.totals(since=month)
     own = await journal.totals(after=after, since=month)

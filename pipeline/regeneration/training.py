@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,8 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.curation.rows import file_hash
-from pipeline.errors import StopRun
+from pipeline.errors import StopRun, UsageError
 from pipeline.llm import canonical_json
+from pipeline.settings import nearest
+
+NOT_OURS = {"out", "plan", "json", "help"}  # a project has a folder of its own, and reads the verdict itself
 
 
 def train(
@@ -40,6 +44,18 @@ def train(
             raise stop
     found = json.loads(verdict.read_text(encoding="utf-8"))
     return {"adapter": folder.name, "verdict": found["verdict"], "against": found["against"]}
+
+
+def check_flags(settings: dict[str, str | int | float | bool], path: Path) -> None:
+    """Raise UsageError for what finetune.run would refuse, before anything is paid for; `path` is the project file."""
+    command = [sys.executable, "-m", "finetune.run", *flags_of(settings), "--help"]
+    asked = subprocess.run(command, capture_output=True, text=True)  # wrong values are told before the help is
+    if asked.returncode:
+        raise UsageError(f"{path}, [train]: {asked.stderr.strip().rpartition('error: ')[2]}.")
+    known = {flag.replace("-", "_") for flag in re.findall(r"--(?:no-)?([a-z][a-z-]*)", asked.stdout)} - NOT_OURS
+    for name in settings:
+        if name.replace("-", "_") not in known:
+            raise UsageError(f"{path}, [train]: there is no setting {name!r}; {nearest(name, known)}.")
 
 
 def flags_of(settings: dict[str, str | int | float | bool]) -> list[str]:

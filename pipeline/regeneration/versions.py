@@ -138,13 +138,6 @@ def read_version(folder: Path) -> Version:
         raise StorageError(f"{folder}: no version that can be read ({error}).") from error
 
 
-def check_version(version: Version) -> None:
-    """Every file is there with the bytes that the manifest names. Raises StorageError where not."""
-    for path, hash_ in version.manifest["files"].items():
-        if not (version.folder / path).is_file() or file_hash(version.folder / path) != hash_:
-            raise StorageError(f"{version.folder / path}: is not what {MANIFEST} says.")
-
-
 def check_records(folder: Path, expected: int) -> None:
     """What was written reads back as records, as many as were kept."""
     try:

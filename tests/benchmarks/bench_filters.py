@@ -9,8 +9,8 @@ import time
 from collections import defaultdict
 from pathlib import Path
 
-from pipeline import filters
-from pipeline.filtering import Candidate, Mended, NewInstruction, first_objection, judge
+from pipeline.filtering import Candidate, Mended, NewInstruction, apply_filters, first_objection
+from pipeline.instruction_filters import INSTRUCTION
 from pipeline.novelty import NoveltyIndex
 from pipeline.records import Record
 from tests.conftest import DATA
@@ -25,13 +25,13 @@ def funnel(name: str, records: list[Record]) -> None:
     mended: dict[str, list[int]] = defaultdict(list)
     pool, texts = NoveltyIndex(0.7), dict[str, str]()
     for number, one in enumerate(records):
-        objection = first_objection(filters.INSTRUCTION, NewInstruction(one.instruction, pool, texts))
+        objection = first_objection(INSTRUCTION, NewInstruction(one.instruction, pool, texts))
         if objection is None:
             pool.add(one.instruction, str(number))
             texts[str(number)] = one.instruction
         else:
             took[f"{objection[0].name} (of new instructions)"].append(number)
-        judged = judge(FILTERS, Candidate(one, [one]))
+        judged = apply_filters(FILTERS, Candidate(one, [one]))
         if not isinstance(judged, Record):
             took[judged[1].name].append(number)
         elif judged is not one:
@@ -39,7 +39,7 @@ def funnel(name: str, records: list[Record]) -> None:
             by = next(f.name for f in FILTERS if isinstance(f.check(seen, f.threshold), Mended))
             mended[f"{by} (mended)"].append(number)
     print(f"\n{name}, {len(records)} records\n\n| filter | takes | rows |\n|---|---|---|")
-    order = [f"{f.name} (of new instructions)" for f in filters.INSTRUCTION] + [f.name for f in FILTERS]
+    order = [f"{f.name} (of new instructions)" for f in INSTRUCTION] + [f.name for f in FILTERS]
     for filter_ in [*order, *mended]:
         numbers = took.get(filter_) or mended.get(filter_)
         if numbers:
@@ -86,7 +86,7 @@ def speed(found: dict[str, list[Record]]) -> None:
         for _ in range(3):
             started = time.process_time()
             for candidate in seen:
-                judge(FILTERS, candidate)
+                apply_filters(FILTERS, candidate)
             seconds.append(time.process_time() - started)
         print(f"| {name} | {len(seen)} | {len(seen) / min(seconds):,.0f} | 5,000 |")
 

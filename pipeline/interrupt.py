@@ -1,36 +1,16 @@
-"""What every command that asks a model shares: its budget, its templates, an orderly stop, and what it cost."""
+"""An orderly stop: the first signal lets what is in flight arrive, the second breaks it off."""
 
 from __future__ import annotations
 
 import asyncio
 import signal
 from collections.abc import Callable, Coroutine
-from pathlib import Path
 from typing import Any, TypeVar
 
 from pipeline.ask import Ask
 from pipeline.errors import Interrupted
-from pipeline.llm import Model
-from pipeline.money import FREE, Budget, Limits, read_prices
-from pipeline.prompts import Prompts
-from pipeline.settings import AskingSettings
 
 Result = TypeVar("Result")
-
-
-def read_prompts(own: Path | None) -> dict[str, Prompts]:
-    """The templates of every language there is."""
-    return {language: Prompts(language, own) for language in ("en", "zh")}
-
-
-def budget_of(settings: AskingSettings, model: Model, *others: Model) -> Budget:
-    """The budget that `model` spends from; models in this process cost nothing."""
-    prices = read_prices(settings.prices)
-    for one in (model, *others):
-        if one.is_local:
-            prices[one.identity] = FREE
-    limits = Limits(settings.max_cost, settings.max_total_tokens, settings.max_requests)
-    return Budget(model.identity, prices, limits)
 
 
 async def interruptible(work: Coroutine[Any, Any, Result], ask: Ask, say: Callable[[str], None]) -> Result:
@@ -56,7 +36,3 @@ async def interruptible(work: Coroutine[Any, Any, Result], ask: Ask, say: Callab
         return await task
     except asyncio.CancelledError:
         raise Interrupted("Stopped at once.") from None
-
-
-def usd(amount: float | None) -> str:
-    return "cost unknown (no price in prices.toml)" if amount is None else f"{amount:.4f} USD"
