@@ -70,7 +70,7 @@ class Source:
     path: Path
     shape: str
     examples: list[Example]
-    empty: int  # rows left out because an answer in them is empty: it would teach to say nothing
+    empty: int  # rows left out: an empty answer would teach to say nothing, and a pair of equal ones nothing at all
 
     @property
     def hash(self) -> str:
@@ -114,22 +114,27 @@ def read(path: Path, stage: str = "sft") -> Source:
             example = _SHAPES[shape](row)
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             raise UsageError(f"{path}, row {line}: not a row of the shape {shape} ({_said(error)}).") from error
-        if all(text.strip() for role, text in example.messages if role == "assistant"):
+        said = [text.strip() for role, text in example.messages if role == "assistant"]
+        if all(said) and not ("rejected" in shape and said[-1] == example.rejected.strip()):
             examples.append(example)
         else:
             empty += 1
     if not examples:
-        raise UsageError(f"{path}: none of its {len(rows)} rows has an answer, so there is nothing to train on.")
+        raise UsageError(
+            f"{path}: none of its {len(rows)} rows has an answer to learn, so there is nothing to train on."
+        )
     return Source(path, shape, examples, empty)
 
 
 def _read_documents(path: Path) -> Source:
     """Plain documents: a file of text, or all of them in a folder, each a document."""
     files = sorted(file for file in path.rglob("*") if file.suffix in PLAIN_TEXT) if path.is_dir() else [path]
-    try:
-        texts = [file.read_text(encoding="utf-8-sig") for file in files]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} cannot be read as text: {error}.") from error
+    texts = []
+    for file in files:
+        try:
+            texts.append(file.read_text(encoding="utf-8-sig"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"{file} cannot be read as text: {error}.") from error
     examples = [Example((("assistant", text),), f"document {n}") for n, text in enumerate(texts) if text.strip()]
     if not examples:
         raise UsageError(f"{path} holds no text ({', '.join(PLAIN_TEXT)}), so there is nothing to train on.")

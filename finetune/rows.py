@@ -300,9 +300,10 @@ def check(audit: Audit) -> None:
             "them, or writes something else before an answer): check roles and turns, or use another base."
         )
     if not audit.rows:
+        median = f" (the median has {audit.lengths['p50']} tokens)" if "p50" in audit.lengths else ""
+        gone = f"All {audit.too_long} rows are" if audit.too_long else "No row is left, for each is"
         raise UsageError(
-            f"All {audit.too_long} rows are longer than --max-length {audit.max_length} (the median has "
-            f"{audit.lengths.get('p50', 0)} tokens): raise it, or shorten the inputs."
+            f"{gone} longer than --max-length {audit.max_length}{median}: raise it, or shorten the inputs."
         )
     if audit.stopped < STOPS_AT_LEAST * audit.rows and not audit.documents:
         raise UsageError(

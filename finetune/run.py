@@ -147,8 +147,9 @@ class _Run:
             )
         if options.controls < 1:
             raise UsageError(f"--controls is {options.controls}: at least 1, or --control none.")
-        if options.curve and options.stage != "sft":
-            raise UsageError(f"--curve is for --stage sft, not {options.stage}.")
+        for flag, given in (("--curve", options.curve), ("--control", options.control not in (None, "none"))):
+            if given and options.stage != "sft":
+                raise UsageError(f"{flag} is for --stage sft, not {options.stage}.")
         self.drawn_from: str | None = None  # what the control is a sample of
         self.overlap: float | None = None  # share of it that is among ours
         self.processes = int(os.environ.get("WORLD_SIZE", "1"))
@@ -213,7 +214,7 @@ class _Run:
         source = read(self.options.data, self.options.stage)
         self.say(f"{self.options.data}: {len(source.examples)} examples ({source.shape})")
         if source.empty:
-            self.say(f"{source.empty} rows have no answer, or an empty one among others, and are left out")
+            self.say(f"{source.empty} rows have an empty answer, or the same one twice as a pair, and are left out")
         repeats = len(source.examples) - len({(example.messages, example.rejected) for example in source.examples})
         if repeats:
             self.say(f"{repeats} of them say the same as another, word for word; pipeline.curate takes repeats out")

@@ -91,6 +91,15 @@ def test_every_shape_becomes_the_same_conversation(row: dict[str, Any], messages
 def test_preference_pairs_and_documents_have_a_stage_of_their_own(tmp_path: Path) -> None:
     pairs = write_rows(tmp_path / "pairs.jsonl", [{"prompt": "Hi", "chosen": "Hello", "rejected": "No"}])
     assert read(pairs, "dpo").examples[0].rejected == "No"
+    alike = [{"prompt": "Hi", "chosen": "Hello", "rejected": rejected} for rejected in ("Hello ", "No")]
+    source = read(write_rows(tmp_path / "alike.jsonl", alike), "dpo")
+    assert (len(source.examples), source.empty) == (1, 1)  # nothing is learnt where both are the same
+    with pytest.raises(UsageError, match="what was rejected is no text"):
+        read(write_rows(tmp_path / "none.jsonl", [alike[0] | {"rejected": None}]), "dpo")
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "old.txt").write_bytes(b"caf\xe9")
+    with pytest.raises(UsageError, match=r"old\.txt cannot be read as text"):
+        read(tmp_path / "docs", "pretrain")
     texts = write_rows(tmp_path / "texts.jsonl", [{"text": "Once upon a time"}])
     assert read(texts, "pretrain").examples[0].answer == "Once upon a time"
     for path in (pairs, texts):

@@ -271,6 +271,23 @@ def test_of_a_task_with_earlier_turns_the_last_answer_is_measured() -> None:
 
 def test_a_control_of_our_own_rows_is_none(data: Path, refused: Said) -> None:
     assert "are among ours, so it is no control" in refused("--control", data)
+    assert "--control is for --stage sft, not dpo" in refused("--stage", "dpo", "--control", data)
+
+
+def test_documents_and_pairs_that_are_too_long_are_said(
+    tiny: Path, tasks: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pairs = [{"prompt": f"Say {n}", "chosen": "word " * 300, "rejected": "No."} for n in range(3)]
+    rows = {"dpo": pairs, "pretrain": [{"text": f"A line about {n}."} for n in range(3)]}
+    said = {
+        "dpo": "All 3 rows are longer than --max-length 1024: raise",
+        "pretrain": "each is longer than --max-length 1:",
+    }
+    for stage, length in (("dpo", "1024"), ("pretrain", "1")):
+        data = write_rows(tmp_path / f"{stage}.jsonl", rows[stage])
+        flags = ["--stage", stage, "--max-length", length, "--tasks", str(tasks), "--plan"]
+        assert run.main([str(data), "--base", str(tiny), *flags]) == 2
+        assert said[stage] in capfd.readouterr().err
 
 
 # ---------------------------------------------------------------- what stands in a folder
