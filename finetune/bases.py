@@ -77,7 +77,10 @@ def choose_device(wanted: str) -> str:
         return "cpu"
     if not torch.cuda.is_bf16_supported(including_emulation=False):
         raise UsageError("This GPU computes no bf16, which training needs (Ampere and later do): try --device cpu.")
-    torch.cuda.set_device(device_index("cuda"))  # from here on "cuda" is this process's own
+    number, count = int(device_index("cuda")), torch.cuda.device_count()
+    if number >= count:
+        raise UsageError(f"This is process {number + 1} and there are {count} GPUs: launch as many processes as GPUs.")
+    torch.cuda.set_device(number)  # from here on "cuda" is this process's own
     return "cuda"
 
 

@@ -68,6 +68,12 @@ def test_every_process_has_a_gpu_of_its_own(
     assert bases.device_index("cuda") == number
 
 
+def test_more_processes_than_gpus_are_refused(gpus: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    with pytest.raises(UsageError, match="process 4 and there are 3 GPUs"):
+        bases.choose_device("cuda")
+
+
 def test_gpus_that_nothing_uses_are_counted(gpus: list[int]) -> None:
     assert [bases.idle_gpus("cuda", 1), bases.idle_gpus("cuda", 3), bases.idle_gpus("cpu", 1)] == [2, 0, 0]
 
@@ -221,7 +227,7 @@ def test_what_was_trained_is_let_go_before_the_next(
 
 
 def test_whole_models_are_measured_one_at_a_time(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    load = evaluate.load_base
+    load = bases.load_base
     models: list[weakref.ref[Any]] = []
     held: list[int] = []
 
