@@ -26,9 +26,10 @@ def as_counted(plan: Plan, folder: Path, target: int | None) -> Expected:
     return replace(plan.expected, records=summary["kept"], judged=summary["kept"] + summary["rejected"].get("poor", 0))
 
 
-def plan_judge(expected: Expected, folder: Path, prompts: Prompts) -> Plan:
-    """A verdict for each record that is expected, less those that the folder's summary counts as judged."""
-    done = (read_summary(folder).get("judge") or {}).get("asked", 0)
+def plan_judge(expected: Expected, folder: Path, prompts: Prompts, model: str) -> Plan:
+    """A verdict for each record that is expected, less those that this model gave, as the folder's summary counts."""
+    judge = read_summary(folder).get("judge") or {}
+    done = judge["asked"] if judge.get("model") == model else 0
     request = judge_request(_stand_in(expected), _text(expected.source), prompts, {})
     wanted = expected.records if expected.judged is None else expected.judged
     return plan_of([(request, USUAL_VERDICT_TOKENS)], "", max(0, math.ceil(wanted) - done))

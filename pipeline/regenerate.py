@@ -25,7 +25,7 @@ from textwrap import shorten
 from typing import Any, get_args
 
 from pipeline import crash
-from pipeline.cli import Progress, say, show, show_json
+from pipeline.cli import Progress, judge_line, say, show, show_json
 from pipeline.errors import DONE, REFUSED, SHORT, Interrupted, StopRun, UsageError, storage_failures
 from pipeline.extras import need
 from pipeline.funnel import why_nothing
@@ -223,7 +223,8 @@ class _Command:
         if prepared.source.generator == "self_instruct" and prepared.kept:
             return Plan(0, 0, 0, "the chain is copied as it was"), 0.0
         plan = await one.plan(prepared.source.settings.target, journal)
-        return plan, one.budget.price_of(plan.prompt_tokens, plan.completion_tokens) if plan.requests else 0.0
+        forecast = one.forecast(plan, source.folder_before or self.out)
+        return forecast.plan, forecast.price
 
     def _refusal(self, ready: Sequence[_Ready], plans: Sequence[tuple[Plan, float | None]]) -> str | None:
         """What changed settings would invalidate, where nobody accepted that."""
@@ -342,6 +343,8 @@ class _Command:
         kept.write_ids(settings.out / kept.REPLIES, replies)
         number = len(records) + tally.kept
         say(f"{prepared.name}: {number} records, {len(records)} of them copied; {one.ask.counts.sent} requests sent.")
+        if (judged := one.judge_counts()) is not None:
+            say(f"{prepared.name}: {judge_line(judged)}")
         why = "" if number else _why_nothing(one, tally, len(prepared.live), is_copied=whole)
         if why:
             say(f"{prepared.name} brings no record: {why}")

@@ -52,7 +52,7 @@ from pipeline.self_qa_requests import (
 from pipeline.settings import GeneratorSettings, setting
 from pipeline.text import count_words, estimate_tokens, one_line, replace_surrogates
 
-SHAPING_VERSION = 3  # of the code that extracts, chunks and builds prompts
+SHAPING_VERSION = 4  # of the code that extracts, chunks and builds prompts
 MAX_TOKENS, MAX_TOKENS_BUNDLED = 1024, 320  # of a reply
 QUESTION_TOKENS, ANSWER_TOKENS, KEPT_OF_ASKED = 20, 120, 0.7  # for --plan: what replies usually take and bring
 LANGUAGES = ("en", "zh")
