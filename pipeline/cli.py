@@ -238,7 +238,7 @@ class _Run:
         )
         say(self._spent(summary))
         if summary["judge"] is not None:
-            say(_judge_line(summary["judge"]))
+            say(judge_line(summary["judge"]))
         if self.one.pairs is not None:
             say(_pairs_line(self.one.pairs))
         files = f"Records: {self.folder / 'records.jsonl'}; rejections: {self.folder / 'rejected.jsonl'}"
@@ -269,7 +269,7 @@ class _Run:
         say(f"Next: {read}{what_next(tally, switches, self.generator.name)}. This was: {self.again}")
 
 
-def _judge_line(judge: dict[str, Any]) -> str:
+def judge_line(judge: dict[str, Any]) -> str:
     """What became of the verdicts; a judge that nobody could read has turned nothing away, and must not look well."""
     readable, unreadable = judge["readable"], judge["unreadable"]
     line = f"Judged {readable + unreadable} records, {judge['sent']} requests sent now; {unreadable} gave no verdict"
