@@ -27,7 +27,7 @@ from pipeline.errors import DONE, SHORT, BudgetReached, Interrupted, Offline, St
 from pipeline.funnel import likeliest_cause, what_next, why_short
 from pipeline.interrupt import interruptible
 from pipeline.journal import Journal, Totals
-from pipeline.judge import USUAL_VERDICT_TOKENS
+from pipeline.judge import USUAL_VERDICT_TOKENS, room_to_think
 from pipeline.llm import Model
 from pipeline.models import open_model
 from pipeline.money import usd
@@ -264,8 +264,7 @@ def judge_line(judge: dict[str, Any]) -> str:
     line = f"Judged {readable + unreadable} records, {judge['sent']} requests sent now; {unreadable} gave no verdict"
     if not unreadable:
         return f"{line}."
-    help_ = "; a judge that thinks needs a higher --judge-max-tokens" * (unreadable > readable)
-    return f"{line} and passed unjudged{help_}."
+    return f"{line} and passed unjudged{room_to_think(judge)}."
 
 
 def _pairs_line(pairs: Pairs) -> str:
