@@ -220,6 +220,8 @@ class _Run:
         say(f"Kept {tally.kept}{f' ({kinds})' if kinds else ''}; rejected {tally.rejected.total()}.")
         for name, number in tally.rejected.most_common():
             say(f"  {number:6} {name}")
+        if "missing_package" in tally.firsts:  # a count alone is easily overlooked
+            say(f"Not read for want of a package: {tally.firsts['missing_package'].reason}, then run this again.")
         say(
             f"Asked {summary['asked']}, answered {summary['answered']}, parsed {summary['parsed']};"
             f" sent in this run {self.one.ask.sent_in_run}, by this folder ever {summary['sent_ever']};"
