@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 from array import array
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from kg.names import LONGEST_NAME, normal, split_name, split_relation, tokens
@@ -129,20 +129,6 @@ class Graph:
     def relations_into(self, object_: int, limit: int = 64) -> list[int]:
         """The relations an object is reached by, at most `limit`."""
         return self._relations(self.by_object, object_, limit)
-
-    def follow(self, start: int, relations: Sequence[int], fan: int = 64) -> list[int] | None:
-        """Where a path of relations leads; None where a step has more than `fan` ways, so that work is bounded."""
-        here = [start]
-        for relation in relations:
-            there: dict[int, None] = {}
-            for node in here:
-                if self.count_tails(node, relation) > fan:
-                    return None
-                there |= dict.fromkeys(self.tails(node, relation, fan))
-                if len(there) > fan:
-                    return None
-            here = list(there)
-        return here
 
     def _pack(self, first: int, relation: int, third: int) -> int:
         return ((first << self._relation_bits) + relation << self._node_bits) + third

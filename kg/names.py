@@ -41,21 +41,28 @@ def language_of_name(text: str) -> str:
 
 
 def split_name(key: str) -> str:
-    """A readable name for a key: the last part of an address, camel case and underscores taken apart."""
+    """A readable name for a key: the last part of an address, its camel case taken apart; "_" is a blank.
+
+    What is no address is a name as somebody wrote it: PyTorch, YouTube.
+    """
     if key.startswith('"'):
         return literal_text(key)
-    text = key
-    if "://" in text or text.startswith("urn:"):
-        text = re.split(r"[#/:]", text.rstrip("#/"))[-1] or text
-        text = unquote(text)
+    if "://" not in key and not key.startswith("urn:"):
+        return " ".join(key.replace("_", " ").split()) or key
+    text = unquote(re.split(r"[#/:]", key.rstrip("#/"))[-1] or key)
     if " " in text:
         return " ".join(text.split())
-    return " ".join(_CAMEL.sub(" ", text.replace("_", " ")).split()) or key
+    return _words_of(text) or key
+
+
+def _words_of(text: str) -> str:
+    return " ".join(_CAMEL.sub(" ", text.replace("_", " ")).split())
 
 
 def split_relation(key: str) -> str:
     """A readable name for a relation: as `split_name`, in lower case but for capitals that stand together."""
-    words = split_name(key).replace("-", " ").replace(".", " .").replace("/", " ").split()
+    name = split_name(key)
+    words = (name if " " in key else _words_of(name)).replace("-", " ").replace(".", " .").replace("/", " ").split()
     return " ".join(word if word.isupper() and len(word) > 1 else word.lower() for word in words).replace(" .", ".")
 
 

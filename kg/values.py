@@ -30,9 +30,26 @@ _unit("mass", 1, "kg|kilogram|kilograms|千克|公斤")
 _unit("mass", 0.001, "g|gram|grams|克")
 _unit("mass", 1e-6, "mg|milligram|milligrams|毫克")
 _unit("mass", 1000, "tonne|tonnes|吨")
-_unit("year", 1, "year|years|yr|年")
+_unit("area", 1, "m²|square metres|square meters|平方米")
+_unit("area", 1e6, "km²|square kilometres|square kilometers|平方公里|平方千米")
+_unit("area", 1e4, "ha|hectare|hectares|公顷")
+_unit("area", 1e4 / 15, "亩")
+_unit("volume", 1, "L|litre|litres|liter|liters|升")
+_unit("volume", 0.001, "mL|ml|毫升")
+_unit("volume", 1000, "m³|立方米")
+_unit("speed", 1, "m/s|米/秒|米每秒")
+_unit("speed", 1 / 3.6, "km/h|公里/小时|千米/小时|公里每小时|千米每小时")
+_unit("density", 1, "g/cm³|克/立方厘米|克每立方厘米")
+_unit("density", 0.001, "kg/m³|千克/立方米|千克每立方米")
+_unit("degrees Celsius", 1, "℃|°C|degrees Celsius|摄氏度")
+_unit("people", 1, "people|inhabitants|人")
+_unit("yuan", 1, "yuan|CNY|元|元人民币")
+_unit("US dollars", 1, "dollars|US dollars|USD|美元")
+_unit("year", 1, "year|years|yr|年|岁")
 _unit("day", 1, "day|days|d|天|日")
-_unit("day", 1 / 24, "hour|hours|h|小时")
+_unit("day", 1 / 24, "hour|hours|h|小时|个小时")
+_unit("day", 1 / 1440, "minute|minutes|min|分钟")
+_unit("day", 1 / 86400, "second|seconds|秒")
 _unit("day", 7, "week|weeks|周")
 _unit("percent", 1, "%|percent|per cent|％")
 
@@ -51,6 +68,7 @@ _NUMBER = re.compile(
     r"\s?(?P<scale>thousand|million|billion|trillion|万亿|万|亿)?"
     r"\s?(?P<unit>" + "|".join(sorted(map(re.escape, _UNITS), key=len, reverse=True)) + r")?(?![A-Za-z])",
 )
+_ABOUT = re.compile(r"(?:约为?|大约|about|approximately|around|circa|ca\.|[~≈])\s*(?=[-−\d])", re.IGNORECASE)
 _SCALES = {"thousand": 1e3, "million": 1e6, "billion": 1e9, "trillion": 1e12, "万": 1e4, "亿": 1e8, "万亿": 1e12}
 _WORDS = {
     word: value
@@ -59,9 +77,19 @@ _WORDS = {
         "seventeen eighteen nineteen twenty".split()
     )
 }
-_HAN_DIGITS = {digit: value for value, digit in enumerate("零一二三四五六七八九")} | {"两": 2}
+_HAN_DIGITS = {digit: value for value, digit in enumerate("零一二三四五六七八九")} | {"两": 2, "〇": 0}
+_HAN_SCALES = {"十": 10, "百": 100, "千": 1000}
+# Traditional spellings, one character for one, so that places stay.
+SAME_HAN = str.maketrans("萬億兩個點時鐘噸週歲號", "万亿两个点时钟吨周岁号")
+_HAN_SCALES_ABOVE_TEN = {"百": 100, "千": 1000, "万": 10_000, "亿": 100_000_000}
 _HAN_COUNT = re.compile(
-    r"([一二三四五六七八九]?十[一二三四五六七八九]?|[零两二三四五六七八九一])(?=[个颗位种座项枚条名艘次样类])"
+    r"([一二三四五六七八九]?十[一二三四五六七八九]?|[零两二三四五六七八九一])(?=[个颗位种座项枚条名艘次样类部本首篇家所国地处])"
+)
+# 六万九千九百一十一公里, 一六一〇年: two and more characters with a unit behind them, so that 一 in a word is no number
+_HAN_QUANTITY = re.compile(
+    r"(?P<han>[零〇一二两三四五六七八九十百千万亿]{2,})(?P<unit>"
+    + "|".join(sorted((unit for unit in _UNITS if not unit.isascii()), key=len, reverse=True))
+    + ")"
 )
 _WORD = re.compile(rf"\b({'|'.join(sorted(_WORDS, key=len, reverse=True))})\b(?!-)", re.IGNORECASE)
 
@@ -80,7 +108,7 @@ class Value:
 def values_in(text: str, *, words: bool = False) -> list[Value]:
     """All dates, quantities and numbers in a text; with `words`, numbers written as words too."""
     found: list[Value] = []
-    rest = text
+    rest = text = text.translate(SAME_HAN)
     for match in _DATE.finditer(text):
         day = _day(match)
         found.append(Value(day, "date", day, match.start(), match.end()))
@@ -89,26 +117,38 @@ def values_in(text: str, *, words: bool = False) -> list[Value]:
         if match.start() and rest[match.start() - 1].isascii() and rest[match.start() - 1].isalpha():
             continue  # the 7 of B7 is part of a name
         found.append(_quantity(match))
+        rest = rest[: match.start()] + " " * (match.end() - match.start()) + rest[match.end() :]
+    for match in _HAN_QUANTITY.finditer(rest):
+        number, (dimension, factor) = han_number(match["han"]), _UNITS[match["unit"]]
+        found.append(Value(number * factor, dimension, number, match.start(), match.end()))
     if words:
-        written = [(_WORDS[m.group().lower()], m) for m in _WORD.finditer(rest)]
-        written += [(_han_count(m.group(1)), m) for m in _HAN_COUNT.finditer(rest)]
+        written = [(float(_WORDS[m.group().lower()]), m) for m in _WORD.finditer(rest)]
+        written += [(han_number(m.group(1)), m) for m in _HAN_COUNT.finditer(rest)]
         found += [Value(number, "", number, m.start(), m.end()) for number, m in written]
     return sorted(found, key=lambda value: value.start)
 
 
 def value_of(text: str) -> Value | None:
     """The value that a whole text is, a leading "about" aside; None where it is something else."""
-    stripped = text.strip()
+    stripped = _ABOUT.sub("", text.strip())
     found = values_in(stripped)
     if len(found) == 1 and found[0].start == 0 and not stripped[found[0].end :].strip(" ."):
         return found[0]
     return None
 
 
+def is_unit(name: str) -> bool:
+    """Whether a text is a unit, with a scale before it or without: "公里", "万人"."""
+    return name in _UNITS or re.sub(r"\A(?:万亿|百万|[千万亿])", "", name) in _UNITS
+
+
 def unit_in(name: str) -> str:
     """The unit that a relation's name holds, as in "mean radius in kilometres" or "直径（公里）"; "" for none."""
     found = [word for word in re.findall(r"[A-Za-z%]+", name) if word in _UNITS and len(word) > 1]
     found += [unit for unit in _UNITS if not unit.isascii() and len(unit) > 1 and unit in name]
+    bracketed = re.search(r"[（(]([^（）()]+)[）)]\Z", name)  # "人口（万人）"
+    if bracketed and is_unit(bracketed[1]):
+        return bracketed[1]
     return found[-1] if found else ""
 
 
@@ -139,8 +179,23 @@ def _day(match: re.Match[str]) -> float:
     raise AssertionError("a date without a year")
 
 
-def _han_count(text: str) -> int:
-    if "十" not in text:
-        return _HAN_DIGITS[text]
-    tens, ones = text.split("十")
-    return (_HAN_DIGITS[tens] if tens else 1) * 10 + (_HAN_DIGITS[ones] if ones else 0)
+def han_number(han: str) -> float:
+    """二百零五万 as 2050000; 二〇二四, digit by digit, as 2024."""
+    if len(han) > 1 and all(character in _HAN_DIGITS for character in han):
+        return float("".join(str(_HAN_DIGITS[character]) for character in han))
+    total = section = digit = 0.0
+    for character in han:
+        if character in _HAN_DIGITS:
+            digit = _HAN_DIGITS[character]
+        elif character in _HAN_SCALES:
+            section += max(digit, 1) * _HAN_SCALES[character]
+            digit = 0
+        elif character == "万":
+            total += (section + digit) * 1e4  # 一亿五千万
+            section = digit = 0
+        else:
+            total = (total + section + digit) * 1e8  # 二万亿
+            section = digit = 0
+    if digit and han[-2:-1] in _HAN_SCALES_ABOVE_TEN:  # 二百五, 三万六
+        digit *= _HAN_SCALES_ABOVE_TEN[han[-2]] / 10
+    return total + section + digit

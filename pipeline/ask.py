@@ -296,8 +296,7 @@ class Ask:
                 reply = await self.model.complete(request)
         except RequestFailed as failure:
             self.counts.faults[failure.outcome] = self.counts.faults.get(failure.outcome, 0) + 1
-            ended = Ended(failure.outcome, status=failure.status, detail=failure.detail, raw=failure.raw)
-            await self._end(attempt, ended, most_tokens)
+            await self._end(attempt, _ended_by(failure), most_tokens)
             if isinstance(failure, ParameterRefused):
                 address, identity = self.model.address, self.model.identity
                 await self._journal.refuse_parameter(address, identity, failure.parameter)
@@ -362,8 +361,7 @@ class Ask:
                     await self._news.wait()
         finally:
             self._doubtful -= 1
-        ended = Ended(failure.outcome, status=failure.status, detail=failure.detail, raw=failure.raw)
-        await self._journal.end_attempt(attempt, ended, settles=(key, "failed"))
+        await self._journal.end_attempt(attempt, _ended_by(failure), settles=(key, "failed"))
         return Reply(text="", finish_reason="failed", prompt_tokens=None, completion_tokens=None, raw=b"")
 
     def _looks_like_an_outage(self, failure: RequestFailed) -> bool:
@@ -424,6 +422,10 @@ class Ask:
         """What they have in common, the budget, has changed."""
         for ask in self._crew:
             ask._tell()
+
+
+def _ended_by(failure: RequestFailed) -> Ended:
+    return Ended(failure.outcome, status=failure.status, detail=failure.detail, raw=failure.raw)
 
 
 def _read(key: str, stored: Stored) -> Reply:

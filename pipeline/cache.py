@@ -17,7 +17,6 @@ import itertools
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
 
 from pipeline.errors import StorageError
 
@@ -38,7 +37,7 @@ class Cache:
     def __enter__(self) -> Cache:
         return self
 
-    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self._db.close()
 
     def get(self, kind: str, key: bytes) -> bytes | None:

@@ -20,11 +20,21 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pipeline import filters
 from pipeline.ask import Ask
 from pipeline.backends.endpoint import without_secrets
-from pipeline.errors import DONE, SHORT, BudgetReached, Interrupted, Offline, StopRun, StorageError, UsageError
+from pipeline.errors import (
+    DONE,
+    SHORT,
+    BudgetReached,
+    Interrupted,
+    Offline,
+    StopRun,
+    StorageError,
+    UsageError,
+    storage_failures,
+)
 from pipeline.funnel import likeliest_cause, what_next, why_short
+from pipeline.instruction_filters import INSTRUCTION
 from pipeline.interrupt import interruptible
 from pipeline.journal import Journal, Totals
 from pipeline.judge import USUAL_VERDICT_TOKENS, room_to_think
@@ -66,7 +76,8 @@ def run_command(
         generator = prepare(settings)
         model = open_model(settings)
         run = _Run(settings, switches, generator, model, again)
-        return asyncio.run(run.plan() if switches.plan else run.run())
+        with storage_failures():
+            return asyncio.run(run.plan() if switches.plan else run.run())
     except StopRun as stop:
         say(f"{stop} Go on with: {again}" if isinstance(stop, StorageError | Interrupted) else str(stop))
         return stop.exit_code
@@ -96,7 +107,8 @@ def run_deriving(
         arguments = parser.parse_args(argv)
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         given = {name: getattr(arguments, name, False) for name in ("offline", "retry_failed", "plan")}
-        summary, code = work(checked(settings_model, arguments), Switches(say, again, **given))
+        with storage_failures():
+            summary, code = work(checked(settings_model, arguments), Switches(say, again, **given))
     except StopRun as stop:
         say(str(stop))
         return stop.exit_code
@@ -104,7 +116,7 @@ def run_deriving(
         say("Interrupted; what was there before is as it was.")
         return Interrupted.exit_code
     if arguments.json:
-        print(json.dumps(summary, ensure_ascii=False))
+        show_json(summary)
     return code
 
 
@@ -163,11 +175,10 @@ class _Run:
         found = dataclasses.asdict(plan) | {"cost": price, "spent": self.one.budget.cost, "stopped_by": over}
         found |= {"answers": forecast.answers, "verdicts": forecast.verdicts}
         if self.switches.json:
-            print(json.dumps(found, ensure_ascii=False))
-        say(
-            f"Would send about {plan.requests} requests: {plan.prompt_tokens} tokens to read, {plan.completion_tokens}"
-            f" to write, {usd(price)}. Spent so far: {usd(self.one.budget.cost)}."
-        )
+            show_json(found)
+        say(f"Would send {plan.priced(price)}. Spent so far: {usd(self.one.budget.cost)}.")
+        for note in self.one.notes:
+            say(note)
         say(f"Assumed: {plan.assumes}")
         if forecast.answers or forecast.verdicts:
             say(
@@ -215,7 +226,7 @@ class _Run:
     async def _report(self, tally: Tally, stopped: StopRun | None) -> int:
         summary = await self.one.summarize(tally)
         if self.switches.json:
-            print(json.dumps(summary, ensure_ascii=False))
+            show_json(summary)
         kinds = ", ".join(f"{n} {task}" for task, n in tally.kept_by_task.most_common())
         say(f"Kept {tally.kept}{f' ({kinds})' if kinds else ''}; rejected {tally.rejected.total()}.")
         for name, number in tally.rejected.most_common():
@@ -254,7 +265,7 @@ class _Run:
         """Which end it came to, what most likely did it, and what to do next."""
         what = "Short of the target" if tally.kept else "Nothing was kept"
         say(f"{what}: {why_short(tally, self.generator.at_its_end)}.")
-        switches = {f.name for f in self.one.filters} | {f.name for f in filters.INSTRUCTION}
+        switches = {f.name for f in self.one.filters} | {f.name for f in INSTRUCTION}
         say(likeliest_cause(tally, switches, self.settings.target, self.generator.name))
         read = f"read {self.folder / 'rejected.jsonl'}; then " * bool(tally.rejected)
         say(f"Next: {read}{what_next(tally, switches, self.generator.name)}. This was: {self.again}")

@@ -15,6 +15,11 @@ A failure of a single request is no error: it is a journalled outcome (`llm.Repl
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import sqlite3
+from collections.abc import Iterator
+
 DONE = 0
 SHORT = 3  # finished, but short of the target, with isolated failures, or with nothing kept
 REFUSED = 7  # a project's gate did not let a new version become the latest
@@ -56,3 +61,23 @@ class Interrupted(StopRun):
 
 class Offline(StopRun):
     exit_code = SHORT
+
+
+# What a disk says that is full, whose quota is used up, that takes no larger file, or that is about to die.
+_FAILING = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
+_FAILING_SQLITE = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY}
+
+
+@contextlib.contextmanager
+def storage_failures() -> Iterator[None]:
+    """Around a whole command: a disk that fails is a StorageError, whatever was being written."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FAILING:
+            raise
+        raise StorageError(f"{error.filename or 'The disk'}: cannot be written ({error.strerror}).") from error
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode & 0xFF not in _FAILING_SQLITE:  # its low byte; above it are details
+            raise
+        raise StorageError(f"The disk: cannot be written ({error}).") from error

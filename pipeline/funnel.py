@@ -24,7 +24,6 @@ _MORE = {
     "self_kg": "a higher --per-fact or --hops, or more facts",
 }
 _MORE_SEEDS = "more seed tasks, or another --seed"  # of a chain, which another seed leads elsewhere
-_NO_READING = "name another --model"
 
 
 def why_short(tally: Tally, at_its_end: str) -> str:
@@ -86,7 +85,7 @@ def what_next(tally: Tally, switches: Collection[str], generator: str) -> str:
 def _advice(name: str, example: Rejection, tally: Tally, switches: Collection[str]) -> str:
     if name == "parse":
         reason = tally.reasons.most_common(1)[0][0] if tally.reasons else ""
-        return f"What may help: {_READING.get(reason, _NO_READING)}."
+        return f"What may help: {_READING.get(reason, 'name another --model')}."
     if name == "cut_off":
         return f"What may help: {_READING[name]}."
     if name not in switches:

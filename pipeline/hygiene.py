@@ -12,6 +12,7 @@ import re
 from collections import Counter
 
 from pipeline.text import replace_surrogates
+from pipeline.traditional import simplified
 
 # What the chat templates in use reserve: ChatML, Llama 2 and 3, Gemma, Phi, DeepSeek, Mistral, GPT-2, GLM; reasoning
 # marks; and what tokenizers keep in reserve (Gemma, Baichuan, T5) or for filling in the middle (StarCoder).
@@ -43,6 +44,11 @@ def clean(text: str) -> tuple[str, Counter[str]]:
     return text, +counts
 
 
+def break_control_tokens(text: str) -> str:
+    """The text with a blank behind the first sign of each control token, so that it is one no more."""
+    return CONTROL_TOKEN.sub(lambda found: f"{found[0][0]} {found[0][1:]}", text)
+
+
 # Phrases that speak to a model rather than to a reader. A page about prompt injection holds them too; that is why
 # they are flagged for a person and not cut out.
 _INSTRUCTION = re.compile(
@@ -57,14 +63,20 @@ _INSTRUCTION = re.compile(
     r"|assistants?)\b"
     r"|\bas an? (?:ai|language model|assistant),? you (?:must|should|will|have to)\b"
     r"|\b(?:answer|respond|reply)\b[^.\n]{0,20}\b(?:only|always|every question)\b[^.\n]{0,20}\bwith\b"
-    r"|(?:忽略|无视|忘记|不要理会)[^。\n]{0,12}(?:之前|以上|先前|前面|上述|所有|任何)[^。\n]{0,8}(?:指令|指示|提示|规则|要求|说明)"
-    r"|你现在(?:是|扮演)|(?:输出|泄露|显示|重复)[^。\n]{0,8}(?:系统提示|系统指令)|(?:不要|切勿|请勿)(?:告诉|告知|透露给)用户"
-    r"|(?:致|告)(?:所有)?(?:AI|人工智能|语言模型|大模型|助手)[:：]|(?:新的?|重要)(?:系统)?指令[:：]",
+    r"|(?<!不要)(?<!不得)(?<!不能)(?<!不可)(?<!切勿)(?<!请勿)(?<!别)(?:忽略|无视|忘[记掉]|不要理会)[^。\n]{0,12}"
+    r"(?:之前|以上|先前|前面|上述|所有|任何)[^。\n]{0,8}(?:指令|指示|提示|规则|要求|说明)"
+    r"|(?:以上|上述|之前|前面)的?(?:所有|全部)?(?:指令|指示|提示|规则|要求)[^。\n]{0,6}(?:忽略|作废|无效)"
+    r"|(?:你现在|从现在(?:开始|起)[，,]?你)(?:是|扮演|将|要|必须)[^。\n]{0,16}(?:AI|助[手理]|模型|机器人|人工智能|不受|没有)"
+    r"|(?:如果|假如|若)你是(?:一个)?(?:AI|人工智能|大?语言模型|大模型|机器人)"
+    r"|作为(?:一个)?(?:AI|人工智能|大?语言模型|大模型|AI助手)[，,]?你(?:必须|应该|应当|要|需要|只能)"
+    r"|(?:输出|泄露|显示|重复)[^。\n]{0,8}系统(?:提示(?![音框符栏])|指令(?!集))|(?:不要|切勿|请勿)(?:告诉|告知|透露给)用户"
+    r"|(?:致|告|给)(?:所有)?(?:AI|人工智能|大?语言模型|大模型|助手|AI助手)(?:的(?:提示|指令|说明|留言))?[:：]"
+    r"|(?:新的?|重要)(?:系统)?指令[:：]",
     re.IGNORECASE,
 )
 
 
 def hidden_instruction(text: str) -> str | None:
     """The first phrase that speaks to a model instead of a reader; None where there is none."""
-    found = _INSTRUCTION.search(" ".join(text.split()))
+    found = _INSTRUCTION.search(simplified(" ".join(text.split())))
     return found.group() if found else None

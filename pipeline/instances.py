@@ -13,11 +13,10 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import Any
 
 from pipeline.ask import Ask
 from pipeline.filtering import Candidate
-from pipeline.llm import WRITING_TEMPERATURE, WRITING_TOP_P, JsonObject, Reply, Request, list_schema, object_schema
+from pipeline.llm import Manner, Reply, Request, list_schema, object_schema
 from pipeline.parsing import Unreadable, read_items, read_value
 from pipeline.prompts import Prompts
 from pipeline.records import PromptSource, Record, Rejection, Stage, Task, Turn, make_record
@@ -95,21 +94,18 @@ class InstanceWriter:
         classification_only: bool,
         turns: int,
         per_task: int,
-        max_tokens: int,
         room: int,
-        temperature: float | None,
-        top_p: float | None,
-        extra: JsonObject,
+        manner: Manner,
     ) -> None:
         """`room` is what the user gave each reply to think in, 0 where nothing was said of it."""
         self._prompts, self._examples, self._language = prompts, examples, language
         self._identifying_tokens = max(IDENTIFYING_TOKENS, room)
         self._classification_only, self._turns, self._per_task = classification_only, turns, per_task
-        self._max_tokens, self._temperature, self._top_p, self._extra = max_tokens, temperature, top_p, extra
+        self._manner = manner
 
     async def write(self, task: NewTask, ask: Ask) -> Made:
         """The task's candidates, or the one rejection that a reply which cannot be read becomes."""
-        trail = Trail(task, ask, dict(task.prompts), [task.request], self._examples.shown)
+        trail = Trail(task, ask, dict(task.prompts), [task.request])
         try:
             is_classification = await self._identify(trail)
             if self._classification_only and not is_classification:
@@ -124,7 +120,7 @@ class InstanceWriter:
         messages = self._prompts.chat("self_instruct_identify", {"instruction": instruction}, self._examples.identify)
         schema = object_schema({"classification": {"type": "boolean"}})
         tokens = self._identifying_tokens
-        return Request(messages, max_tokens=tokens, temperature=0.0, schema=schema, extra=self._extra)
+        return Request(messages, max_tokens=tokens, temperature=0.0, schema=schema, extra=self._manner.extra)
 
     def instances_request(self, instruction: str, is_classification: bool) -> Request:
         """Its instances: the label first, or the input first."""
@@ -132,20 +128,19 @@ class InstanceWriter:
         values = {"instruction": instruction, "count": self._per_task}
         fields = object_schema({name: {"type": "string"} for name in _names(is_classification)})
         messages = self._prompts.chat(_template(is_classification), values, examples)
-        return self._request(messages, list_schema("instances", fields, self._per_task))
+        return self._manner.request(messages, list_schema("instances", fields, self._per_task))
 
     async def _identify(self, trail: Trail) -> bool:
-        trail.prompts |= self._prompts.hashes("self_instruct_identify")
-        value = read_value(await trail.asked(self.identify_request(trail.task.instruction)), "classification")
+        request = self.identify_request(trail.task.instruction)
+        value = read_value(await self._asked(trail, "self_instruct_identify", request), "classification")
         if not isinstance(value, bool):
             raise Unreadable("wrong_shape", f"'classification' is no truth value: {value!r}")
         return value
 
     async def _instances(self, trail: Trail, is_classification: bool) -> Made:
         first, second = _names(is_classification)
-        trail.prompts |= self._prompts.hashes(_template(is_classification))
         request = self.instances_request(trail.task.instruction, is_classification)
-        items = read_items(await trail.asked(request), "instances")
+        items = read_items(await self._asked(trail, _template(is_classification), request), "instances")
         if not items.values:
             raise Unreadable("no_instances", "the list of instances is empty")
         instances = items.values[: self._per_task]
@@ -175,9 +170,9 @@ class InstanceWriter:
         branch = trail.branch()
         while len(turns) < self._turns:
             values = {"conversation": _conversation(turns)}
-            messages = self._chat(branch, "self_instruct_next_turn", values, self._examples.next_turn)
+            messages = self._prompts.chat("self_instruct_next_turn", values, self._examples.next_turn)
             schema = object_schema({"user": {"type": "string"}, "assistant": {"type": "string"}})
-            reply = await branch.asked(self._request(messages, schema))
+            reply = await self._asked(branch, "self_instruct_next_turn", self._manner.request(messages, schema))
             try:
                 turns.append(_turn(reply))
             except Unreadable as error:
@@ -203,21 +198,12 @@ class InstanceWriter:
             requests=trail.requests,
         )
 
-    def _request(self, messages: tuple[tuple[str, str], ...], schema: JsonObject) -> Request:
-        return Request(
-            messages,
-            max_tokens=self._max_tokens,
-            temperature=WRITING_TEMPERATURE if self._temperature is None else self._temperature,
-            top_p=WRITING_TOP_P if self._top_p is None else self._top_p,
-            schema=schema,
-            extra=self._extra,
-        )
-
-    def _chat(
-        self, trail: Trail, template: str, values: Mapping[str, object], examples: Sequence[Example]
-    ) -> tuple[tuple[str, str], ...]:
+    async def _asked(self, trail: Trail, template: str, request: Request) -> Reply:
+        """The reply to a request, which shows the examples and follows from the one before; both are noted."""
+        shows = [*self._examples.shown, ("", trail.requests[-1])]
         trail.prompts |= self._prompts.hashes(template)
-        return self._prompts.chat(template, values, examples)
+        trail.requests.append(trail.ask.key(request))
+        return await trail.ask(request, shows=shows)
 
     def _rejection(
         self,
@@ -250,17 +236,10 @@ class Trail:
     ask: Ask
     prompts: dict[str, str]
     requests: list[str]
-    examples: Sequence[tuple[str, str]]  # as `Ask` takes what a request shows
-
-    async def asked(self, request: Request) -> Any:
-        """The reply; the request descends from the one before, and shows the examples."""
-        shows = [*self.examples, ("", self.requests[-1])]
-        self.requests.append(self.ask.key(request))
-        return await self.ask(request, shows=shows)
 
     def branch(self) -> Trail:
         """A trail that goes on from here without touching this one."""
-        return Trail(self.task, self.ask, dict(self.prompts), list(self.requests), self.examples)
+        return Trail(self.task, self.ask, dict(self.prompts), list(self.requests))
 
 
 # ---------------------------------------------------------------- texts

@@ -110,7 +110,6 @@ class Stored:
 
     raw: bytes
     reader: str
-    outcome: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +127,7 @@ class Ended:
 
 @dataclass(slots=True)
 class Used:
-    """Tokens of one model: those that servers said, and the most that the attempts without a word may have had."""
+    """Tokens of one model: as its server counted them, and at most, for attempts whose count is not known."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -176,8 +175,7 @@ class Journal:
         self._broken: sqlite3.Error | None = None  # why nothing more is written
         self._ahead: dict[str, Stored] = {}
         self._reading: asyncio.Task[None] | None = None
-        self._stored: set[bytes] = set()
-        self._requested: set[bytes] = set()
+        self._requested: dict[bytes, bool] = {}  # key -> whether it has an outcome; one table, for there are many
         self._noted: set[tuple[bytes, str, str]] = set()  # key, source and file of what is in `shown`
         self._thread = threading.Thread(target=self._work, name="journal", daemon=True)
 
@@ -185,14 +183,12 @@ class Journal:
         self._thread.start()
         try:
             self._opened.result()
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.DatabaseError, OSError) as error:
             if getattr(error, "sqlite_errorcode", None) in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
                 raise UsageError(
                     f"{self._path}: is damaged, or no journal ({error}). What was paid for cannot be read from it:"
                     " put back a copy, or use another --out."
                 ) from error
-            raise StorageError(f"{self._path}: cannot be opened as a journal ({error}).") from error
-        except OSError as error:
             raise StorageError(f"{self._path}: cannot be opened as a journal ({error}).") from error
         return self
 
@@ -204,7 +200,7 @@ class Journal:
 
     def __contains__(self, key: str) -> bool:
         """Whether the request with this key has an outcome."""
-        return bytes.fromhex(key) in self._stored
+        return self._requested.get(bytes.fromhex(key), False)
 
     async def outcome(self, key: str) -> Stored:
         """The outcome of a request that is `in` the journal.
@@ -219,16 +215,16 @@ class Journal:
         return stored
 
     async def _read_ahead(self, key: str) -> None:
-        def read(connection: sqlite3.Connection) -> list[tuple[str, bytes, str, str]]:
+        def read(connection: sqlite3.Connection) -> list[tuple[str, bytes, str]]:
             query = (
-                "SELECT o.key, a.raw, o.reader, a.outcome FROM attempts a JOIN outcomes o ON o.attempt = a.id"
+                "SELECT o.key, a.raw, o.reader FROM attempts a JOIN outcomes o ON o.attempt = a.id"
                 " AND o.key = a.key WHERE a.id >= (SELECT attempt FROM outcomes WHERE key = ?) ORDER BY a.id LIMIT ?"
             )
             return connection.execute(query, (key, READ_AHEAD)).fetchall()
 
         try:
-            for found, raw, reader, ended in await self._submit(read):
-                self._ahead[found] = Stored(raw, reader, ended)
+            for found, raw, reader in await self._submit(read):
+                self._ahead[found] = Stored(raw, reader)
         finally:
             self._reading = None
         while len(self._ahead) > MOST_AHEAD:
@@ -239,8 +235,9 @@ class Journal:
 
         `most_tokens` (prompt, completion) is what it can cost at most: what counts until its usage is known.
         """
-        new = bytes.fromhex(key) not in self._requested
-        self._requested.add(bytes.fromhex(key))
+        packed = bytes.fromhex(key)
+        new = packed not in self._requested
+        self._requested.setdefault(packed, False)
 
         def write(connection: sqlite3.Connection) -> int:
             if new:
@@ -255,7 +252,6 @@ class Journal:
 
     async def end_attempt(self, attempt: int, ended: Ended, *, settles: tuple[str, str] | None = None) -> None:
         """Write down how an attempt ended. `settles` is (key, reader) where that is the request's outcome."""
-
         detail = None if ended.detail is None else replace_surrogates(ended.detail)
         maybe_paid = ended.outcome not in UNPAID
 
@@ -268,13 +264,12 @@ class Journal:
                  detail, ended.raw, " ".join(ended.flaws) or None, maybe_paid, maybe_paid, attempt),
             )  # fmt: skip
             if settles is not None:
-                connection.execute(
-                    "INSERT OR REPLACE INTO outcomes VALUES (?, ?, ?)", (settles[0], attempt, settles[1])
-                )
+                key, reader = settles
+                connection.execute("INSERT OR REPLACE INTO outcomes VALUES (?, ?, ?)", (key, attempt, reader))
 
         await self._submit(write, writes=True)
         if settles is not None:
-            self._stored.add(bytes.fromhex(settles[0]))
+            self._requested[bytes.fromhex(settles[0])] = True
             self._ahead.pop(settles[0], None)
 
     async def refuse_parameter(self, endpoint: str, model: str, parameter: str) -> None:
@@ -289,12 +284,8 @@ class Journal:
 
     async def refused_parameters(self, endpoint: str, model: str) -> set[str]:
         """What `refuse_parameter` was told before, in this run or an earlier one."""
-
-        def read(connection: sqlite3.Connection) -> set[str]:
-            query = "SELECT parameter FROM refused_parameters WHERE endpoint = ? AND model = ?"
-            return {row[0] for row in connection.execute(query, (endpoint, model))}
-
-        return await self._submit(read)
+        query = "SELECT parameter FROM refused_parameters WHERE endpoint = ? AND model = ?"
+        return await self._submit(lambda db: {row[0] for row in db.execute(query, (endpoint, model))})
 
     async def note(self, key: str, source: str, shown: Sequence[tuple[str, str]]) -> None:
         """Remember what of a source a request shows: pairs of a file's name, or "", and an item's id."""
@@ -317,7 +308,7 @@ class Journal:
         number and `since` a time, in seconds since 1970."""
 
         def read(connection: sqlite3.Connection) -> Totals:
-            counts = connection.execute(
+            counts: tuple[int, int, int, int, int] = connection.execute(
                 "SELECT (SELECT count(*) FROM requests), count(*),"
                 " (SELECT count(*) FROM outcomes WHERE reader != 'failed'),"
                 " (SELECT count(*) FROM outcomes WHERE reader = 'failed'),"
@@ -338,8 +329,7 @@ class Journal:
                 (after, since),
             )
             by_model = {row[0]: Used(*row[1:]) for row in used}
-            requests, attempts, answered, failed, unknown = counts
-            return Totals(requests, attempts, answered, failed, unknown, dict(faults.most_common()), by_model)
+            return Totals(*counts, dict(faults.most_common()), by_model)
 
         return await self._submit(read)
 
@@ -418,8 +408,8 @@ class Journal:
         if layout < LAYOUT:
             _bring_up_to_date(connection, layout)
         crash.point("journal.open")
-        self._stored = {bytes.fromhex(row[0]) for row in connection.execute("SELECT key FROM outcomes")}
-        self._requested = {bytes.fromhex(row[0]) for row in connection.execute("SELECT key FROM requests")}
+        self._requested = {bytes.fromhex(row[0]): False for row in connection.execute("SELECT key FROM requests")}
+        self._requested.update((bytes.fromhex(row[0]), True) for row in connection.execute("SELECT key FROM outcomes"))
         noted = connection.execute("SELECT key, source, file FROM shown")
         self._noted = {(bytes.fromhex(row[0]), *row[1:]) for row in noted}
         return connection

@@ -8,7 +8,6 @@ journalled and limited like any other; a verdict that cannot be read scores noth
 from __future__ import annotations
 
 from collections.abc import Awaitable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 from pipeline.llm import JsonObject, Reply, Request, object_schema
@@ -30,14 +29,6 @@ def room_to_think(counts: Mapping[str, int]) -> str:
     return "; a judge that thinks needs a higher --judge-max-tokens"
 
 
-@dataclass(frozen=True, slots=True)
-class Opinion:
-    """What the judge thinks of one record; every score lies from LOWEST to HIGHEST."""
-
-    reason: str
-    scores: dict[str, int]
-
-
 class Asking(Protocol):
     """What `ask.Ask` is to a judge."""
 
@@ -56,17 +47,18 @@ class Judge:
     async def scores(self, record: Record, source: str = "") -> dict[str, float]:
         """Filter and score names -> values, for a record's `scores`; empty where the reply was no verdict."""
         try:
-            opinion = await self.opinion(record, source)
+            scores = await self.opinion(record, source)
         except Unreadable:
             self.unreadable += 1
             return {}
         self.readable += 1
-        return {"judge" if name == "score" else f"judge_{name}": float(value) for name, value in opinion.scores.items()}
+        return {"judge" if name == "score" else f"judge_{name}": float(value) for name, value in scores.items()}
 
-    async def opinion(self, record: Record, source: str = "") -> Opinion:
-        """The verdict on a record. `source` is the passage or the facts it rests on, "" where there are none.
+    async def opinion(self, record: Record, source: str = "") -> dict[str, int]:
+        """The verdict on a record, from LOWEST to HIGHEST by each criterion.
 
-        Raises Unreadable where the reply is no verdict.
+        `source` is the passage or the facts it rests on, "" where there are none. Raises Unreadable where the reply is
+        no verdict.
         """
         request = judge_request(record, source, prompts_for(record, self._prompts), self._extra, self._max_tokens)
         reply = await self._ask(request, shows=shown_of(record))
@@ -77,7 +69,7 @@ class Judge:
         whole = {name: value for name, value in scores.items() if type(value) is int and value in allowed}
         if len(whole) < len(scores):
             raise Unreadable("wrong_shape", f"a score is missing or out of range: {scores}")
-        return Opinion(str(verdict.get("reason", "")), whole)
+        return whole
 
 
 def judge_request(

@@ -59,10 +59,7 @@ class Judging:
                 requests = (request for request in requests if not ask.is_stored(request))
             plan = plan_of(((request, USUAL_VERDICT_TOKENS) for request in requests), "")
         price = self._budget.price_of(plan.prompt_tokens, plan.completion_tokens)
-        self._say(
-            f"Would send about {plan.requests} requests: {plan.prompt_tokens} tokens to read, {plan.completion_tokens}"
-            f" to write, {usd(price)}. Spent so far: {usd(self._budget.cost)}."
-        )
+        self._say(f"Would send {plan.priced(price)}. Spent so far: {usd(self._budget.cost)}.")
         self._say(f"Assumed: a verdict takes {USUAL_VERDICT_TOKENS} tokens. Nothing was sent, and nothing written.")
         return {
             "requests": plan.requests, "prompt_tokens": plan.prompt_tokens, "completion_tokens": plan.completion_tokens,

@@ -232,6 +232,11 @@ class Plan:
     assumes: str
     expected: Expected = Expected(0, 0, 0)
 
+    def priced(self, price: float | None) -> str:
+        """What would be sent, in words."""
+        tokens = f"{self.prompt_tokens} tokens to read, {self.completion_tokens} to write"
+        return f"about {self.requests} requests: {tokens}, {usd(price)}"
+
     def __add__(self, other: Plan) -> Plan:
         """Both; what is assumed and expected is this one's."""
         return replace(

@@ -21,13 +21,13 @@ from pipeline.ask import Ask
 from pipeline.errors import Interrupted, Offline, StopRun, UsageError
 from pipeline.journal import Journal, Totals
 from pipeline.judge import Judge
-from pipeline.llm import Model
+from pipeline.llm import Manner, Model
 from pipeline.models import check_judge_is_asked, open_judge
 from pipeline.money import Budget, Limits, Plan, Price, plan_of, read_prices
-from pipeline.pairs import Manner, Pairs
+from pipeline.pairs import Pairs
 from pipeline.plan_judging import as_counted, plan_judge, plan_pairs
 from pipeline.prompts import read_prompts
-from pipeline.run import Covering, Generator, Line, Recalling, Tally
+from pipeline.run import Covering, Generator, Line, Noting, Recalling, Tally
 from pipeline.run_folder import DerivedFiles
 from pipeline.settings import GeneratorSettings, shaping
 
@@ -68,7 +68,7 @@ class OneRun:
         check_judge_is_asked(settings, "--judge or --pairs", asked=settings.judge or settings.pairs is not None)
         self.judge_model = open_judge(settings, model) if settings.judge or settings.pairs else model
         self.pairs: Pairs | None = None
-        self.notes: list[str] = []  # to be said
+        self.notes: list[str] = list(generator.notes) if isinstance(generator, Noting) else []  # to be said
         self.started = time.monotonic()
         prices = {**(more_prices or {}), **read_prices(settings.prices, model, self.judge_model)}
         self.budget = Budget(model.identity, prices, limits or Limits())
@@ -116,7 +116,8 @@ class OneRun:
         """Get ready to ask. `spent` counts against the limits; `source` is the generator's name in a project."""
         self.journal = journal
         if self.settings.pairs is not None:
-            self.pairs = Pairs(self.settings.pairs, self.filters, read_prompts(self.settings.prompts), self.manner)
+            prompts, tokens = read_prompts(self.settings.prompts), self.settings.judge_max_tokens
+            self.pairs = Pairs(self.settings.pairs, self.filters, prompts, self.manner, tokens)
         self.ask = Ask(
             self.model,
             journal,
@@ -143,7 +144,7 @@ class OneRun:
     def manner(self) -> Manner:
         """How further answers are asked for."""
         settings, max_tokens = self.settings, self.generator.shaping["max_tokens"]
-        return Manner(max_tokens, settings.temperature, settings.top_p, settings.extra_body, settings.judge_max_tokens)
+        return Manner(max_tokens, settings.temperature, settings.top_p, settings.extra_body)
 
     async def _pair_asks(self) -> tuple[Ask, Ask]:
         """Who is asked for further answers, and who for verdicts, once nothing more is sent for records."""

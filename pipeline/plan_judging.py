@@ -10,8 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from pipeline.judge import USUAL_VERDICT_TOKENS, comparison_request, judge_request, question_shown
+from pipeline.llm import Manner
 from pipeline.money import Expected, Plan, plan_of
-from pipeline.pairs import Manner, answer_request
+from pipeline.pairs import answer_request
 from pipeline.prompts import Prompts
 from pipeline.records import PromptSource, Record, make_record
 from pipeline.run_folder import read_summary

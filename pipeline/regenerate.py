@@ -24,11 +24,12 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any, get_args
 
-from pipeline import crash, filters
+from pipeline import crash
 from pipeline.cli import Progress, judge_line, say, show, show_json
-from pipeline.errors import DONE, REFUSED, SHORT, Interrupted, StopRun, UsageError
+from pipeline.errors import DONE, REFUSED, SHORT, Interrupted, StopRun, UsageError, storage_failures
 from pipeline.extras import need
 from pipeline.funnel import why_nothing
+from pipeline.instruction_filters import INSTRUCTION
 from pipeline.interrupt import interruptible
 from pipeline.journal import Journal
 from pipeline.money import Plan, usd
@@ -62,7 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.print:
             show(_unit(project, options.print))
             return DONE
-        found, code = _Command(project, options, again).run()
+        with storage_failures():
+            found, code = _Command(project, options, again).run()
     except StopRun as stop:
         say(f"{stop}" if isinstance(stop, UsageError) or again in str(stop) else f"{stop} Go on with: {again}")
         found, code = {"reason": str(stop)}, stop.exit_code
@@ -129,7 +131,6 @@ class _Command:
     def __init__(self, project: Project, options: argparse.Namespace, again: str) -> None:
         self.project, self.options, self.again = project, options, again
         self.out, self.versions = project.out, Versions(project.out)
-        self.journal = project.out / "journal.sqlite"
         self.accept = bool(project.accept_changes or options.accept_changes)
         self.keep = bool(project.keep or options.keep)
 
@@ -197,10 +198,7 @@ class _Command:
         for source, (plan, price) in zip(ready, plans, strict=True):
             for line in _described(source):
                 say(line)
-            say(
-                f"  would send about {plan.requests} requests: {plan.prompt_tokens} tokens to read,"
-                f" {plan.completion_tokens} to write, {usd(price)}"
-            )
+            say(f"  would send {plan.priced(price)}")
             found[source.name] = {
                 **asdict(source.difference), "items": source.items, "changed_settings": source.changed_shaping,
                 **asdict(plan), "cost": price,
@@ -214,21 +212,18 @@ class _Command:
 
     async def _plans(self, ready: Sequence[_Ready]) -> list[tuple[Plan, float | None]]:
         """What each source would still send, and its price."""
-        if not self.journal.exists():
+        if not self.project.journal.exists():
             return [await self._plan_of(source, None) for source in ready]
-        with Journal(self.journal) as journal:
+        with Journal(self.project.journal) as journal:
             return [await self._plan_of(source, journal) for source in ready]
 
     async def _plan_of(self, source: _Ready, journal: Journal | None) -> tuple[Plan, float | None]:
         prepared = source.prepared
         one = OneRun(prepared.source.settings, prepared.generator, prepared.model)
-        target = prepared.source.settings.target
-        if prepared.source.generator == "self_instruct":  # a chain: nobody knows what it will ask, but for nothing
-            have = source.before["records"] if source.before and source.is_unchanged else 0
-            target = max(0, target - have)
-            if prepared.kept or not target:
-                return Plan(0, 0, 0, "the chain is as it was"), 0.0
-        forecast = one.forecast(await one.plan(target, journal), source.folder_before or self.out)
+        if prepared.source.generator == "self_instruct" and prepared.kept:
+            return Plan(0, 0, 0, "the chain is copied as it was"), 0.0
+        plan = await one.plan(prepared.source.settings.target, journal)
+        forecast = one.forecast(plan, source.folder_before or self.out)
         return forecast.plan, forecast.price
 
     def _refusal(self, ready: Sequence[_Ready], plans: Sequence[tuple[Plan, float | None]]) -> str | None:
@@ -264,16 +259,17 @@ class _Command:
         for source in ready:
             for line in _described(source):
                 say(line)
-        self.versions.start()
         try:
-            sources, tick, short = asyncio.run(self._ask(ready))
-            signal.signal(signal.SIGTERM, signal.default_int_handler)  # the line's handlers went with its loop
-            bad = [
-                entry
-                for source in ready
-                for entry in kept.bad_files(source.prepared.source.settings.out, source.name, source.prepared.files)
-            ]
-            made = assemble(self.project, self.versions, sources, tick, say, lock=lock)
+            with storage_failures():
+                self.versions.start()
+                sources, tick, short = asyncio.run(self._ask(ready))
+                signal.signal(signal.SIGTERM, signal.default_int_handler)  # the line's handlers went with its loop
+                bad = [
+                    entry
+                    for source in ready
+                    for entry in kept.bad_files(source.prepared.source.settings.out, source.name, source.prepared.files)
+                ]
+                made = assemble(self.project, self.versions, sources, tick, say, lock=lock)
         except (StopRun, KeyboardInterrupt):
             self.versions.drop()
             spending.end(self.out)
@@ -287,7 +283,7 @@ class _Command:
         """Every source's records into its folder. Returns their parts of the manifest, the tick's, and who is short."""
         sources: dict[str, dict[str, Any]] = {}
         short: list[str] = []
-        with Journal(self.journal) as journal:
+        with Journal(self.project.journal) as journal:
             purse = await spending.begin(self.out, self.project.budget, journal, [one.prepared for one in ready])
             for source in ready:
                 sources[source.name], complete = await self._ask_one(source, journal, purse)
@@ -414,7 +410,7 @@ class _Command:
 def _why_nothing(one: OneRun, tally: Tally, items: int, *, is_copied: bool) -> str:
     if is_copied:
         return "--keep copies it from the last version as it was, and that held none of it."
-    switches = {filter_.name for filter_ in one.filters} | {filter_.name for filter_ in filters.INSTRUCTION}
+    switches = {filter_.name for filter_ in one.filters} | {filter_.name for filter_ in INSTRUCTION}
     return why_nothing(tally, items, one.generator.at_its_end, switches, one.generator.name)
 
 

@@ -96,6 +96,15 @@ class Covering(Protocol):
 
 
 @runtime_checkable
+class Noting(Protocol):
+    """A generator that has something to say of its sources before it begins."""
+
+    @property
+    def notes(self) -> list[str]:
+        """Sentences, each of which is said once."""
+
+
+@runtime_checkable
 class Expecting(Protocol):
     """A generator that knows about how much an item brings; so its first items are not asked in vain."""
 
@@ -114,7 +123,7 @@ class Tally:
     merged: int = 0  # exact duplicates of an earlier candidate
     kept_by_task: Counter[str] = field(default_factory=Counter)
     firsts: dict[str, Rejection] = field(default_factory=dict)  # filter -> its first rejection, as an example
-    ended: Literal["", "target", "barren", "exhausted"] = ""  # why the items were not gone on with; "": it was stopped
+    ended: Literal["", "target", "barren", "exhausted"] = ""  # why no more items were taken; "": stopped
 
 
 class Line:

@@ -19,6 +19,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shlex
 import socket
 import time
 from collections.abc import Iterator
@@ -90,15 +91,32 @@ def check_maker(folder: Path, maker: str, way_out: str = "use another --out") ->
         raise UsageError(f"{folder} is a project of {PROJECT}; {way_out}.")
     config = read_config(folder)
     if config is not None and config.get("generator") != maker:
-        raise UsageError(f"{folder} was made by {config.get('generator')}; {way_out}.")
+        made = f"{folder} was made by {config.get('generator')}; {way_out}."
+        raise UsageError(_mixed(folder, str(config.get("generator"))) if is_project(folder) else made)
     return config
+
+
+def _mixed(folder: Path, generator: str) -> str:
+    """What to do with a folder from when the two were not kept apart: the run's files go, its replies stay."""
+    there = [name for name in ("config.json", *SET, PREFERENCES, "summary.json") if (folder / name).exists()]
+    aside = folder.with_name(f"{folder.name}-{generator}")
+    move = shlex.join(["mv", *(str(folder / name) for name in there), f"{aside}/"])
+    return (
+        f"{folder} holds a project and also a run of {generator}, from when the two were not kept apart: --gc would"
+        f" delete the run's replies from the journal that they share. Move the run's files away, and the project goes"
+        f" on: mkdir {shlex.quote(str(aside))} && {move}"
+    )
 
 
 def write_json(path: Path, value: object) -> None:
     """A JSON file, written aside and renamed."""
-    with _aside(path) as file:
-        json.dump(value, file, ensure_ascii=False, indent=2)
-        file.write("\n")
+    with _storage_errors(path):
+        with _aside_of(path).open("w", encoding="utf-8") as file:
+            json.dump(value, file, ensure_ascii=False, indent=2)
+            file.write("\n")
+            _sync(file)
+        crash.point("file.written")
+    _take_place(path)
 
 
 class DerivedFiles:
@@ -284,17 +302,6 @@ def _finish(folder: Path) -> None:
                 belongs = _holds(file, named)
             if belongs:
                 _take_place(path)
-
-
-@contextlib.contextmanager
-def _aside(path: Path) -> Iterator[IO[str]]:
-    """A file that takes the place of `path` once it is complete and on the disk."""
-    with _storage_errors(path):
-        with _aside_of(path).open("w", encoding="utf-8") as file:
-            yield file
-            _sync(file)
-        crash.point("file.written")
-    _take_place(path)
 
 
 def _aside_of(path: Path) -> Path:

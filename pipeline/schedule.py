@@ -30,7 +30,18 @@ from pydantic import BaseModel, ConfigDict
 
 from pipeline import crash
 from pipeline.cli import Switches, run_deriving, show
-from pipeline.errors import DONE, SHORT, FolderBusy, Interrupted, StorageError, UsageError
+from pipeline.errors import (
+    DONE,
+    REFUSED,
+    SHORT,
+    BudgetReached,
+    EndpointError,
+    FolderBusy,
+    Interrupted,
+    StopRun,
+    StorageError,
+    UsageError,
+)
 from pipeline.run_folder import locked
 from pipeline.scheduling.hooks import tell
 from pipeline.scheduling.process import Clock, Regenerate, Runner, SystemClock
@@ -43,16 +54,16 @@ from pipeline.validated import validated
 BUSY_S = 30.0  # between two looks at a project that another process holds
 SHOWN_TICKS = 5
 
-# What the exit codes of a run mean for a schedule; each is in DESIGN's list.
+# What the exit codes of a run mean for a schedule.
 MEANING = {
     DONE: "done",
-    1: "a bug of ours",
-    2: "bad usage or bad input",
+    StopRun.exit_code: "a bug of ours",
+    UsageError.exit_code: "bad usage or bad input",
     SHORT: "finished, but short of its target or with isolated failures",
-    4: "budget reached",
-    5: "the endpoint is down, or the key or the model was refused",
-    6: "storage failed",
-    7: "a gate refused the new version",
+    BudgetReached.exit_code: "budget reached",
+    EndpointError.exit_code: "the endpoint is down, or the key or the model was refused",
+    StorageError.exit_code: "storage failed",
+    REFUSED: "a gate refused the new version",
     FolderBusy.exit_code: "another process held the project",
     Interrupted.exit_code: "interrupted",
 }
@@ -266,13 +277,13 @@ class Scheduler:
             ticks.see(self.schedule.name, now if first is None else first - 1)
 
     def _next(self) -> tuple[int, float]:
-        """The first tick of which nothing became yet, and when it is due."""
+        """The first tick without a row, and when it is due."""
         with self._ticks() as ticks:
             tick = self.times.after(self._handled(ticks))
         return tick, self.times.due(tick)
 
     def _handled(self, ticks: Ticks) -> float:
-        """The moment up to which something became of every tick."""
+        """The moment up to which every tick has a row."""
         now, since = self.clock.now(), ticks.since(self.schedule.name)
         newest = ticks.newest(self.schedule.name, now)
         return max(now if since is None else since, newest or 0)

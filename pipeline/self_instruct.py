@@ -12,13 +12,14 @@ classification or not and gets its instances: the label first, then an input for
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import math
 import random
 import re
 import sys
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,15 +27,16 @@ from typing import Any
 from pipeline import filters, instances
 from pipeline.ask import Ask
 from pipeline.cli import run_command
-from pipeline.errors import UsageError
-from pipeline.filtering import NewInstruction, chosen, first_objection
+from pipeline.errors import StopRun, UsageError
+from pipeline.filtering import Candidate, NewInstruction, apply_filters, chosen, first_objection
 from pipeline.instances import Examples, InstanceWriter, NewTask
-from pipeline.llm import WRITING_TEMPERATURE, WRITING_TOP_P, Reply, Request, list_schema
+from pipeline.instruction_filters import INSTRUCTION
+from pipeline.llm import Reply, Request, list_schema
 from pipeline.money import Expected, Plan, plan_of
 from pipeline.novelty import NoveltyIndex
 from pipeline.parsing import Unreadable, read_items
 from pipeline.prompts import Prompts
-from pipeline.records import PromptSource, Rejection, content_id
+from pipeline.records import PromptSource, Record, Rejection, Stage, content_id
 from pipeline.run import Made, Outlook
 from pipeline.seed_tasks import SeedTask, fingerprint, load_seed_tasks
 from pipeline.settings import GeneratorSettings, setting
@@ -77,7 +79,7 @@ class SelfInstruct:
             if not seeds:
                 raise UsageError(f"{settings.seeds}: --classification-only, but no seed has is_classification true.")
         self._settings = settings
-        self._max_tokens = settings.max_tokens or (MAX_TOKENS_BUNDLED if settings.model is None else MAX_TOKENS)
+        self._manner = settings.manner(MAX_TOKENS, MAX_TOKENS_BUNDLED)
         self._seeds = {task.id: task for task in seeds}
         self._language: str = settings.language
         if settings.language == "auto":
@@ -91,19 +93,18 @@ class SelfInstruct:
             classification_only=settings.classification_only,
             turns=settings.turns,
             per_task=settings.per_task,
-            max_tokens=self._max_tokens,
             room=settings.max_tokens or 0,
-            temperature=settings.temperature,
-            top_p=settings.top_p,
-            extra=settings.extra_body,
+            manner=self._manner,
         )
+        self._leave_out = leave_out
+        self._stored, self._has_ended = 0, False  # records that stored replies make; whether they are all there will be
         self._brought_by: dict[str, str] = {}  # kept instruction -> the request whose reply held it first
-        self._filters = chosen(filters.INSTRUCTION, settings.filters)
+        self._filters = chosen(INSTRUCTION, settings.filters)
         self._pool = Pool(seeds, next((float(f.threshold or 0) for f in self._filters if f.name == "novelty"), None))
         self.shaping: dict[str, Any] = {
             "seeds": fingerprint(seeds),
             "language": self._language,
-            "max_tokens": self._max_tokens,
+            "max_tokens": self._manner.max_tokens,
             "templates": self._prompts.hashes(self._template, *instances.TEMPLATES),
             "pool_rules": {f.name: f.threshold for f in self._filters},
             "code": SHAPING_VERSION,
@@ -111,22 +112,21 @@ class SelfInstruct:
 
     # ---------------------------------------------------------------- first line: prompts -> instructions
 
-    async def items(self, ask: Ask, outlook: Outlook) -> AsyncIterator[NewTask | Rejection]:
+    async def items(self, ask: Ask, outlook: Outlook) -> AsyncGenerator[NewTask | Rejection, None]:
         """The kept instructions, prompt by prompt, with the rejected ones where they stood.
 
-        Prompt i draws from what prompts 0 … i - lag brought, lag = min(window, 1 + i // 2), even where later ones
-        are known by then: so the pool does not depend on concurrency, and even a small run feeds back.
+        A prompt draws from what the prompts before it brought, but for the last few: these are never waited for, and
+        never used even where their replies are there. So the pool does not depend on concurrency.
         """
         under_way: deque[tuple[PromptSource, str, asyncio.Task[Reply]]] = deque()
         pool_sizes = [0]  # before prompt 0, after prompt 0, after prompt 1 …
         asked = barren = 0
         try:
             while barren < BARREN_PROMPTS:
-                while asked + 1 - min(self._settings.window, 1 + asked // 2) < len(pool_sizes) and (
+                while self._seen_by(asked) < len(pool_sizes) and (
                     not under_way or len(under_way) * self._kept_a_prompt(len(pool_sizes) - 1) < outlook.wanted
                 ):
-                    seen = asked + 1 - min(self._settings.window, 1 + asked // 2)  # prompts it may draw from
-                    source = self._draw(asked, self._pool.ids[: pool_sizes[seen]])
+                    source = self._draw(asked, self._pool.ids[: pool_sizes[self._seen_by(asked)]])
                     request = self._instruction_request(source)
                     # asked anew, it would change the pool
                     reply = asyncio.ensure_future(ask(request, retry=False, shows=self._shown_in(source)))
@@ -142,6 +142,10 @@ class SelfInstruct:
             for _, _, reply in under_way:
                 reply.cancel()
             await asyncio.gather(*(reply for _, _, reply in under_way), return_exceptions=True)
+
+    def _seen_by(self, number: int) -> int:
+        """How many of the prompts before it a prompt may draw from; at first few are left out: small runs draw, too."""
+        return number + 1 - min(self._settings.window, 1 + number // 2)
 
     def _kept_a_prompt(self, folded: int) -> float:
         """New instructions to expect of a prompt; before there is any experience, half of what is asked for."""
@@ -170,56 +174,50 @@ class SelfInstruct:
         random.Random(f"{self._settings.seed}:{source.prompt}:order").shuffle(shown)
         count = self._settings.per_prompt
         answer = json.dumps({"instructions": [one_line(text) for text in shown]}, ensure_ascii=False)
-        temperature, top_p = self._settings.temperature, self._settings.top_p
-        return Request(
-            self._prompts.chat(self._template, {"count": count}, [({"count": len(shown)}, answer)]),
-            max_tokens=self._max_tokens,
-            temperature=WRITING_TEMPERATURE if temperature is None else temperature,
-            top_p=WRITING_TOP_P if top_p is None else top_p,
-            schema=list_schema("instructions", {"type": "string"}, count),
-            sample=source.prompt or 0,
-            extra=self._settings.extra_body,
-        )
+        messages = self._prompts.chat(self._template, {"count": count}, [({"count": len(shown)}, answer)])
+        schema = list_schema("instructions", {"type": "string"}, count)
+        return self._manner.request(messages, schema, sample=source.prompt or 0)
 
     def _read_instructions(
         self, reply: Reply, source: PromptSource, key: str, ask: Ask
     ) -> Iterator[NewTask | Rejection]:
         """A reply's instructions, judged one after the other; what is kept is in the pool for the next one."""
-        known: dict[str, Any] = {
-            "source": (source,),
-            "requests": (key,),
-            "prompts": self._prompts.hashes(self._template),
-        }
+        prompts = self._prompts.hashes(self._template)
+
+        def rejection(filter_: str, reason: str, stage: Stage = "instruction", **more: Any) -> Rejection:
+            return Rejection(
+                stage=stage, filter=filter_, reason=reason, generator=self.name, model=ask.model.identity,
+                language=self._language, source=(source,), prompts=prompts, requests=(key,), **more,
+            )  # fmt: skip
+
         try:
             items = read_items(reply, "instructions")
             if not items.values:
                 raise Unreadable("no_instructions", "the list of instructions is empty")
         except Unreadable as unreadable:
             ask.counts.unreadable += 1
-            rejection = self._reject_instruction(ask.model.identity, "parse", unreadable.detail, **known)
-            yield rejection.model_copy(update={"stage": "reply", "value": unreadable.reason})
+            yield rejection("parse", unreadable.detail, "reply", value=unreadable.reason)
             return
         for number, value in enumerate(items.values, 1):
             if items.cut and number == len(items.values):
-                known["instruction"] = replace_surrogates(str(value))
-                yield self._reject_instruction(ask.model.identity, "cut_off", "cut off by the token limit", **known)
+                yield rejection("cut_off", "cut off by the token limit", instruction=replace_surrogates(str(value)))
                 continue
             if not isinstance(value, str):
-                yield self._reject_instruction(ask.model.identity, "parse", f"no text: {str(value)[:80]}", **known)
+                yield rejection("parse", f"no text: {str(value)[:80]}")
                 continue
             instruction = clean_instruction(value)
             seen = NewInstruction(instruction, self._pool.index, self._pool.texts)
             objection = first_objection(self._filters, seen)
-            if objection is None:
-                id_ = self._pool.add(instruction)
-                self._brought_by.setdefault(id_, key)
-                yield NewTask(id_, instruction, source, key, known["prompts"])
+            if objection is not None:
+                filter_, found = objection
+                yield rejection(
+                    filter_.name, found.reason, value=found.value, threshold=filter_.threshold,
+                    neighbour=found.neighbour, instruction=instruction,
+                )  # fmt: skip
                 continue
-            filter_, found = objection
-            yield self._reject_instruction(
-                ask.model.identity, filter_.name, found.reason, value=found.value, threshold=filter_.threshold,
-                neighbour=found.neighbour, **known, instruction=instruction,
-            )  # fmt: skip
+            id_ = self._pool.add(instruction)
+            self._brought_by.setdefault(id_, key)
+            yield NewTask(id_, instruction, source, key, prompts)
 
     # ---------------------------------------------------------------- second line: instruction -> instances
 
@@ -228,42 +226,52 @@ class SelfInstruct:
 
     # ---------------------------------------------------------------- --plan
 
+    async def recall(self, ask: Ask) -> None:
+        """How many records what is stored makes, so that a plan knows what is missing: the chain, without sending."""
+        settings = self._settings
+        chain, seen = SelfInstruct(settings, self._leave_out), set[str]()
+        own = settings.own_filters.filters if settings.own_filters is not None else ()
+        kept_by = filters.of_records(settings.filters, own)
+        with contextlib.suppress(StopRun):
+            async with contextlib.aclosing(chain.items(ask, Outlook(settings.target))) as items:
+                async for item in items:
+                    for made in await chain.make(item, ask) if isinstance(item, NewTask) else ():
+                        judged = apply_filters(kept_by, made) if isinstance(made, Candidate) else None
+                        if isinstance(judged, Record):
+                            seen.add(judged.id)
+                    self._stored = len(seen)
+                    if settings.target is not None and len(seen) >= settings.target:
+                        return
+                self._has_ended = True
+
     def plan(self, target: int | None, stored: Callable[[Request], bool]) -> Plan:
-        """What the target takes, by the yields below; each prompt depends on earlier replies, so none is known."""
-        settings, wanted = self._settings, target or 0
+        """What the target takes beyond what is stored, by the yields below, for nobody knows a chain's next prompt."""
+        settings, wanted = self._settings, 0 if self._has_ended else max(0, (target or 0) - self._stored)
         per_prompt, per_task = settings.per_prompt * NEW_OF_ASKED, settings.per_task * KEPT_OF_ASKED
         tasks = math.ceil(wanted / per_task)
         prompts = math.ceil(tasks / per_prompt)
         texts = [task.instruction for task in self._seeds.values()]
-        expected = min(self._max_tokens, settings.per_prompt * sum(map(estimate_tokens, texts)) / len(texts))
+        expected = min(self._manner.max_tokens, settings.per_prompt * sum(map(estimate_tokens, texts)) / len(texts))
         first = [self._instruction_request(self._draw(number, ())) for number in range(min(prompts, PLANNED_FROM))]
         sample = list(self._seeds.values())[:PLANNED_FROM]
-        writing = min(self._max_tokens, settings.per_task * INSTANCE_TOKENS)
+        writing = min(self._manner.max_tokens, settings.per_task * INSTANCE_TOKENS)
         second: list[tuple[Request, float]] = []
         for task in sample:
             second.append((self._writer.identify_request(task.instruction), 8))
             second += [(self._writer.instances_request(task.instruction, task.is_classification), writing)]
         chain = plan_of(((request, expected) for request in first), "", prompts / max(1, len(first)))
         rest = plan_of(second, "", tasks / len(sample))
-        done = sum(map(stored, first))
         question = sum(map(estimate_tokens, texts)) / len(texts)
         assumes = (
             f"a prompt brings {per_prompt:g} new instructions of {settings.per_prompt} asked for, an instruction"
             f" {per_task:g} kept records of {settings.per_task} asked for, in about {INSTANCE_TOKENS} tokens each;"
-            " the real yield depends on the model, and what is stored already is not taken off"
-            + (f" ({done} of the first {len(first)} prompts are)." if done else ".")
+            f" the real yield depends on the model. {self._stored} records come of what is stored."
+            + " There the chain has ended: it would ask nothing more."
+            * self._has_ended
         )
         both = chain + rest
-        expected_records = Expected(wanted, question + INSTANCE_TOKENS / 2, INSTANCE_TOKENS / 2)
+        expected_records = Expected(self._stored + wanted, question + INSTANCE_TOKENS / 2, INSTANCE_TOKENS / 2)
         return replace(both, assumes=assumes, expected=expected_records)
-
-    # ---------------------------------------------------------------- rejections
-
-    def _reject_instruction(self, model: str, filter_: str, reason: str, **known: Any) -> Rejection:
-        return Rejection(
-            stage="instruction", filter=filter_, reason=reason, generator=self.name, model=model,
-            language=self._language, **known,
-        )  # fmt: skip
 
 
 class Pool:

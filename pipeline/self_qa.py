@@ -36,7 +36,7 @@ from pipeline.reading.api_calls import Description, objection_to, read_descripti
 from pipeline.reading.blocks import Document
 from pipeline.reading.chunks import Chunk, chunk_document
 from pipeline.reading.corpus import Corpus
-from pipeline.reading.documents import read_documents
+from pipeline.reading.documents import guessed_encodings, read_documents, said_of_guesses
 from pipeline.reading.extraction import KIND, Extractor
 from pipeline.records import DocumentSource, Neighbour, Quote, Record, Rejection, Stage, content_id, make_record
 from pipeline.run import Made, Outlook
@@ -86,7 +86,7 @@ class SelfQA:
         self._settings, self._leave_out = settings, leave_out
         self._cache = (folder or settings.out) / cache.NAME
         self.passed_over: frozenset[str] = frozenset()  # ids of chunks that are not asked
-        self._max_tokens = settings.max_tokens or (MAX_TOKENS_BUNDLED if settings.model is None else MAX_TOKENS)
+        manner = settings.manner(MAX_TOKENS, MAX_TOKENS_BUNDLED)
         languages = LANGUAGES if settings.language == "auto" else (settings.language,)
         self._prompts = {language: Prompts(language, settings.prompts) for language in languages}
         self._styles = {language: read_style(settings.style, language) for language in languages}
@@ -96,13 +96,10 @@ class SelfQA:
             mode=settings.mode,
             by_sentence=settings.model is None,
             per_chunk=settings.per_chunk,
-            max_tokens=self._max_tokens,
-            temperature=settings.temperature,
-            top_p=settings.top_p,
-            extra=settings.extra_body,
+            manner=manner,
         )
         self.shaping: dict[str, Any] = {
-            "max_tokens": self._max_tokens,
+            "max_tokens": manner.max_tokens,
             "templates": {
                 language: prompts.hashes(*self._writer.templates) for language, prompts in self._prompts.items()
             },
@@ -121,16 +118,15 @@ class SelfQA:
 
     def _read(self) -> None:
         """Take in what the paths hold: documents, or the descriptions of APIs."""
-        settings = self._settings
-        leave_out, language = self._leave_out, settings.language
+        paths, name, leave_out = self._settings.paths, self.name, self._leave_out
+        language = self._settings.language
         with Extractor(cache=self._cache) as extractor:
-            if settings.mode == "api":
-                self._take(read_descriptions(settings.paths, generator=self.name, leave_out=leave_out))
+            if self._settings.mode == "api":
+                self._take(read_descriptions(paths, generator=name, leave_out=leave_out))
             else:
-                documents = read_documents(
-                    settings.paths, generator=self.name, extractor=extractor, language=language, leave_out=leave_out
+                self._take(
+                    read_documents(paths, generator=name, extractor=extractor, language=language, leave_out=leave_out)
                 )
-                self._take(documents)
         self._fresh_texts = extractor.fresh
 
     def _take(self, entries: Iterable[Document | Description | Rejection]) -> None:
@@ -195,7 +191,8 @@ class SelfQA:
 
     async def _serve(self, trail: Trail, question: str, sentence: str) -> Made:
         if count_words(question) <= SHORTEST_QUESTION:
-            return [self._no_question(trail, question)]
+            reason = f"{question[:60]!r} is no question: {SHORTEST_QUESTION} words or fewer"
+            return [self._rejection(trail, "instruction", "no_question", reason, instruction=question)]
         if self._settings.mode in ("refuse", "api"):
             return await (self._decline if self._settings.mode == "refuse" else self._call)(trail, question)
         return await self._answer(trail, question, sentence)
@@ -348,10 +345,6 @@ class SelfQA:
             requests=trail.requests,
         )
 
-    def _no_question(self, trail: Trail, question: str) -> Rejection:
-        reason = f"{question[:60]!r} is no question: {SHORTEST_QUESTION} words or fewer"
-        return self._rejection(trail, "instruction", "no_question", reason, instruction=question)
-
     async def _asked(self, trail: Trail, template: str, request: Request) -> Reply:
         """The reply to a request; it and its template are noted on the trail."""
         trail.prompts |= self._prompts[trail.language].hashes(template)
@@ -360,10 +353,9 @@ class SelfQA:
 
     # ---------------------------------------------------------------- what did not work, and what was covered
 
-    def _unreadable(self, trail: Trail, unreadable: Unreadable, question: str = "") -> Rejection:
+    def _unreadable(self, trail: Trail, error: Unreadable, question: str = "") -> Rejection:
         trail.ask.counts.unreadable += 1
-        value = unreadable.reason
-        return self._rejection(trail, "reply", "parse", unreadable.detail, value=value, instruction=question)
+        return self._rejection(trail, "reply", "parse", error.detail, value=error.reason, instruction=question)
 
     def _rejection(
         self, trail: Trail, stage: Stage, filter_: str, reason: str, *, value: str | None = None, instruction: str = ""
@@ -383,8 +375,15 @@ class SelfQA:
                 counts[1] += 1
 
     def coverage(self) -> dict[str, Any]:
-        """How much of each document was asked, and how much of it brought a record."""
-        return {"documents": coverage(self._documents, self._chunks, self._judged_from)}
+        """How much of each document was asked and brought a record, and which were read in a guessed encoding."""
+        return {
+            "documents": coverage(self._documents, self._chunks, self._judged_from),
+            "guessed_encodings": guessed_encodings(self._documents),
+        }
+
+    @property
+    def notes(self) -> list[str]:
+        return said_of_guesses(guessed_encodings(self._documents))
 
 
 @dataclass

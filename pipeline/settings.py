@@ -15,7 +15,6 @@ import importlib.metadata
 import json
 import tomllib
 from collections.abc import Collection, Sequence
-from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, TypeVar, get_args, get_origin
 
@@ -33,6 +32,7 @@ from pydantic import (
 from pipeline import filters, own_filters
 from pipeline.backends.endpoint import without_secrets
 from pipeline.errors import UsageError
+from pipeline.llm import Manner
 from pipeline.money import Limits
 from pipeline.own_filters import OwnFilters
 from pipeline.validated import validated
@@ -101,15 +101,10 @@ def _known_filters(value: dict[str, float | str | bool], info: ValidationInfo) -
         filter_ = known[name]
         if isinstance(wanted, bool) or wanted in filter_.choices:
             continue
-        if filter_.choices or isinstance(wanted, str) or filter_.threshold is None:
-            ways = ["on", "off", *filter_.choices] + ["a number"] * (
-                not filter_.choices and filter_.threshold is not None
-            )
+        takes_number = filter_.threshold is not None and not filter_.choices
+        if isinstance(wanted, str) or not takes_number or wanted not in filter_.range:
+            ways = ["on", "off", *filter_.choices, *([str(filter_.range)] if takes_number else [])]
             raise ValueError(f"the filter {name!r} takes {', '.join(ways[:-1])} or {ways[-1]}")
-        if not isfinite(wanted):
-            raise ValueError(f"the filter {name!r}: {wanted} is no threshold")
-        if name == "novelty" and not 0 <= wanted < 1:
-            raise ValueError("novelty's threshold lies from 0 to below 1")
     return value
 
 
@@ -191,6 +186,11 @@ class GeneratorSettings(AskingSettings):
         None, "running", "write preferences.jsonl, N further answers to each question (0: what comes for free)",
         metavar="N", ge=0, le=32,
     )  # fmt: skip
+
+    def manner(self, max_tokens: int, bundled: int) -> Manner:
+        """How requests are asked; the numbers are a reply's tokens where the user set none, and the bundled model's."""
+        most = self.max_tokens or (bundled if self.model is None else max_tokens)
+        return Manner(most, self.temperature, self.top_p, self.extra_body)
 
     @property
     def needs_model(self) -> bool:

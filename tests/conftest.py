@@ -1,4 +1,4 @@
-"""What several test files share: the data folder, a command run to its end, a fake server, and a run folder's files."""
+"""What several test files share: the data folder, a command run to its end, a fake server, run folders, records."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,7 +17,9 @@ import pytest
 from hypothesis import settings
 
 from pipeline import self_instruct
+from pipeline.records import PromptSource, Record, make_record
 from tests.fake_server import ROOT, FakeServer
+from tests.forked import Forked
 
 Ran = subprocess.CompletedProcess[str]
 Run = Callable[..., Ran]
@@ -74,6 +77,13 @@ def start_server(tmp_path: Path) -> Iterator[StartServer]:
         )
 
 
+@pytest.fixture(scope="module")
+def forked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forked]:
+    """A process that has imported everything, and forks a child for each command."""
+    with Forked(tmp_path_factory.mktemp("forked")) as process:
+        yield process
+
+
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model of random weights that trains in a second."""
@@ -102,6 +112,27 @@ def against(server: FakeServer, out: Path, *more: object) -> list[object]:
     """The flags of a small run on the English seeds against a fake server."""
     flags = ["--seeds", ROOT / "seeds/175.jsonl", "--model", "fake", "--base-url", server.base_url, "--out", out]
     return [*flags, *more]
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    """Wait until something has come about; the two minutes only guard against hanging."""
+    end = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < end, "it did not come to that"
+        time.sleep(0.005)
+
+
+def a_record(instruction: str, output: str = "Done.", **fields: Any) -> Record:
+    """A record of no generator in particular."""
+    usual: dict[str, Any] = {
+        "task": "generation", "generator": "g", "model": "m", "language": "en",
+        "source": PromptSource(prompt=0, seeds=(), pool=()), "prompts": {}, "requests": (),
+    }  # fmt: skip
+    return make_record(instruction=instruction, output=output, **(usual | fields))
+
+
+def summary(folder: Path) -> Any:
+    return json.loads((folder / "summary.json").read_bytes())
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

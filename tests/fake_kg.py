@@ -14,7 +14,7 @@ from random import Random
 from kg.graph import Fact, Graph
 from kg.questions import Question
 from kg.values import value_of
-from pipeline.kg_phrases import Draft, Speaker, capital, fill
+from pipeline.phrasing.speaker import Draft, Speaker, capital, fill
 
 Said = dict[str, list[list[str]]]  # relation -> [ways to tell it, to ask for the object, to ask for the subject]
 

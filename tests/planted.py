@@ -22,18 +22,16 @@ from pipeline.curation.decontaminate import Benchmark, load_items
 from pipeline.filtering import Candidate, apply_filters
 from pipeline.filters import of_records
 from pipeline.novelty import NoveltyIndex
-from pipeline.records import PromptSource, Record, make_record, texts_of
+from pipeline.records import Record, texts_of
 from pipeline.text import language_of
+from tests.conftest import a_record
 from tests.fake_server import ROOT
 
 FILTERS = of_records({})
 
 
 def record(instruction: str, input_: str, output: str, language: str = "en") -> Record:
-    return make_record(
-        instruction=instruction, input=input_, output=output, task="generation", generator="planted", model="m",
-        language=language, source=PromptSource(prompt=0, seeds=(), pool=()), prompts={}, requests=(),
-    )  # fmt: skip
+    return a_record(instruction, output, input=input_, language=language, generator="planted")
 
 
 # ---------------------------------------------------------------- good records

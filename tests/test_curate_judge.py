@@ -7,7 +7,6 @@ import json
 import os
 import signal
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -20,7 +19,7 @@ from pipeline.journal import Journal
 from pipeline.llm import Reply, Request
 from pipeline.records import DocumentSource, Quote, Record
 from pipeline.run_folder import read_records
-from tests.conftest import StartServer
+from tests.conftest import StartServer, summary
 from tests.fake_server import FakeServer
 from tests.forked import Forked
 from tests.test_curate import SUBJECTS, record, rejected, run_folder
@@ -37,11 +36,6 @@ def made_before(count: int = 8) -> list[Record]:
 def flags(server: FakeServer, source: Path, out: Path, *more: object) -> list[str]:
     flags = [source, "--out", out, "--judge", "--judge-model", "j", "--judge-base-url", server.base_url, *more]
     return [*map(str, flags), *OFF]
-
-
-def summary(out: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((out / "summary.json").read_bytes())
-    return found
 
 
 def test_what_has_no_score_is_judged_once_and_the_score_decides(tmp_path: Path, start_server: StartServer) -> None:

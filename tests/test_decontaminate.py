@@ -17,7 +17,8 @@ import pytest
 from pipeline.curation.decontaminate import MOST_ITEMS, Benchmark, Hit, Item, load_items
 from pipeline.curation.rows import LONGEST_LINE
 from pipeline.errors import UsageError
-from pipeline.records import FileSource, Record, make_record
+from pipeline.records import Record
+from tests.conftest import a_record
 
 ROOT = Path(__file__).parents[1]
 DATA = Path(os.environ.get("INSTRUCTLOOP_DATA", ROOT.parent / "shared" / "data"))
@@ -26,10 +27,7 @@ needs_data = pytest.mark.skipif(not HELD_OUT.exists(), reason=f"{HELD_OUT} is no
 
 
 def record(instruction: str, input: str = "", output: str = "Done.") -> Record:
-    return make_record(
-        instruction=instruction, input=input, output=output, task="generation", generator="t", model="",
-        language="en", source=FileSource(file="t", line=1), prompts={}, requests=(),
-    )  # fmt: skip
+    return a_record(instruction, output, input=input)
 
 
 def item(asking: str, *others: str, id: str = "b:1") -> Item:

@@ -28,11 +28,6 @@ RECORDS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny(tmp_path_factory.mktemp("tiny"))
-
-
 class Counting(LossModel):
     """Says how many records it was asked about."""
 

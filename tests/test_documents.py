@@ -19,7 +19,7 @@ from pipeline.reading import extraction
 from pipeline.reading.blocks import Document
 from pipeline.reading.chunks import chunk_document
 from pipeline.reading.documents import read_documents
-from pipeline.reading.extraction import KIND, READERS, ExtractionFailed, Extractor, decode
+from pipeline.reading.extraction import KIND, READERS, BadFile, Extractor, decode
 from pipeline.records import Rejection
 from tests import make_documents
 from tests.make_documents import (
@@ -93,7 +93,7 @@ def test_a_graph_is_said_in_the_language_that_is_asked_for(tmp_path: Path) -> No
     GRAPHS[".ttl"](path)
     [document] = read_documents([path], generator="self_qa", language="zh")
     assert isinstance(document, Document)
-    assert "里廷格发明热泵。里廷格的城镇是埃本塞。" in document.text
+    assert "里廷格发明了热泵。里廷格的城镇是埃本塞。" in document.text
     assert document.language == "zh"
 
 
@@ -150,7 +150,7 @@ def test_what_is_in_the_cache_is_not_read_again(tmp_path: Path, monkeypatch: pyt
     pdf, damaged = path.read_bytes(), b"%PDF-1.7 broken"
     with Extractor(cache=cache) as extractor:
         first = extractor.extract(".pdf", pdf)
-        with pytest.raises(ExtractionFailed) as failed:
+        with pytest.raises(BadFile) as failed:
             extractor.extract(".pdf", damaged)
     assert not cache.exists(), "the folder may belong to another run"
     with Cache(cache) as opened:
@@ -158,7 +158,7 @@ def test_what_is_in_the_cache_is_not_read_again(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(sys, "executable", "/nowhere/python")  # a child that is started now ends the test
     with Extractor(cache=cache) as extractor:
         assert extractor.extract(".pdf", pdf) == first
-        with pytest.raises(ExtractionFailed) as again:
+        with pytest.raises(BadFile) as again:
             extractor.extract(".pdf", damaged)
         assert (again.value.kind, str(again.value)) == (failed.value.kind, str(failed.value))
         assert extractor.fresh == {}
@@ -172,7 +172,7 @@ def test_what_is_in_the_cache_is_not_read_again(tmp_path: Path, monkeypatch: pyt
 def test_what_was_too_large_for_one_child_is_tried_again(tmp_path: Path) -> None:
     rows = b"a,b\n" + b"1,2\n" * 100_000
     with Extractor(memory=80 << 20) as extractor:
-        with pytest.raises(ExtractionFailed):
+        with pytest.raises(BadFile):
             extractor.extract(".csv", rows * 60)
         assert extractor.fresh == {}
 
@@ -412,7 +412,7 @@ def test_a_file_that_swells_hits_the_childs_memory_and_the_next_one_is_read(tmp_
     files["word/document.xml"] = head + b"<w:body>" + body + tail
     write_zip(swelling, files)
     with Extractor(memory=600 << 20) as extractor:
-        with pytest.raises(ExtractionFailed) as failed:
+        with pytest.raises(BadFile) as failed:
             extractor.extract(".docx", swelling.read_bytes())
         assert failed.value.kind in ("too_large", "damaged")  # MemoryError, or a library that dies of it
         assert extractor.extract(".pdf", (tmp_path / "good.pdf").read_bytes()).parts
@@ -421,7 +421,7 @@ def test_a_file_that_swells_hits_the_childs_memory_and_the_next_one_is_read(tmp_
 def test_a_file_that_takes_too_long_is_given_up_and_its_child_ended(tmp_path: Path) -> None:
     PROSE[".pdf"](tmp_path / "good.pdf")
     data = (tmp_path / "good.pdf").read_bytes()
-    with Extractor(clock_s=0.001) as extractor, pytest.raises(ExtractionFailed, match="longer than") as failed:
+    with Extractor(clock_s=0.001) as extractor, pytest.raises(BadFile, match="longer than") as failed:
         extractor.extract(".pdf", data)
     assert failed.value.kind == "too_slow"
 

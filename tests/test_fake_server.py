@@ -25,6 +25,7 @@ from typing import Annotated, Any, Literal
 import pytest
 from pydantic import BaseModel, Field
 
+from tests.conftest import wait_for
 from tests.fake_server import FAULTS, ROOT, Bucket, FakeServer, LedgerLine, key_of, read_ledger, read_plan
 from tests.fake_words import CannotWriteError, Writer, schema_in_prompt
 
@@ -676,13 +677,6 @@ def test_an_option_that_there_is_not(tmp_path: Path, capfd: pytest.CaptureFixtur
     with pytest.raises(RuntimeError, match="did not start, exit code 2"):
         FakeServer(ledger=tmp_path / "ledger.jsonl", latencyms=3).start()
     assert "--latencyms" in capfd.readouterr().err
-
-
-def wait_for(condition: Callable[[], object]) -> None:
-    end = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < end, "it did not come to that"
-        time.sleep(0.005)
 
 
 def dead_within(port: int, seconds: float) -> bool:

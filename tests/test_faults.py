@@ -10,8 +10,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ import pytest
 from pipeline.errors import FolderBusy, StorageError
 from pipeline.records import PromptSource, make_record
 from pipeline.run_folder import DerivedFiles, locked
+from tests.conftest import summary, wait_for, write_lines
 from tests.fake_server import FakeServer
 from tests.forked import Forked
 
@@ -28,22 +28,12 @@ PASSWORD = "pass-CANARY-5e2a"
 DERIVED = ("records.jsonl", "rejected.jsonl")
 
 
-@pytest.fixture(scope="module")
-def forked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forked]:
-    with Forked(tmp_path_factory.mktemp("forked")) as process:
-        yield process
-
-
 def serve(tmp_path: Path, *plan: Mapping[str, Any], **options: Any) -> FakeServer:
     return FakeServer(ledger=tmp_path / "ledger.jsonl", plan=plan, **options)
 
 
 def command(folder: Path, server: FakeServer, *more: str, target: int = 12) -> list[str]:
     return ["--model", "fake", "--target", str(target), "--out", str(folder), "--base-url", server.base_url, *more]
-
-
-def summary(folder: Path) -> Any:
-    return json.loads((folder / "summary.json").read_text())
 
 
 def derived(folder: Path) -> dict[str, bytes]:
@@ -265,6 +255,32 @@ def test_once_a_line_was_lost_nothing_is_published(tmp_path: Path) -> None:
     assert not (tmp_path / "records.jsonl").exists()
 
 
+def test_a_full_disk_stops_a_tick_wherever_it_is_met(tmp_path: Path) -> None:
+    """The list of what a source consists of is the largest file here: no writer of the line's own meets the limit."""
+    (tmp_path / "facts.tsv").write_text("".join(f"Town {n}\tlies in\tCounty {n}\n" for n in range(4000)))
+    project = tmp_path / "regenerate.toml"
+    project.write_text('out = "out"\n[[source]]\ngenerator = "self_kg"\ngraphs = ["facts.tsv"]\ntemplate = true\n'
+                       'target = 3\n[curate]\nnear_duplicates = "off"\nsemantic_duplicates = "off"\n')  # fmt: skip
+    with Forked(tmp_path, "pipeline.regenerate") as forked:
+        assert forked.run([str(project)], largest_file=200_000) == 6, forked.output
+        assert "Traceback" not in forked.output
+        assert "cannot be written (File too large). Go on with: python -m pipeline.regenerate" in forked.output
+        assert list((tmp_path / "out/versions").iterdir()) == []
+        assert not (tmp_path / "out/tick.json").exists()
+        assert forked.run([str(project)]) == 0, forked.output
+
+
+def test_a_full_disk_stops_a_curation(tmp_path: Path) -> None:
+    rows = [{"instruction": f"Say what {'x' * 40} number {n} is.", "output": "It is one."} for n in range(400)]
+    write_lines(tmp_path / "rows.jsonl", rows)
+    flags = [str(tmp_path / "rows.jsonl"), "--out", str(tmp_path / "out")]
+    flags += ["--semantic-duplicates", "off", "--near-duplicates", "off"]
+    with Forked(tmp_path, "pipeline.curate") as forked:
+        assert forked.run(flags, largest_file=50_000) == 6, forked.output
+        assert "Traceback" not in forked.output
+        assert forked.run(flags) == 0, forked.output
+
+
 # ---------------------------------------------------------------- keys
 
 
@@ -309,7 +325,7 @@ def test_the_key_is_in_no_file_and_no_stream(tmp_path: Path, forked: Forked, pat
         scheme = "ftp" if path == "not http" else "http"
         url = f"{scheme}://user:{PASSWORD}@127.0.0.1:{port}/v1?key={KEY}"
         arguments = ["--model", "fake", "--target", "12", "--concurrency", "2", "--deadline", "1", "--out", str(out)]
-        process = forked.start([*arguments, "--base-url", url], env=env)
+        process = forked.start([*arguments, "--json", "--base-url", url], env=env)
         if path == "interrupted":
             wait_for(lambda: len(server.ledger()) > 3)
             os.kill(process, signal.SIGINT)
@@ -322,13 +338,6 @@ def test_the_key_is_in_no_file_and_no_stream(tmp_path: Path, forked: Forked, pat
 
 
 # ---------------------------------------------------------------- signals, and a parent that dies
-
-
-def wait_for(condition: Any, seconds: float = 60.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not come to that"
-        time.sleep(0.005)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])

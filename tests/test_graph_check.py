@@ -12,7 +12,7 @@ from kg.graph import Graph, GraphBuilder
 from kg.load import load
 from kg.questions import KINDS, Question, Sampler
 from pipeline.checks.graph_check import Asked, Broken, check
-from pipeline.kg_phrases import Speaker
+from pipeline.phrasing.speaker import Speaker
 from tests.fake_kg import teller_of
 
 PLANETS = Path(__file__).parent.parent / "kg" / "planets.ttl"

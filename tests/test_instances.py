@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from pipeline import filters
+from pipeline import filters, instruction_filters
 from pipeline.ask import Ask
 from pipeline.backends.endpoint import parse_reply
 from pipeline.funnel import likeliest_cause
@@ -134,7 +134,7 @@ BAD_INSTANCES: dict[str, tuple[str, list[Json] | tuple[str, str]]] = {
 
 
 async def test_every_filter_acts_in_the_line(tmp_path: Path) -> None:
-    assert list(BAD_INSTRUCTIONS) == [f.name for f in filters.INSTRUCTION]
+    assert list(BAD_INSTRUCTIONS) == [f.name for f in instruction_filters.INSTRUCTION]
     # These need a graph (tests/test_self_kg.py), a document (tests/test_self_qa.py) or a judge (tests/test_judge.py).
     elsewhere = {"graph", "injection", "points_at_text", "not_a_question", "off_topic", "leaks_text", "unanswered"}
     elsewhere |= {"ungrounded", "answerable", "poor"}

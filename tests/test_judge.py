@@ -13,21 +13,14 @@ from pipeline.judge import Judge, judge_request
 from pipeline.llm import Reply, Request
 from pipeline.parsing import Unreadable
 from pipeline.prompts import Prompts
-from pipeline.records import PromptSource, Record, make_record
-from tests.conftest import Run, StartServer, against, read_lines
+from pipeline.records import Record
+from tests.conftest import Run, StartServer, a_record, against, read_lines
 
 PROMPTS = {language: Prompts(language) for language in ("en", "zh")}
 
 
 def record(**fields: Any) -> Record:
-    given: dict[str, Any] = {
-        "instruction": "Name a colour.",
-        "output": "Blue.",
-        "language": "en",
-        "history": (),
-    } | fields
-    source = PromptSource(prompt=0, seeds=(), pool=())
-    return make_record(task="generation", generator="g", model="m", source=source, prompts={}, requests=(), **given)
+    return a_record("Name a colour.", "Blue.", **fields)
 
 
 def judge(answer: object) -> Judge:

@@ -1,4 +1,4 @@
-"""pipeline/kg_english.py: what a label becomes in a sentence, whatever its grammar, and what no path may go through."""
+"""phrasing/english.py: what a label becomes in a sentence, whatever its grammar, and what no path may go through."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import pytest
 from kg.graph import GraphBuilder
 from kg.questions import Sampler
 from pipeline.checks.graph_check import Asked, check
-from pipeline.kg_english import is_neutral, measure, phrases_of
-from pipeline.kg_phrases import Speaker, capital, fill
+from pipeline.phrasing.english import is_neutral, measure, phrases_of
+from pipeline.phrasing.speaker import Speaker, capital, fill
 
 SAID = {
     "lives in": "Ada lives in Oslo.",

@@ -36,12 +36,6 @@ QUICK_FIRST = [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in 
 
 
 @pytest.fixture(scope="module")
-def forked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forked]:
-    with Forked(tmp_path_factory.mktemp("forked")) as process:
-        yield process
-
-
-@pytest.fixture(scope="module")
 def clean(tmp_path_factory: pytest.TempPathFactory, forked: Forked) -> dict[str, bytes]:
     """What a run writes that nobody killed."""
     folder = tmp_path_factory.mktemp("clean")

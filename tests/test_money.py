@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import random
+import re
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +25,6 @@ from tests.forked import Forked
 
 PRICES = {"fake": Price(2.0, 8.0)}
 PRICES_TOML = '["fake"]\ninput = 2.0\noutput = 8.0\n'
-
-
-@pytest.fixture(scope="module")
-def forked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forked]:
-    with Forked(tmp_path_factory.mktemp("forked")) as process:
-        yield process
 
 
 # ---------------------------------------------------------------- a thousand random servers
@@ -378,10 +374,17 @@ def test_what_was_spent_before_counts_in_a_plan(tmp_path: Path, forked: Forked) 
     with FakeServer(ledger=tmp_path / "ledger.jsonl") as server:
         assert run(forked, tmp_path, server, "--target", "10")[0] == 0
         spent = len(server.ledger())
-        run(forked, tmp_path, server, "--target", "100", "--plan", "--max-requests", str(90 + spent))
+        run(forked, tmp_path, server, "--target", "100", "--plan", "--json")
+        plan = json.loads(next(line for line in forked.output.splitlines() if line.startswith("{")))
+        stored = int(re.search(r"(\d+) records come of what is stored", plan["assumes"])[1])  # type: ignore[index]
+        assert 10 <= stored < 100, "what was under way when the target was reached is stored, too"
+        tasks = math.ceil((100 - stored) / 2.5)
+        assert plan["requests"] == math.ceil(tasks / 4) + 2 * tasks
+        enough = plan["requests"] + spent
+        run(forked, tmp_path, server, "--target", "100", "--plan", "--max-requests", str(enough))
         assert "Warning: " not in forked.output
-        run(forked, tmp_path, server, "--target", "100", "--plan", "--max-requests", str(89 + spent))
-        assert f"Warning: --max-requests {89 + spent} would stop it: {90 + spent} with those sent" in forked.output
+        run(forked, tmp_path, server, "--target", "100", "--plan", "--max-requests", str(enough - 1))
+        assert f"Warning: --max-requests {enough - 1} would stop it: {enough} with those sent" in forked.output
 
 
 def test_a_plan_sends_and_writes_nothing_and_says_what_it_assumes(tmp_path: Path, forked: Forked) -> None:

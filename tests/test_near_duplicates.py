@@ -29,16 +29,14 @@ from pipeline.curation.near_duplicates import (
 )
 from pipeline.curation.shingles import batches, window_hashes, words_of
 from pipeline.novelty import tokens
-from pipeline.records import FileSource, Record, make_record
+from pipeline.records import Record
+from tests.conftest import a_record
 
 ROOT = Path(__file__).parents[1]
 
 
 def record(instruction: str, output: str, input: str = "", history: Sequence[tuple[str, str]] = ()) -> Record:
-    return make_record(
-        instruction=instruction, input=input, output=output, history=history, task="generation", generator="t",
-        model="", language="en", source=FileSource(file="t", line=1), prompts={}, requests=(),
-    )  # fmt: skip
+    return a_record(instruction, output, input=input, history=history)
 
 
 def losers(records: Sequence[Record], threshold: float = 0.7, ranked: Sequence[int] | None = None) -> dict[int, Match]:

@@ -14,12 +14,12 @@ from pipeline.ask import Ask
 from pipeline.backends.endpoint import parse_reply
 from pipeline.filtering import Candidate, Found
 from pipeline.journal import Journal
-from pipeline.llm import Reply, Request
-from pipeline.pairs import ABOUT_THE_ANSWER, BOUND_TO_SOURCE, UNFIT, Manner, Pairs, answer_request
+from pipeline.llm import Manner, Reply, Request
+from pipeline.pairs import ABOUT_THE_ANSWER, BOUND_TO_SOURCE, UNFIT, Pairs, answer_request
 from pipeline.prompts import Prompts
-from pipeline.records import DocumentSource, PromptSource, Quote, Record, make_record
+from pipeline.records import DocumentSource, Quote, Record
 from pipeline.run_folder import DerivedFiles
-from tests.conftest import Run, StartServer, against, read_lines
+from tests.conftest import Run, StartServer, a_record, against, read_lines
 
 Json = dict[str, Any]
 PROMPTS = {language: Prompts(language) for language in ("en", "zh")}
@@ -28,13 +28,7 @@ BETTER, WORSE = "Blue, the colour of a clear sky.", "Tuesday."
 
 
 def record(output: str = BETTER, **fields: Any) -> Record:
-    given: Json = {
-        "instruction": "Name a colour and where one sees it.",
-        "language": "en",
-        "task": "generation",
-        "source": PromptSource(prompt=0, seeds=(), pool=()),
-    }
-    return make_record(output=output, generator="g", model="m", prompts={}, requests=(), **(given | fields))
+    return a_record(**{"instruction": "Name a colour and where one sees it.", "output": output, **fields})
 
 
 class Scripted:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import sqlite3
+import subprocess
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -82,6 +85,24 @@ def test_no_project_goes_into_a_runs_folder(flags: tuple[object, ...], folder: F
     assert (below(folder.root), len(folder.server.ledger())) == (before, sent)
 
 
+def test_a_folder_of_old_that_holds_both_says_what_to_move_and_why(folder: Folder, tick: Tick) -> None:
+    tick()
+    asked = ["--model", "fake", "--base-url", folder.server.base_url, "--out", str(folder.root / "run")]
+    self_qa.main([str(folder.root / "docs"), *asked])
+    for name in ("config.json", "records.jsonl", "summary.json"):
+        shutil.copy(folder.root / "run" / name, folder.root / "out" / name)
+    code, found = tick()
+    assert code == 2
+    assert "holds a project and also a run of self_qa" in found["reason"]
+    assert "--gc would delete the run's replies" in found["reason"]
+    subprocess.run(found["reason"].rpartition("goes on: ")[2], shell=True, check=True)
+    assert {path.name for path in (folder.root / "out-self_qa").iterdir()} == {
+        "config.json", "records.jsonl", "summary.json",
+    }  # fmt: skip
+    code, found = tick()
+    assert (code, found["sent"]) == (0, 0)
+
+
 @pytest.mark.parametrize("every", ["tick", "month"])
 def test_an_unknown_price_names_what_else_the_file_may_limit(every: str, folder: Folder, tick: Tick) -> None:
     folder.write(tables=f"[budget]\nmax_cost_per_{every} = 1.0")
@@ -121,6 +142,27 @@ def test_a_plan_sends_and_writes_nothing_and_names_what_changed(folder: Folder, 
     }
     tick()
     assert len(folder.server.ledger()) - sent == docs["requests"], "the plan was right"
+
+
+def test_a_changed_chain_that_is_stored_in_part_is_priced_by_what_is_missing(folder: Folder, tick: Tick) -> None:
+    tick()
+    folder.seeds["seed_Anvil"] = "Anvil"
+    folder.write_seeds()
+    folder.write(target=8)
+    whole = tick("--plan")[1]["sources"]["tasks"]
+    assert "0 records come of what is stored" in whole["assumes"]
+    tick()
+    assert tick("--plan")[1]["sources"]["tasks"]["requests"] == 0
+    del folder.seeds["seed_Anvil"]  # the chain of the beginning, of which four records and more are stored
+    folder.write_seeds()
+    sent = len(folder.server.ledger())
+    part = tick("--plan")[1]["sources"]["tasks"]
+    stored = int(re.search(r"(\d+) records come of what is stored", part["assumes"])[1])  # type: ignore[index]
+    assert 4 <= stored <= 8
+    assert part["requests"] < whole["requests"]
+    assert len(folder.server.ledger()) == sent, "a plan sends nothing"
+    tick()
+    assert tick("--plan")[1]["sources"]["tasks"]["requests"] == 0
 
 
 def test_a_changed_setting_needs_a_word_and_says_what_it_would_cost(folder: Folder, tick: Tick) -> None:
@@ -406,6 +448,29 @@ def test_revoking_is_planned_and_what_others_support_stays(folder: Folder, tick:
     assert folder.in_journal("Pellwick") != []
     assert len(folder.server.ledger()) == sent, "revoking sends nothing"
     assert tick()[1]["sent"] == 0, "and leaves nothing to ask, where no chain is touched"
+
+
+def test_what_is_revoked_stands_in_no_other_documents_input_either(folder: Folder, tick: Tick) -> None:
+    for number in range(6):
+        folder.document(f"Hamlet{number}", 20 + number)
+    folder.write(docs='mode = "open"\ndistractors = 2\nwithout_passage = 0.0')
+    tick()
+    before = {r["id"]: r for r in folder.records() if r["generator"] == "self_qa"}
+    shown = [r for r in before.values() if "Quillfern" in r["input"] and r["source"][0]["document"] != "quillfern.md"]
+    assert shown, "it is a distractor of others"
+    sent = len(folder.server.ledger())
+    assert tick("--revoke", "quillfern.md")[0] == 0
+    assert folder.traces("Quillfern") == folder.in_journal("Quillfern") == []
+    left = {record["id"] for record in folder.records()}
+    elsewhere = {id_ for id_, record in before.items() if "Quillfern" not in json.dumps(record)}
+    assert elsewhere
+    assert elsewhere <= left, "what shows nothing of it stays"
+    assert tick()[1]["sent"] == 0
+    assert len(folder.server.ledger()) == sent
+    assert {r["source"][0]["document"] for r in shown} <= {
+        r["source"][0]["document"] for r in folder.records() if r["generator"] == "self_qa"
+    }, "the next tick puts other passages beside the same questions"
+    assert folder.traces("Quillfern") == []
 
 
 @pytest.mark.slow

@@ -21,9 +21,8 @@ import pytest
 from pipeline import crash, regenerate
 from pipeline.regeneration.versions import Versions, check_records
 from tests.a_project import Folder, damaged, said
-from tests.conftest import StartServer
+from tests.conftest import StartServer, wait_for
 from tests.forked import Forked
-from tests.test_faults import wait_for
 
 pytestmark = pytest.mark.slow
 

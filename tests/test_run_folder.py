@@ -18,9 +18,9 @@ import pytest
 
 from pipeline import crash
 from pipeline.errors import FolderBusy, UsageError
-from pipeline.records import PromptSource, Record, Rejection, make_record
+from pipeline.records import PromptSource, Record, Rejection
 from pipeline.run_folder import DerivedFiles, locked, open_set, read_config, read_records, write_json
-from tests.conftest import Run, StartServer, against, read_lines
+from tests.conftest import Run, StartServer, a_record, against, read_lines
 from tests.fake_server import ROOT
 
 HOLDER = """
@@ -38,10 +38,7 @@ def source(prompt: int) -> PromptSource:
 
 
 def record(number: int, text: str = "") -> Record:
-    return make_record(
-        instruction=f"Say {number}.", output=f"{number}{text}", task="generation", generator="g", model="m",
-        language="en", source=source(number), prompts={}, requests=("k",),
-    )  # fmt: skip
+    return a_record(f"Say {number}.", f"{number}{text}", source=source(number), requests=("k",))
 
 
 def rejection(number: int) -> Rejection:

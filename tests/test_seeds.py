@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import filters
 from pipeline.filtering import NewInstruction, first_objection
+from pipeline.instruction_filters import INSTRUCTION
 from pipeline.novelty import NoveltyIndex, tokens
 from pipeline.seed_tasks import SeedTask, load_seed_tasks
 from pipeline.text import language_of
@@ -46,7 +46,7 @@ def test_they_are_in_their_language(language: str) -> None:
 def test_no_two_are_alike_and_all_pass_our_own_filters(language: str) -> None:
     index, known = NoveltyIndex(0.7), dict[str, str]()
     for task in SEEDS[language]:
-        objection = first_objection(filters.INSTRUCTION, NewInstruction(task.instruction, index, known))
+        objection = first_objection(INSTRUCTION, NewInstruction(task.instruction, index, known))
         assert objection is None, (task.id, objection and objection[1])
         index.add(task.instruction, task.id)
         known[task.id] = task.instruction

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from kg.questions import KINDS, Question
-from pipeline.kg_phrases import Draft
+from kg.questions import Question
+from pipeline.phrasing.speaker import Draft
 from pipeline.self_kg import SelfKG, SelfKGSettings, main
 from pipeline.self_kg_requests import read_phrases, tidy
+from tests.conftest import read_lines, summary
 from tests.fake_kg import Teller, reply
 from tests.fake_server import FakeServer
 
@@ -34,16 +35,11 @@ def run(*arguments: object) -> int:
 
 
 def read(folder: Path, name: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / name).read_text(encoding="utf-8").splitlines()]
+    return read_lines(folder / name)
 
 
 def records(folder: Path) -> list[dict[str, Any]]:
     return read(folder, "records.jsonl")
-
-
-def summary(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    return found
 
 
 # ---------------------------------------------------------------- templates
@@ -314,19 +310,6 @@ def test_phrases_that_lose_a_name_are_not_taken(wrong: dict[str, Any]) -> None:
     right = read_phrases({"label": "x", "statement": "{s} is {o}.", "tail": "{s}?", "head": "{o}?"})
     assert right.statement == "{s} is {o}"
     assert tidy("film film genre") == "film genre"
-
-
-def test_the_command_is_quick_to_import() -> None:
-    import subprocess
-    import sys
-
-    code = (
-        "import sys, pipeline.self_kg; print([m for m in ('rdflib', 'networkx', 'torch', 'numpy') if m in sys.modules])"
-    )
-    assert (
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
-    )
-    assert len(KINDS) == 11
 
 
 def test_a_plan_counts_what_a_run_then_sends(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -118,6 +118,23 @@ def test_documents_become_grounded_records_in_their_own_language(
     assert all(row["asked"] == row["chunks"] > 0 for row in rows.values())
 
 
+def test_documents_whose_encoding_was_guessed_are_named_once_and_counted(
+    server: FakeServer, docs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chinese = (docs / "zh/memory.md").read_text(encoding="utf-8")
+    (docs / "alt.txt").write_bytes(chinese.encode("gb18030"))
+    (docs / "neu.csv").write_bytes("名称,用途\n水泵,把水从井里送到屋顶的水箱\n".encode("gb18030"))
+    (docs / "cafe.txt").write_bytes("Le café coûte trois euros à la crèmerie du village.".encode("cp1252"))
+    assert self_qa(server, tmp_path / "out", docs) == 0
+    said = capsys.readouterr().err
+    assert said.count("2 files were not UTF-8 and were read as gb18030: alt.txt, neu.csv. If that is wrong, ") == 1
+    assert said.count("1 file was not UTF-8 and was read as cp1252: cafe.txt.") == 1
+    assert summary_of(tmp_path / "out")["guessed_encodings"] == {
+        "gb18030": ["alt.txt", "neu.csv"],
+        "cp1252": ["cafe.txt"],
+    }
+
+
 def test_a_second_run_sends_nothing_and_gives_the_same_bytes(server: FakeServer, docs: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     self_qa(server, out, docs)

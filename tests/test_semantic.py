@@ -19,10 +19,11 @@ from pipeline import curate
 from pipeline.curation.embeddings import EmbeddingCache, EmbeddingModel
 from pipeline.curation.near_duplicates import Match
 from pipeline.curation.selection import Quota, select
-from pipeline.curation.semantic import QuestionJudge, find_semantic_duplicates
+from pipeline.curation.semantic import QuestionLikeness, find_semantic_duplicates
 from pipeline.errors import UsageError
-from pipeline.records import FileSource, Record, make_record
+from pipeline.records import Record
 from pipeline.run_folder import read_records
+from tests.conftest import a_record
 
 pytest.importorskip("faiss")
 needs_model = pytest.mark.skipif(
@@ -34,10 +35,7 @@ Vectors = NDArray[np.float16]
 
 
 def record(instruction: str, input: str = "", output: str = "Done.", language: str = "en") -> Record:
-    return make_record(
-        instruction=instruction, input=input, output=output, task="generation", generator="t", model="",
-        language=language, source=FileSource(file="t", line=1), prompts={}, requests=(),
-    )  # fmt: skip
+    return a_record(instruction, output, input=input, language=language)
 
 
 def unit(rows: NDArray[np.float64]) -> Vectors:
@@ -127,17 +125,17 @@ ALIKE = [
 
 
 @pytest.mark.parametrize(("left", "right", "expected"), [row[1:] for row in ALIKE], ids=[row[0] for row in ALIKE])
-def test_the_judge(left: Record, right: Record, expected: float) -> None:
+def test_how_alike_two_questions_are(left: Record, right: Record, expected: float) -> None:
     """The cosine of the questions is 0.95 throughout, that of the instructions alone 0.6."""
-    judge = QuestionJudge([left, right].__getitem__, lambda _, __: 0.6)
-    assert judge(0, 1, 0.95) == judge(1, 0, 0.95) == expected
+    likeness = QuestionLikeness([left, right].__getitem__, lambda _, __: 0.6)
+    assert likeness(0, 1, 0.95) == likeness(1, 0, 0.95) == expected
 
 
 def test_a_pair_that_does_not_match_hides_no_other() -> None:
     """The nearest is another number; the next one is the duplicate."""
     records = [record("Name 3 rivers."), record("Name 5 rivers, please."), record("Please name 5 rivers.")]
     vectors = unit(np.array([[1.0, 0.0], [0.9, 0.3], [1.0, 0.01]]))
-    found = find_semantic_duplicates(vectors, [0, 1, 2], 0.9, QuestionJudge(records.__getitem__, lambda _, __: 1.0))
+    found = find_semantic_duplicates(vectors, [0, 1, 2], 0.9, QuestionLikeness(records.__getitem__, lambda _, __: 1.0))
     assert {row: match.place for row, match in found.lost.items()} == {2: 1}
 
 

@@ -39,9 +39,7 @@ def render_chat(
     return _encode_marked(tokenizer, *_render(tokenizer, messages, add_generation_prompt, template_options))
 
 
-def render_answer(
-    tokenizer: Any, messages: Sequence[tuple[str, str]], *, template_options: Mapping[str, Any] | None = None
-) -> tuple[list[int], list[int], bool]:
+def render_answer(tokenizer: Any, messages: Sequence[tuple[str, str]]) -> tuple[list[int], list[int], bool]:
     """A conversation that ends with an answer, as (what is given, the answer with what ends it, merged).
 
     What is given are exactly the ids of `render_chat` for the messages before the answer. `merged` says that a
@@ -49,8 +47,8 @@ def render_answer(
 
     :raises ValueError: where the template does not put the answer after what is given.
     """
-    given_text, found_given, mark_given = _render(tokenizer, messages[:-1], True, template_options)
-    full_text, found, mark = _render(tokenizer, messages, False, template_options)
+    given_text, found_given, mark_given = _render(tokenizer, messages[:-1], True, None)
+    full_text, found, mark = _render(tokenizer, messages, False, None)
     given = _encode_marked(tokenizer, given_text, found_given, mark_given)
     full = _encode_marked(tokenizer, full_text, found, mark)
     if full[: len(given)] == given:

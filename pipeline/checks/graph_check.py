@@ -19,7 +19,7 @@ from kg.names import tokens
 from kg.questions import Question
 from kg.values import same_number, value_of, values_in
 from pipeline.checks.graph_reading import NEGATION, Reading, cue_places, cues, stem, swapped, unit_of, wanted_value
-from pipeline.kg_phrases import Speaker
+from pipeline.phrasing.speaker import Speaker
 from pipeline.text import asks
 
 _ASKS_TRUTH = re.compile(
@@ -41,12 +41,12 @@ _UNKNOWN = re.compile(
 )
 _MORE = re.compile(
     r"\b(?:greater|larger|bigger|longer|higher|more|later|heavier|after|greatest|largest|biggest|longest|latest|second)\b"
-    r"|[更较最还比].{0,1}[大长高多晚重后]|大于|多于|高于|晚于|长于|[大长高多晚重](?=一些|得多)",
+    r"|[更较最还比].{0,1}[大长高多晚重后快]|大于|多于|高于|晚于|长于|快于|[大长高多晚重快](?=一些|得多)",
     re.IGNORECASE,
 )
 _LESS = re.compile(
     r"\b(?:smaller|shorter|lower|less|fewer|earlier|lighter|before|smallest|shortest|lowest|least|earliest|first)\b"
-    r"|[更较最还比].{0,1}[小短低少早轻先]|小于|少于|低于|早于|短于|[小短低少早轻](?=一些|得多)",
+    r"|[更较最还比].{0,1}[小短低少早轻先前慢]|小于|少于|低于|早于|短于|慢于|[小短低少早轻慢](?=一些|得多)",
     re.IGNORECASE,
 )
 
@@ -411,7 +411,7 @@ def _distance(places: list[int], at: int) -> int:
 
 def _absent(asked: Asked, question: Reading, answer: Reading) -> Broken | None:
     subject = asked.question.asked[0]
-    if not _UNKNOWN.search(answer.masked):
+    if not answer.holds(_UNKNOWN):
         return asked.broken("the graph does not hold this, and the answer does not say so")
     extra = [node for node in answer.named - asked.allowed if _rival(asked, node)]
     if extra or any(value_of(answer.text[v.start : v.end]) for v in answer.values):

@@ -10,14 +10,14 @@ from functools import cached_property
 from kg.graph import Fact, Graph, Mention
 from kg.names import ARTICLES, language_of_name, literal_text, normal, tokens
 from kg.values import Value, same_number, unit_in, value_of, values_in
-from pipeline.kg_phrases import Speaker, fill
+from pipeline.phrasing.speaker import Speaker, fill
 
 Token = str | frozenset[int]  # a word, or the nodes that a name may mean
 
 NEGATION = re.compile(
     r"\b(?:not|never|neither|nor|none|nobody|nothing|no|without|except|cannot|hardly|rather than|instead of|unlike|"
     r"other than|false|incorrect|wrong|untrue|fails? to|denied|denies)\b|n['’]t\b"
-    r"|不(?![仅但过同止])|没(?!错)|无(?!论)|(?<!除)非(?!常)|(?<!从)未(?!来)|除了|错误|错(?!过)|假",
+    r"|不(?![仅但过同止只单光久少断论管愧])|没(?!错)|无(?![论数])|(?<!除)非(?![常洲])|未(?!来)|除了|错误|错(?!过)|假|否[认定]|误(?!差)|谣传|谎称",
     re.IGNORECASE,
 )
 _PREPOSITIONS = frozenset(
@@ -90,6 +90,13 @@ class Reading:
             found = f" {normal(self.text)} ".find(f" {normal(literal_text(self.graph.keys[node]))} ")
             return [found] if found >= 0 else []
         return [mention.start for mention in self.mentions if node in mention.nodes]
+
+    def holds(self, pattern: re.Pattern[str]) -> bool:
+        """Whether the text holds it otherwise than inside a name: 没有 where 有 is a name, but not the 未 of 未名湖."""
+        return any(
+            not any(m.start <= found.start() and found.end() <= m.end for m in self.mentions)
+            for found in pattern.finditer(self.text)
+        )
 
     def negations(self, allowed: str = "") -> list[int]:
         """Offsets of negations outside names, but for those that `allowed`, a relation's own wording, holds."""

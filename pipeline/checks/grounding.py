@@ -11,8 +11,9 @@ import re
 import unicodedata
 from collections.abc import Iterator
 
-from pipeline.checks.quantities import NUMBER_WORDS, Quantity, agree, quantities
+from pipeline.checks.quantities import NUMBER_WORDS, Quantity, agree, is_unit, quantities
 from pipeline.text import language_of, terms
+from pipeline.traditional import simplified
 
 SHORTEST_QUOTE = 6  # letters and digits; a Han character counts as two: less than that is found anywhere
 _SAME = str.maketrans("‘’‚‛“”„‟‐‑‒–—−", "''''\"\"\"\"------")
@@ -49,6 +50,7 @@ def quotes_in(said: str, text: str) -> list[tuple[int, int]]:
 def _skeleton(text: str) -> tuple[str, list[int]]:
     """The text's letters, digits and signs, each with its place. A point between digits stays: 1.5 is not 15."""
     kept, places = [], []
+    text = simplified(text)  # a model may copy 閥門 as 阀门
     for at, character in enumerate(text):
         for plain in unicodedata.normalize("NFKC", character).translate(_SAME):
             if plain.isalnum() or _is_sign(plain) or _is_point(text, at):
@@ -81,7 +83,7 @@ _FEWEST_TERMS = 3  # of an answer: "yes", or a number in words, may share none w
 def shares_no_word(answer: str, quoted: str) -> bool:
     """Whether an answer of some length has no word in common with what it quotes, nor a Han character."""
     said = terms(answer)
-    shared = said & terms(quoted) or set(filter(_is_han, answer)) & set(quoted)
+    shared = said & terms(quoted) or set(filter(_is_han, simplified(answer))) & set(simplified(quoted))
     return len(said) >= _FEWEST_TERMS and not shared
 
 
@@ -102,6 +104,7 @@ def share_of_terms(question: str, passage: str) -> float:
 
 def unsupported(answer: str, source: str) -> list[str]:
     """Every number, unit, name and address of the answer that the source lacks, in the order of their kinds."""
+    answer, source = simplified(answer), simplified(source)
     have = list(quantities(source))
     wrong = [quantity.text for quantity in quantities(answer) if not _is_supported(quantity, have)]
     flat = _flat(source)
@@ -175,6 +178,8 @@ def names(answer: str, flat_source: str = "") -> Iterator[str]:
 
 
 def _is_name(word: str, before: str, after: str, flat_source: str) -> bool:
+    if before[-1:].isdigit() and is_unit(word):
+        return False  # 16GB: a quantity, and looked at as one
     if _MADE_UP.search(word):
         return True
     if not word[0].isupper() or len(word) < 2:
@@ -212,18 +217,34 @@ _TITLED = re.compile(
     rf"((?:欧阳|司马|诸葛|上官|[{_SURNAMES}])[\u4e00-\u9fff]{{1,2}}?)"
     r"(?=教授|博士|先生|女士|院士|老师|工程师|研究员|等人|认为|提出|表示|指出|发明|发现了|主持)"
 )
-_ORGANISED = re.compile(
-    r"[\u4e00-\u9fff]{2}(?:大学|学院|研究院|研究所|实验室|公司|集团|银行|医院|出版社|委员会|协会|基金会|省(?![略去力心])|市(?![场面值价民])|县)"
+_NO_PERSON = frozenset(  # begin with what may be a surname
+    """高级 高中 高校 高等 安全 成为 成功 成本 万一 于是 于此 明白 明确 时间 时候 任何 任课 方法 方面 金融 经过 那些
+    那么 那位 全体 全部 全国 相关 常务 常见 常常 解决 应该 应当 容易 通过 向来 从而 从事 石油 白领 能够 能否 温度
+    单位 双方 左右 黄金 安排 平均 水平 马上 习惯 古代 广大 文学 国家 国内 国外 连续 项目 柴油 农业 管理 经济 宁可
+    乐观 计算 计划 关于 关键 文中 曾经 谢谢 终于 步骤 强大 路过 车辆 空间 丰富 夏季 游客 何种 班主 和 家长 东方
+    后来 公司""".split()
 )
+_ORGANISED = re.compile(
+    r"[\u4e00-\u9fff]{2}(?<![到去至来往进入住在诊回经送给让请问和或与及等做有过的了是为其种次个家被由从向名科于诉要地锁上写某])"
+    r"(?:大学|学院|研究院|研究所|公司|集团|银行|医院|出版社|委员会|协会|基金会)"
+    r"|(?:河北|山西|辽宁|吉林|黑龙江|江苏|浙江|安徽|福建|江西|山东|河南|湖北|湖南|广东|海南|四川|贵州|云南|陕西|甘肃|青海|台湾)省"
+    r"|[\u4e00-\u9fff]{2}(?<![城超上股门夜集都早楼菜闹黑牛熊入退罢省本全各该外开收救辖级大小])市(?![场面值价民区级政])"
+    r"|[\u4e00-\u9fff]{2}(?<![各全该本外郡])县(?!级)"
+)
+# What stands before 公司, 医院 and the like, and makes no name of it.
 _GENERIC = re.compile(
-    r"(?:这家|该|那家|一家|某|各|两家|几家|许多|多家|本|其他|所在|我们|他们|个人|大型|小型|科技|互联|软件|的|与|和|在|于)"
+    r"这家|[该那某各每本其他她它]|一家|两家|几家|多家|许多|很多|部分|多数|其他|其它|所在|我们|个人|大型|中型|小型|[的与和或及在于由向给去到从被把为是有让对跟]"
+    r"|保险|证券|商业|中央|投资|金融|物业|咨询|科技|联网|软件|硬件|上市|[母子分总]|股份|有限|责任|跨国|贸易|外贸|物流|快递|航空|电力|能源|医药|制药|建筑"
+    r"|装修|家政|旅游|广告|传媒|游戏|电商|芯片|汽车|初创|创业|私营|国有|民营|外资|合资|以[上下]|专[业科]|综合|社区|人民|公立|私立|民办|[当本]地|附近"
+    r"|[一二三]级|甲等|儿童|妇产|口腔|眼科|精神|高等|职业|技术|师范|工程|居民|业主|村民|伦理|评审|专家|学术|管理|监督|行业|消费|慈善|外国|境外"
+    r"|海外|国[内外]|地方|各大|主要|知名|著名|相关|有关|任何|常务|重点|普通|农村|城市|中小|理工科|网络|通信|运营|生产|制造|销售|服务|公益|校级|国家"
 )
 _BOOK = re.compile(r"《([^》]{1,40})》")
 
 
 def _chinese_names(answer: str) -> Iterator[str]:
     yield from (found.group(1) for found in _BOOK.finditer(answer))
-    yield from (found.group(1) for found in _TITLED.finditer(answer))
+    yield from (found.group(1) for found in _TITLED.finditer(answer) if found.group(1)[:2] not in _NO_PERSON)
     for found in _ORGANISED.finditer(answer):
         if not _GENERIC.match(found.group()) and "的" not in found.group():
             yield found.group()

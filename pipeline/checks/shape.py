@@ -18,16 +18,16 @@ _NEXT_SENTENCE = re.compile(  # behind a stop that ends a sentence: not that of 
     r"(?<=[a-z0-9)\]\"'”’%][a-z)\]\"'”’%])(?<!\bMr)(?<!\bMs)(?<!\bDr)(?<!\bSt)(?<!\bvs)(?<!\bNo)(?<!\bMrs)(?<!\bLtd)"
     r"(?<!\bInc)(?<!\bJr)(?<!\betc)[.!?][\"'”’)]?\s+(?=[A-Z\"'“(])|[。！？]"
 )
-_NO_END = re.compile(r"[\w,，、;；—–(（“《-]\Z")
+_NO_END = re.compile(r"[\w,，、;；—–(（“《-](?<!即可)(?<![吧呢啊呀吗啦嘛哟])\Z")
 _LEFT_HANGING = re.compile(
     r"(?:\b(?:the|an?|of|to|and|or|with|for|from|into|is|are|was|were|be|that|which|by|as|at|their|its|his|your|our"
     r"|my|because|but|if|than|between|such|this|these|can|will|would|should|has|have)|[,，、;；(（“《—]"
-    r"|[的和是与及或把被在对从向将而且但因]|然后|所以|以及|例如|比如|如果|通过|其中)\Z"
+    r"|[的和是与及或把被在对从向将而且但因由也很再]|然后|接着|随后|首先|其次|此外|另外|不仅|不但|正在|已经|应该|能够|必须|为了|由于|关于|对于|根据|按照|包括|以便|所以|以及|例如|比如|如果|通过|其中)\Z"
 )
 _SENTENCE = re.compile(
     r"\A(?:[\w ]{1,20}: ?)?[\"'“(]?[A-Z][^|:;=]*\b(?:is|are|was|were|can|could|will|would|should|may|might|must|has"
     r"|have|had|do|does|did|because|which|that|while|so|but|it|they|we|you)\b"
-    r"|\A(?:[^：]{1,8}：)?[^|=]*[\u4e00-\u9fff]{4}[，；,、][\u4e00-\u9fff]"
+    r"|(?P<zh>\A(?:[^：]{1,8}：)?[^|=]*[\u4e00-\u9fff]{4}[，；,、][\u4e00-\u9fff])"
 )
 _CODE_LINE = re.compile(r"</?\w+>|^\s*(?:def|class|import|return|print|for|if|SELECT|var|let|const)\b.*[:(;]|[{};]\s*$")
 _NUMBER = re.compile(r"^\s*(?:[-*•·]|\(?\d{1,3}[.):、])\s+", re.MULTILINE)
@@ -36,6 +36,8 @@ _SIGNATURE = re.compile(  # hashtags, an address, who said it, the last line of 
     r"|(?:\s[-–—~]+|\n[-–—~]+)\s*[^\W\d][\w.,]*(?: [\w.,]+){0,3}\s*\Z"
 )
 _LONG_SENTENCE, _LONG_LINE = 10, 5  # words, from which a sentence or a line shows what it is
+_PAIRS_ZH = (("“", "”"), ("「", "」"), ("《", "》"), ("（", "）"), ("【", "】"))
+_LONG_ALONE_ZH = 40  # a slogan, a verse of four lines, a definition: models often leave out a single sentence's stop
 
 
 def breaks_off(text: str) -> str | None:
@@ -51,10 +53,17 @@ def breaks_off(text: str) -> str | None:
     broken = (
         _NEXT_SENTENCE.split(last)[-1].strip() not in ("", last)
         or (words >= _LONG_LINE and _LEFT_HANGING.search(last) is not None)
-        or (words >= _LONG_SENTENCE and _SENTENCE.search(last) is not None and _mostly_stopped(lines[:-1]))
+        or (_is_sentence(last, words, alone=len(lines) == 1) and _mostly_stopped(lines[:-1]))
         or _alone_without_stop(lines)
+        or any(lines[-1].count(opening) > lines[-1].count(closing) for opening, closing in _PAIRS_ZH)
     )
     return last[-40:] if broken else None
+
+
+def _is_sentence(line: str, words: float, *, alone: bool) -> bool:
+    """Whether a line is long enough, and built, as only sentences are; one in Chinese alone is often left unstopped."""
+    found = _SENTENCE.search(line) if words >= _LONG_SENTENCE else None
+    return found is not None and (not alone or found["zh"] is None or words >= _LONG_ALONE_ZH)
 
 
 def _mostly_stopped(lines: Sequence[str]) -> bool:
@@ -120,7 +129,7 @@ _NOTHING = re.compile(
     r"[\s\u200b-\u200f\u2060\ufeff.…_~*。，、,;；\"'“”‘’`·-]*"
     r"(?:[\[(<（【]?(?:n/?a|null|nan|undefined|tbd|todo|empty|blank|no (?:output|response|answer)|your answer(?: here)?"
     r"|(?:the )?(?:output|answer|response)(?: (?:goes )?here)?|(?:insert|add) \w+(?: here)?"
-    r"|暂无|无输出|没有输出|待补充|此处为空|(?:在此|此处)?(?:填写|输入)(?:答案|回答|输出)?|空)[\])>）】]?[\s.。\"']*)?",
+    r"|暂无|无输出|没有输出|待补充|此处为空|(?:在此|此处)?(?:填写|输入)(?:答案|回答|输出)?|空|(?:此处|内容)?(?:从|省)?略|同上|待[定填])[\])>）】]?[\s.。\"']*)?",
     re.IGNORECASE,
 )
 

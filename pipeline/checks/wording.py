@@ -1,7 +1,7 @@
 """Phrases that give a text away: refusals, pieces of prompts, what a text model cannot do, a question that points.
 
-Each function returns the phrase it found, or None. English and Chinese; a phrase that good answers hold too is not
-here, or only where it stands (at the start of an answer, at the start of a line).
+Each function returns the phrase it found, in simplified characters, or None. English and Chinese; a phrase that good
+answers hold too is not here, or only where it stands (at the start of an answer, at the start of a line).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 
 from pipeline.text import one_line
+from pipeline.traditional import simplified
 
 # ---------------------------------------------------------------- tasks that a text model cannot do
 
@@ -20,7 +21,8 @@ KEYWORDS_EN = (
 ).split()
 KEYWORDS_EN.append("go to")
 KEYWORDS_ZH = (
-    "图片 图像 照片 图表 流程图 示意图 地图 文件 视频 音频 绘制 (?<![动漫绘油国版壁字年描刻])画[图出一]".split()
+    "图片 图像 照片 图表(?!现) 流程图 示意图 地图(?!舌) 文件 视频 音频 绘制 (?<![动漫绘油国版壁字年描刻])画[图出一]"
+    " 看图 截图 附件 播放[^，。频]{0,6}[歌曲乐] (?:生成|制作|设计|做)[一几]?[张幅][^，。]{0,8}图".split()
 )
 _KEYWORD = re.compile(  # \b would see no border between 开 and file
     rf"(?<![a-z0-9_])(?:{'|'.join(KEYWORDS_EN)})(?![a-z0-9_])|{'|'.join(KEYWORDS_ZH)}", re.IGNORECASE
@@ -38,7 +40,7 @@ _AS_A_SUBJECT = re.compile(  # among others, or as a kind of thing: "politics, m
 
 def names_medium(instruction: str) -> str | None:
     """A picture, sound or file that the task asks for; not one in a list of subjects."""
-    hit = _KEYWORD.search(_AS_A_SUBJECT.sub(" ", instruction))
+    hit = _KEYWORD.search(_AS_A_SUBJECT.sub(" ", simplified(instruction)))
     return hit.group() if hit else None
 
 
@@ -62,13 +64,26 @@ _SORRY = (
     r"|(?:my |please accept my )?apologies|I apologi[sz]e|unfortunately|regrettably)"
 )
 _OPENING = r"(?:[\w ,']{0,30}, )?"  # "Thank you for asking, "
+_SORRY_ZH = r"(?:(?:真|真的|实在|非常|十分|很|万分|深感)?(?:抱歉|遗憾|对不起|不好意思)|恕)"
+_UNABLE_ZH = (
+    r"(?:不能|无法|没法|没有?(?:办法|权限|能力)|不具备|不便|不可以|难以|无权|不会(?=协助|帮[您你助]|提供[^，。]{0,8}(?:信息|内容|帮助|协助|指导|方法))"
+    r"|(?:尚未|还没有?|暂未)(?:学会|学习|掌握))"
+)
+_SERVES_ZH = (
+    r"(?:帮|提供|[回解作]答|协助|完成|生成|创作|撰写|满足|访问|查[看询阅]|打开|讨论|处理|执行|回应|回复|给出|给您|预测|判断|浏览|联网|获取"
+    r"|观看|播放|识别|绘制|翻译|透露|推荐|从命|遵从|为您)"
+)
+_BEYOND_ZH = r"(?:帮|[回解]答|处理|提供|完成|满足)不[了到上]|[做办]不到|爱莫能助|无能为力|无可奉告"
 _SELVES = (  # anywhere: speaking of itself
     r"\b(?:as|being|(?:I['’]m|I am)(?: just| only| merely| simply)?) (?:an?|your) (?:[\w-]+ ){0,2}?(?:AI|LLM|chat ?bot"
     r"|artificial intelligence|(?:large )?language model|(?:virtual|digital) assistant)\b(?![-’'])"
     r"(?: (?:language )?model| assistant| system)?(?=[^\w-]|\Z)",
     r"\bmy (?:training data|knowledge cut-?off|programming)\b",
-    r"(?:作为|身为|我(?:只|仅仅?)?是)(?:一个|一名|一种|一款|您的|你的)?(?:大型)?"
-    r"(?:AI|人工智能|语言模型|大模型|(?:智能|虚拟)助[手理]|聊天机器人)|我的训练数据",
+    r"(?:作为|身为|我(?:只|仅仅?)?是)(?:一[个名种款]|您的|你的)?(?:大型?)?"
+    r"(?:(?:AI|人工智能|(?:大|纯?文本|语言|对话)模型|智能|虚拟|聊天|对话)(?:语言)?(?:模型|助[手理]|系统|程序|机器人)?)(?<!智能)(?<!虚拟)(?<!聊天)(?<!对话)"
+    r"(?=[，,。；;、！!\s]|我|\Z)",
+    r"(?:作为|身为)(?:一[个名种款])?人工智能(?=[，,我])|我的(?:训练数据|知识库?(?:截[止至]|更新|范围))",
+    r"我(?:是|叫)[^，。\n]{0,12}[，,]?(?:是?一[个款])?由[^，。\n]{2,14}(?:开发|训练|研发|推出)的[^，。\n]{0,10}(?:模型|助[手理]|机器人)",
 )
 _REFUSALS = (  # at the start
     # sorry, and then no
@@ -86,10 +101,16 @@ _REFUSALS = (  # at the start
     r"(?:that|this|your request|the request|what you ask|answering)[^.\n]{0,30}"
     r"(?:beyond|outside|not within|against) (?:of )?(?:what I|my)\b",
     # 中文
-    r"(?:(?:[很非十万]?[常分]?(?:抱歉|遗憾|对不起|不好意思)|恕)[，,。！\s]*.{0,14}?"
-    r"(?:不能|无法|没法|没有(?:办法|权限|能力)|不具备|不便|不可以|不会|无能为力))",
-    r"(?:您好[，,！])?(?:目前|暂时)?我(?:目前|暂时|确实|实在|们)?(?:不能|无法|没法|没有办法|不便|没有能力|不具备|没有权限)"
-    r".{0,12}?(?:帮|提供|回答|协助|完成|生成|满足|访问|查看|打开|讨论|处理|执行|回应|给出|预测|判断|浏览)",
+    rf"(?:{_SORRY_ZH}|我(?:很|非常)?(?:乐意|愿意|想)[^。！？\n]{{0,16}}[，,](?:但|不过|可))[，,。！!～~\s]*[^。！？\n]{{0,20}}?"
+    rf"(?:{_UNABLE_ZH}[^。！？\n]{{0,12}}?{_SERVES_ZH}|{_BEYOND_ZH}|没有?[找查]到[^。\n]{{0,10}}(?:信息|内容|资料))",
+    rf"(?:您好[，,！])?(?:目前|暂时|对此|由于[^，。\n]{{2,16}}，)?我(?:目前|暂时|确实|实在|们|也)?"
+    rf"(?:{_UNABLE_ZH}[^。！？\n]{{0,12}}?{_SERVES_ZH}|{_BEYOND_ZH})",
+    rf"(?:(?:[这该此]类?|您的|你的)(?:个?问题|请求|内容|话题)|根据(?:相关|有关)?(?:法律|规定|政策))[^。\n]{{0,16}}?"
+    rf"(?:我[^。\n]{{0,6}}?{_UNABLE_ZH}|(?:无法|不能|不予)(?:回答|提供|显示|讨论)|我?{_BEYOND_ZH})",
+    r"(?:您好[，,！!])?(?:您|你)?(?:似乎|好像)?(?:没有|并未|尚未|还没有?|忘了)提供[^，。\n]{0,14}"
+    r"(?:内容|文[本章]|信息|句子|段落|材料|代码|数据)[^。\n]{0,6}[，。][^。\n]{0,4}请",
+    r"(?:您好[，,！!])?我不太?(?:明白|理解|清楚)(?:您|你)的(?:意思|问题|请求)",
+    r"无法(?:提供|回答|满足|完成|显示|处理)(?:您|你|该|此|这|相关)|(?:让我们|我们|要不)?换个?话题",
     r".{0,14}超出了?我的.{0,8}(?:能力|知识|范围)|.{0,10}我(?:必须|只能|不得不|需要)(?:拒绝|谢绝)",
 )
 _SELF = re.compile("|".join(_SELVES), re.IGNORECASE)
@@ -98,6 +119,7 @@ _REFUSAL = re.compile(rf"\W*(?:{'|'.join(_REFUSALS)})", re.IGNORECASE)
 
 def refusal(answer: str) -> str | None:
     """How an answer declines, or speaks of itself as a model."""
+    answer = simplified(answer)
     hit = _REFUSAL.match(answer) or _SELF.search(answer)
     return one_line(hit.group()) if hit else None
 
@@ -140,7 +162,7 @@ _TALK = re.compile(
 )
 PLACEHOLDERS = re.compile(
     r"[\s\"'`(\[<]*(?:no ?input|n/?a|none|not applicable|no input (?:required|needed|given)"
-    r"|无输入|无需输入)[\s\"'`)\]>.]*",
+    r"|[（(\[【]?(?:无|不适用|[无没不][须需]?(?:有|要)?(?:提供|额外|其他)?的?输入)[）)\]】]?。?)[\s\"'`)\]>.]*",
     re.IGNORECASE,
 )
 
@@ -199,13 +221,22 @@ def new_link(answer: str, given: str) -> str | None:
 
 # ---------------------------------------------------------------- Self-QA: what a pair that stands alone does not hold
 
+_THIS_TEXT_ZH = (
+    r"(?<![日基根样剧资版文脚课原标副读写书这该成])本(?:文(?!化|明)|章|节|段|书|篇|研究|论文|报告|教程|手册|指南|办法|规定|条例|制度|合同|协议|产品|系统|平台|软件|设备|公司)|[这该此]篇?文|(?<!上)下文"
+    r"|(?:(?<![\u4e00-\u9fff])|(?<=[据从在问于么如见]))(?:上文|文中(?![心间考文]))|[原前课]文[中里]"
+    r"|(?<![中写A-Za-z])文章(?=[中里]|的?(?:作者|主[旨题要]|中心|观点|标题|结论|内容|论点|开头|结尾)|认为|指出|提到|提及|介绍|讨论|说明"
+    r"|列举|主要|为什么|如何|是|推荐|建议|给出|没有|写|说|描述)"
+    r"|(?<![的》」”』之合工创写著操制劳者是])作者(?!权)"
+)
 _POINTING = re.compile(
     r"\b(?:this|these)\b"
     r"|\b(?:in|from|by|of|to|does|do|is|what|how|as) (?:the|that) (?:given |above |following |provided )?"
     r"(?:text|passage|article|document|paragraph|excerpt|author|section|chapter|page)\b"
     r"|\b(?:the|that) (?:above|aforementioned|following|given|provided)\b|\bmentioned (?:above|earlier|here|in)\b"
-    r"|本文|本章|本节|本段|该文|(?<![论論])文中|文章中?|上文|下文|上述|前述|如上|材料中|段落中|作者"
-    r"|这(?!样|么说|就)|(?<!应)(?<!活)该(?!不该|死)|此(?:文|处|外|类|项|法|时|种)?(?=[，。？的中])",
+    rf"|{_THIS_TEXT_ZH}"
+    r"|(?<![\u4e00-\u9fff])(?:上面|前面|下面|下列|以下)(?=的|提到|提及|介绍|所|哪|列出|讨论|这|几)|(?<![\u4e00-\u9fff])以上(?=哪|这|几|方法|步骤|内容|说法)"
+    r"|上述|前述|如上|(?<![\u4e00-\u9fff])(?:材料|资料|段落|文档)[中里]|(?<![\u4e00-\u9fff])[图表]\s?\d"
+    r"|\A(?:请问)?(?:它们?|[他她]们?)(?=的|是|为什|有|在|如何|怎|和|与|会|能|可|需|主要|采用|使用|提出)|\A(?:请问)?其(?=[主中他目作优缺特原])",
     re.IGNORECASE,
 )
 _LEAKING = re.compile(
@@ -214,33 +245,55 @@ _LEAKING = re.compile(
     r"(?:text|passage|article|document|paragraph|excerpt|context|author|quotes?)\b"
     r"|\bthe (?:text|passage|article|excerpt|author|paragraph)s?"
     r" (?:says?|states?|mentions?|describes?|explains?|notes?|does|do|is|provides?|discusses|suggests?|indicates?)\b"
-    r"|(?:根据|依据|基于|按照)(?:本|该|此|这篇|上述|以上|所给|给定|提供的|原)?(?:文本?|文章|材料|段落|资料|内容)"
-    r"|(?:从|如)(?:本|该|此|这篇|上述|以上|原)(?:文|文章|材料|段落|资料)"
-    r"|本文|(?<![论論])文中|该文|这篇文章|(?:文章|作者|材料|原文)(?:中)?(?:提到|指出|说|认为|写道|描述|介绍)",
+    r"|(?:根据|依据|基于|按照|从|如)(?:本|该|此|这[篇段份]|上述|以上|所给的?|给定的?|所?提供的|给出的|现有的?|已有的?)"
+    r"(?:文本?|文章|文档|材料|段落|资料|内容|信息|描述)"
+    r"|(?:根据|依据|基于|按照)(?:文章|材料|段落|资料|原文|文中|文档)(?=[，,。：:中里]|可知|所述|来看|显示|的(?:描述|说法|介绍|内容|叙述|记载|观点))"
+    rf"|{_THIS_TEXT_ZH}(?<!以下)"
+    r"|(?<![\u4e00-\u9fff])(?:材料|资料|段落|文档|原文)[中里]?(?:没有|未|提到|指出|说|认为|写道|描述|介绍|显示|表明)",
     re.IGNORECASE,
 )
 _DECLINING = re.compile(
     r"\b(?:does|do|did|is|are|was) not (?:\w+ )?(?:say|state|mention|specify|provide|answer|contain|mentioned|specified"
     r"|stated|provided|given)\b|\b(?:cannot|can't|can not) be (?:answered|determined)\b"
     r"|\bno information\b|\bi (?:do not|don't) know\b"
-    r"|(?:没有|未|并未)(?:明确)?(?:提到|提及|说明|提供|给出|回答)|无法(?:回答|得知|确定)|不得而知",
+    r"|(?:没有|未|并未)(?:明确|具体)?(?:提到|提及|说明|提供|给出|回答)|无法(?:从[^，。]{1,8})?(?:回答|得知|获知|确定|判断)"
+    r"|不得而知|无从(?:得知|知晓|回答|判断)|(?:我|并|尚|还)不(?:太)?(?:知道|清楚)|\A不(?:知道|清楚)"
+    r"|(?<![如在当若果])(?:没有|暂无|并无)(?:任何|与[^，。]{1,12})?(?:相关|有关)的?(?:信息|内容|资料|说明|描述|介绍)(?=[，。！]|\Z)",
     re.IGNORECASE,
 )
 
 
 def points_away(question: str) -> str | None:
     """Where a question points at a text, or at something that only the text would show."""
-    hit = _POINTING.search(question)
+    question = simplified(question)
+    hit = _POINTING.search(question) or _LEAKING.search(question) or _DEMONSTRATIVE_ZH.search(_before_comma(question))
     return hit.group() if hit else None
+
+
+# 该 and 这 before a noun; not 应该, 该怎么做, 这样做 or LoRA这种方法. Behind a clause they may point at that.
+_DEMONSTRATIVE_ZH = re.compile(
+    r"(?<![A-Za-z0-9》”」』）)])这(?!样|么|就)|(?<![彼因从由如故至])此(?:方法|技术|模型|研究|书|项目|方案|过程|现象|算法|[类种项法])(?!外)|(?<![应活不])该(?![不怎咋如何死是有把被让吃买去找在从由往以何再另什哪几谁"
+    r"跟]|用(?![户法途例语品词])|选(?![项手题集])|做(?!法)|[说写](?!法|明|作)|先(?![进生])|多[少大久长高吃喝做用]|要(?![求点素])|会(?![议员])"
+    r"|[对向](?!象|量)|按(?!钮|键)|学(?![校院科者生])|采[取用]|注意|准备|选择|使用|进行|检查|遵[循守]|考虑|联系|具备|包[含括]|设[为成]|调[整成]"
+    r"|避免|保持|负责|承担|怀疑|服用|治疗|就医|接受|需要|警惕|重视|关注|优先|立[即刻]|尽|马上|处理|根据)"
+)
+_CLAUSE = re.compile(r"[，。；：！？,;:!?—]")
+_SHORTEST_CLAUSE = 6  # characters: "请问，该方法" has told nothing yet
+
+
+def _before_comma(question: str) -> str:
+    """A question up to its first comma; all of it where too little stands before that to be pointed at."""
+    end = _CLAUSE.search(question, _SHORTEST_CLAUSE)
+    return question[: end.start()] if end else question
 
 
 def speaks_of_source(answer: str) -> str | None:
     """Where an answer speaks of the passage it was read from."""
-    hit = _LEAKING.search(answer)
+    hit = _LEAKING.search(simplified(answer))
     return hit.group() if hit else None
 
 
 def says_unanswered(answer: str) -> str | None:
     """Where an answer says that its passage lacks it."""
-    hit = _DECLINING.search(answer)
+    hit = _DECLINING.search(simplified(answer))
     return hit.group() if hit else None

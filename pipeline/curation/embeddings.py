@@ -12,7 +12,6 @@ import importlib.util
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from pipeline.cache import Cache, key_of
@@ -97,7 +96,7 @@ class EmbeddingCache:
         self._cache.__enter__()
         return self
 
-    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self._cache.__exit__()
 
     def embed(self, texts: Iterable[str], model: EmbeddingModel) -> Iterator[NDArray[numpy.float16]]:

@@ -1,11 +1,11 @@
 """Semantic duplicates: records that ask the same in other words, found by their questions' embeddings and faiss.
 
-    found = find_semantic_duplicates(vectors, ranked, 0.9, judge)    # found.lost, found.recall
+    found = find_semantic_duplicates(vectors, ranked, 0.9, likeness)    # found.lost, found.recall
 
 Two records are as alike as the cosine of their questions (instruction and input). An embedding is blind to what makes
 two questions differ: "Age: 23" and "Age: 32" are 0.99 alike, and one passage makes every task about it look the same.
-So `QuestionJudge` lets a pair through only where numbers and negations are the same and each input stands in the other
-question word for word; and where there are inputs, the instructions alone must be as alike as the questions.
+So `QuestionLikeness` lets a pair through only where numbers and negations are the same and each input stands in the
+other question word for word; and where there are inputs, the instructions alone must be as alike as the questions.
 
 Up to 100,000 records every pair is compared, so nothing is missed; beyond that faiss looks into the nearest cells of an
 inverted file only, and how many duplicates that finds is measured in each run, on a sample that is searched in full.
@@ -36,7 +36,7 @@ _CELLS_SEARCHED = 32
 _SAMPLE = 2000  # records searched in full, to measure the recall
 
 
-Judge = Callable[[int, int, float], float]  # two places and the cosine of their questions -> how alike they are
+Likeness = Callable[[int, int, float], float]  # two places and the cosine of their questions -> how alike they are
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ def question_of(record: Record) -> str:
     return f"{record.instruction}\n{record.input}".strip()
 
 
-class QuestionJudge:
+class QuestionLikeness:
     """How alike two questions are once what an embedding overlooks is looked at; 0 where they ask different things.
 
     `instruction_cosine` is asked only where there is an input, and only of pairs that pass everything else.
@@ -95,12 +95,12 @@ def find_semantic_duplicates(
     vectors: NDArray[numpy.float16],
     ranked: Sequence[int],
     threshold: float,
-    judge: Judge,
+    likeness: Likeness,
     exact_up_to: int = EXACT_UP_TO,
 ) -> Found:
     """The losers among the rows `ranked` (the best first) of `vectors`.
 
-    A row loses to one before it that was kept and is `threshold` or more alike, both by cosine and as `judge` says.
+    A row loses to one before it that was kept and is `threshold` or more alike, both by cosine and by `likeness`.
     """
     index = _Index(vectors, ranked, exact=len(ranked) <= exact_up_to)
     lost: dict[int, Match] = {}
@@ -111,19 +111,19 @@ def find_semantic_duplicates(
         kept: list[int] = []  # places in the block
         for place, row in enumerate(block):
             candidates = near[place] + [(float(own[place, other]), block[other]) for other in kept]
-            match = _best(row, candidates, threshold, judge)
+            match = _best(row, candidates, threshold, likeness)
             if match is None:
                 kept.append(place)
             else:
                 lost[row] = match
         index.add(rows[kept], [block[place] for place in kept])
-    return Found(lost, _recall(index, vectors, ranked, lost, threshold, judge))
+    return Found(lost, _recall(index, vectors, ranked, lost, threshold, likeness))
 
 
-def _best(row: int, candidates: list[tuple[float, int]], threshold: float, judge: Judge) -> Match | None:
+def _best(row: int, candidates: list[tuple[float, int]], threshold: float, likeness: Likeness) -> Match | None:
     alike = sorted(((min(score, 1.0), other) for score, other in candidates if score >= threshold), reverse=True)
-    judged = [Match(other, judge(row, other, score)) for score, other in alike]
-    best = max(judged, key=lambda match: match.similarity, default=None)
+    looked_at = [Match(other, likeness(row, other, score)) for score, other in alike]
+    best = max(looked_at, key=lambda match: match.similarity, default=None)
     return best if best is not None and best.similarity >= threshold else None
 
 
@@ -175,7 +175,7 @@ def _recall(
     ranked: Sequence[int],
     lost: dict[int, Match],
     threshold: float,
-    judge: Judge,
+    likeness: Likeness,
 ) -> float:
     """Of the duplicates in a sample, the share that was found: a kept one that has a better like it was missed."""
     if index.exact:
@@ -188,5 +188,5 @@ def _recall(
     for block in batches([row for row in sample if row not in lost], _BLOCK):
         for row, near in zip(block, index.search(vectors[block].astype("float32")), strict=True):
             before = [pair for pair in near if order[pair[1]] < order[row]]
-            missed += _best(row, before, threshold, judge) is not None
+            missed += _best(row, before, threshold, likeness) is not None
     return found / (found + missed) if found + missed else 1.0

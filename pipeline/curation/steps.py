@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING
 
 from pipeline.curation.decontaminate import Benchmark
 from pipeline.curation.embeddings import EmbeddingCache, EmbeddingModel
-from pipeline.curation.near_duplicates import band_keys, find_near_duplicates, fingerprint, text_of
+from pipeline.curation.near_duplicates import Match, band_keys, find_near_duplicates, fingerprint, text_of
 from pipeline.curation.selection import Quota, select
-from pipeline.curation.semantic import QuestionJudge, find_semantic_duplicates, question_of
+from pipeline.curation.semantic import QuestionLikeness, find_semantic_duplicates, question_of
 from pipeline.curation.shingles import batches
 from pipeline.curation.spool import Spool
 from pipeline.records import Neighbour, Record, Rejection
@@ -78,38 +78,45 @@ class Curation:
 
     def below_score(self, least: Mapping[str, float]) -> dict[int, Loss]:
         """Records without one of these scores, or below it."""
-        lost = {}
-        places = self.left()
-        for place, record in zip(places, self.spool.records(places), strict=True):
+
+        def loss(record: Record) -> Loss | None:
             for name, at_least in least.items():
                 score = record.scores.get(name)
                 if score is None or not score >= at_least:
                     said = f"no score {name!r}" if score is None else f"{name} {score:g}, below {at_least:g}"
-                    lost[place] = Loss("below_score", said, score, at_least)
-                    break
-        return lost
+                    return Loss("below_score", said, score, at_least)
+            return None
+
+        return self._each(loss)
 
     def above_score(self, most: Mapping[str, float]) -> dict[int, Loss]:
         """Records that have one of these scores, and above it; one without passes."""
-        lost = {}
-        places = self.left()
-        for place, record in zip(places, self.spool.records(places), strict=True):
+
+        def loss(record: Record) -> Loss | None:
             for name, at_most in most.items():
                 score = record.scores.get(name)
                 if score is not None and score > at_most:
-                    lost[place] = Loss("above_score", f"{name} {score:g}, above {at_most:g}", score, at_most)
-                    break
-        return lost
+                    return Loss("above_score", f"{name} {score:g}, above {at_most:g}", score, at_most)
+            return None
+
+        return self._each(loss)
 
     def poor(self, below: float) -> dict[int, Loss]:
         """Records that a judge scored below the limit; one without a verdict passes, as in a run."""
-        lost = {}
-        places = self.left()
-        for place, record in zip(places, self.spool.records(places), strict=True):
+
+        def loss(record: Record) -> Loss | None:
             score = record.scores.get("judge")
-            if score is not None and score < below:
-                lost[place] = Loss("poor", f"the judge gave {score:g} of 5, below {below:g}", score, below)
-        return lost
+            if score is None or score >= below:
+                return None
+            return Loss("poor", f"the judge gave {score:g} of 5, below {below:g}", score, below)
+
+        return self._each(loss)
+
+    def _each(self, loss: Callable[[Record], Loss | None]) -> dict[int, Loss]:
+        """What is lost of the records still in, each looked at by itself."""
+        places = self.left()
+        found = zip(places, map(loss, self.spool.records(places)), strict=True)
+        return {place: its_loss for place, its_loss in found if its_loss is not None}
 
     def contaminated(self, benchmark: Benchmark) -> dict[int, Loss]:
         """Records that hold an item of a benchmark."""
@@ -132,34 +139,23 @@ class Curation:
         """Records in nearly the words of a better one."""
         keys = band_keys(map(text_of, self.spool.records()))
         found = find_near_duplicates(keys, self.ranked(), lambda place: fingerprint(self.spool[place]), threshold)
-        return {
-            place: Loss(
-                "near_duplicate",
-                f"{match.similarity:.3f} alike in wording to {self.spool[match.place].id}",
-                round(match.similarity, 4),
-                threshold,
-                match.place,
-            )
-            for place, match in found.items()
-        }
+        return self._duplicates("near_duplicate", "wording", found, threshold)
 
     def semantic_duplicates(self, embedded: Embedded, threshold: float) -> dict[int, Loss]:
         """Records that ask what a better one asks, in other words."""
-        judge = QuestionJudge(lambda place: self.spool[place], embedded.instruction_cosine)
+        likeness = QuestionLikeness(lambda place: self.spool[place], embedded.instruction_cosine)
         ranked = [place for place in self.ranked() if place in embedded.places]
-        found = find_semantic_duplicates(embedded.vectors, ranked, threshold, judge)
+        found = find_semantic_duplicates(embedded.vectors, ranked, threshold, likeness)
         if found.recall < 1:
             self.say(f"           (an index, not every pair: it finds {found.recall:.1%} of them, by a sample)")
-        return {
-            place: Loss(
-                "semantic_duplicate",
-                f"{match.similarity:.3f} alike in meaning to {self.spool[match.place].id}",
-                round(match.similarity, 4),
-                threshold,
-                match.place,
-            )
-            for place, match in found.lost.items()
-        }
+        return self._duplicates("semantic_duplicate", "meaning", found.lost, threshold)
+
+    def _duplicates(self, filter_: str, what: str, found: Mapping[int, Match], threshold: float) -> dict[int, Loss]:
+        lost = {}
+        for place, match in found.items():
+            said = f"{match.similarity:.3f} alike in {what} to {self.spool[match.place].id}"
+            lost[place] = Loss(filter_, said, round(match.similarity, 4), threshold, match.place)
+        return lost
 
     def not_selected(self, wanted: int, quotas: Sequence[Quota], embedded: Embedded | None) -> dict[int, Loss]:
         """All but the chosen ones. Of equal scores the id decides, a hash, so that no input comes first."""
@@ -183,7 +179,7 @@ class Curation:
         neighbour = loss.neighbour
         if isinstance(neighbour, int):
             other = self.spool[neighbour]
-            neighbour = Neighbour(id=other.id, text=f"{other.instruction}\n{other.input}".strip())
+            neighbour = Neighbour(id=other.id, text=question_of(other))
         return Rejection(
             stage="record",
             filter=loss.filter,

@@ -16,8 +16,8 @@ from typing import Any
 from pipeline.hygiene import clean
 from pipeline.reading.blocks import Block, Document
 from pipeline.reading.chunks import Chunk
-from pipeline.reading.documents import BadFile, bytes_of, find_files, rejected_file
-from pipeline.reading.extraction import ExtractionFailed, decode
+from pipeline.reading.documents import bytes_of, find_files, rejected_file
+from pipeline.reading.extraction import BadFile, decode
 from pipeline.records import Rejection, content_id
 from pipeline.text import language_of, one_line
 
@@ -42,7 +42,7 @@ def read_descriptions(
             if file.path.suffix.lower() != ".jsonl":
                 raise BadFile("unsupported_format", "--mode api reads .jsonl files of API descriptions.")
             lines = decode(bytes_of(file)).split("\n")
-        except (BadFile, ExtractionFailed) as bad:
+        except BadFile as bad:
             yield rejected_file(file.name, bad.kind, bad.detail, generator)
             continue
         for number, line in enumerate(lines, 1):

@@ -30,13 +30,17 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """An extracted document. `name` is relative to the folder given; `dropped` counts what was left out, by kind."""
+    """An extracted document. `name` is relative to the folder given; `dropped` counts what was left out, by kind.
+
+    `guessed` is the encoding that its file was read in, where that was not UTF-8; "" where nothing was guessed.
+    """
 
     name: str
     text: str
     blocks: tuple[Block, ...]
     language: str
     dropped: Counter[str] = field(default_factory=Counter)
+    guessed: str = ""
 
 
 def join_parts(parts: Sequence[Part]) -> tuple[str, list[Block]]:

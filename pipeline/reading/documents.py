@@ -13,7 +13,7 @@ import contextlib
 import glob
 import os
 import stat
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,21 +21,16 @@ from pipeline.errors import UsageError
 from pipeline.hygiene import clean
 from pipeline.reading import extraction
 from pipeline.reading.blocks import Document, join_parts, read_markdown, read_plain
+from pipeline.reading.extraction import BadFile
 from pipeline.records import DocumentSource, Rejection
 from pipeline.text import language_of
 
+MOST_NAMED = 10  # files, where something is said of many
 LARGEST_FILE = 64 * 2**20  # bytes
 MARKDOWN = {".md", ".markdown", ".mkd"}
 PLAIN = {".txt", ".text", ".rst", ".log"}
+ENCODED = MARKDOWN | PLAIN | {".csv", ".tsv", ".jsonl", ".html", ".htm", ".xhtml"}  # text, in some encoding
 SUFFIXES = sorted(MARKDOWN | PLAIN | set(extraction.READERS))
-
-
-class BadFile(Exception):
-    """A file that becomes no document. `kind` is the word it is counted under."""
-
-    def __init__(self, kind: str, detail: str) -> None:
-        super().__init__(detail)
-        self.kind, self.detail = kind, detail
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +76,31 @@ def rejected_file(name: str, kind: str, detail: str, generator: str) -> Rejectio
     return Rejection(
         stage="file", filter=kind, reason=f"{name}: {detail}", generator=generator, model="", source=(source,)
     )
+
+
+# ---------------------------------------------------------------- guessed encodings
+
+
+def guessed_encodings(documents: Sequence[Document]) -> dict[str, list[str]]:
+    """Encoding -> the names of the documents that were read in it, for they were not UTF-8."""
+    found: dict[str, list[str]] = {}
+    for document in documents:
+        if document.guessed:
+            found.setdefault(document.guessed, []).append(document.name)
+    return found
+
+
+def said_of_guesses(guessed: Mapping[str, Sequence[str]]) -> list[str]:
+    """The same in sentences, one an encoding."""
+    said = []
+    for encoding, names in guessed.items():
+        files, were = (f"{len(names)} files", "were") if len(names) > 1 else ("1 file", "was")
+        more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+        shown = ", ".join(names[:MOST_NAMED])
+        said.append(
+            f"{files} {were} not UTF-8 and {were} read as {encoding}: {shown}{more}. If that is wrong, save as UTF-8."
+        )
+    return said
 
 
 # ---------------------------------------------------------------- finding files
@@ -134,7 +154,7 @@ def _walk(root: Path) -> Iterator[Found]:
 
 
 def read_file(file: Found, extractor: extraction.Extractor, language: str) -> tuple[Document, list[tuple[str, str]]]:
-    """The document in a file, and remarks about parts of it that could not be read."""
+    """The document in a file, and remarks about parts of it that could not be read. Raises BadFile."""
     suffix = file.path.suffix.lower()
     if suffix not in SUFFIXES and file.path.is_dir():
         raise BadFile("unsupported_format", "a link to a folder, which is not followed; name the folder itself.")
@@ -143,10 +163,7 @@ def read_file(file: Found, extractor: extraction.Extractor, language: str) -> tu
     data = bytes_of(file)
     remarks: list[tuple[str, str]] = []
     if suffix in extraction.READERS:
-        try:
-            extracted = extractor.extract(suffix, data, language if suffix in extraction.GRAPHS else "auto")
-        except extraction.ExtractionFailed as failed:
-            raise BadFile(failed.kind, failed.detail) from failed
+        extracted = extractor.extract(suffix, data, language if suffix in extraction.GRAPHS else "auto")
         cleaned = [(kind, level, clean(text)) for kind, level, text in extracted.parts]
         text, blocks = join_parts([(kind, level, part) for kind, level, (part, _) in cleaned if part.strip()])
         remarks = extracted.remarks
@@ -154,15 +171,13 @@ def read_file(file: Found, extractor: extraction.Extractor, language: str) -> tu
         for _, _, (_, counts) in cleaned:
             dropped.update(counts)
     else:
-        try:
-            text, dropped = clean(extraction.decode(data))
-        except extraction.ExtractionFailed as failed:
-            raise BadFile(failed.kind, failed.detail) from failed
+        text, dropped = clean(extraction.decode(data))
         text, blocks, more = read_markdown(text) if suffix in MARKDOWN else read_plain(text)
         dropped.update(more)
     if not any(block.kind != "heading" for block in blocks):
         raise BadFile("no_text", "it holds no text.")
-    return Document(file.name, text, tuple(blocks), language_of(text), dropped), remarks
+    guessed = extraction.guessed_encoding(data) if suffix in ENCODED else ""
+    return Document(file.name, text, tuple(blocks), language_of(text), dropped, guessed), remarks
 
 
 def bytes_of(file: Found) -> bytes:

@@ -31,7 +31,6 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any
 
 from pipeline import extras
@@ -62,8 +61,8 @@ KIND = "text"  # in the cache
 _HEADER = struct.Struct("!16s8sQ")
 
 
-class ExtractionFailed(Exception):
-    """A file that brings no text. `kind` is the word it is counted under; readers raise it too."""
+class BadFile(Exception):
+    """A file, or what a reader made of it, that becomes no document. `kind` is the word it is counted under."""
 
     def __init__(self, kind: str, detail: str) -> None:
         super().__init__(detail)
@@ -85,10 +84,8 @@ Reader = Callable[..., Extracted]  # of the bytes; of a graph also the suffix, a
 class Extractor:
     """Hands files to the child, which is started when the first one comes."""
 
-    def __init__(
-        self, *, cache: Path | None = None, memory: int = MEMORY, cpu_s: int = CPU_S, clock_s: float = CLOCK_S
-    ) -> None:
-        self._memory, self._cpu_s, self._clock_s = memory, cpu_s, clock_s
+    def __init__(self, *, cache: Path | None = None, memory: int = MEMORY, clock_s: float = CLOCK_S) -> None:
+        self._memory, self._clock_s = memory, clock_s
         self._child: subprocess.Popen[bytes] | None = None
         self._cache = Cache(cache) if cache is not None and cache.is_file() else None
         self.fresh: dict[bytes, bytes] = {}  # for the cache: its folder may not be ours yet
@@ -96,7 +93,7 @@ class Extractor:
     def __enter__(self) -> Extractor:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self._end()
         if self._cache is not None:
             self._cache.__exit__()
@@ -104,12 +101,12 @@ class Extractor:
     def extract(self, suffix: str, data: bytes, language: str = "auto") -> Extracted:
         """What the file holds; `language` is that in which a graph is said.
 
-        Raises ExtractionFailed: damaged, too slow, too large, or a package is missing.
+        Raises BadFile: damaged, too slow, too large, or a package is missing.
         """
         missing = [name for name in READERS[suffix][1] if importlib.util.find_spec(name) is None]
         if missing:
             install = extras.INSTALL.format("kg" if suffix in GRAPHS else "docs")
-            raise ExtractionFailed("missing_package", f"{suffix} needs {', '.join(missing)}: {install}")
+            raise BadFile("missing_package", f"{suffix} needs {', '.join(missing)}: {install}")
         key = key_of(_version(READERS[suffix][1]), suffix, language, data)
         known = self.fresh.get(key) or (self._cache.get(KIND, key) if self._cache is not None else None)
         answer = json.loads(known) if known is not None else self._exchange(suffix, data, language)
@@ -118,7 +115,7 @@ class Extractor:
         if "kind" in answer:
             if answer["kind"] == "too_large":
                 self._end()  # what it took would be missing for the next file
-            raise ExtractionFailed(answer["kind"], answer["detail"])
+            raise BadFile(answer["kind"], answer["detail"])
         return Extracted(
             [(kind, level, text) for kind, level, text in answer["parts"]],
             [(kind, remark) for kind, remark in answer["remarks"]],
@@ -129,7 +126,7 @@ class Extractor:
         if self._child is None:
             # By its name, so that its classes are one with the readers'.
             run = "from pipeline.reading.extraction import main; main()"
-            command = [sys.executable, "-c", run, str(self._memory), str(self._cpu_s)]
+            command = [sys.executable, "-c", run, str(self._memory)]
             self._child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT)
         until = time.monotonic() + self._clock_s
         try:
@@ -140,15 +137,15 @@ class Extractor:
                 _write_until(self._child.stdin, header + data, until)
             size = int.from_bytes(_read_until(self._child.stdout, 8, until))
             if size > LARGEST_TEXT:
-                raise ExtractionFailed("too_large", f"it unpacks to more than {LARGEST_TEXT >> 20} MB of text.")
+                raise BadFile("too_large", f"it unpacks to more than {LARGEST_TEXT >> 20} MB of text.")
             answer: dict[str, Any] = json.loads(_read_until(self._child.stdout, size, until))
         except TimeoutError:
             self._end()
-            raise ExtractionFailed("too_slow", f"reading it took longer than {self._clock_s:g} s.") from None
+            raise BadFile("too_slow", f"reading it took longer than {self._clock_s:g} s.") from None
         except EOFError:
             code = self._end()
-            raise ExtractionFailed("damaged", f"its reader died ({_death(code)}).") from None
-        except ExtractionFailed:
+            raise BadFile("damaged", f"its reader died ({_death(code)}).") from None
+        except BadFile:
             self._end()
             raise
         return answer
@@ -173,7 +170,7 @@ class Extractor:
 def _version(packages: tuple[str, ...]) -> str:
     """What the text depends on beside the file: the readers' own code, and the packages they stand on."""
     own = hashlib.sha256()
-    for pattern in ("pipeline/reading/*.py", "pipeline/kg_phrases.py", "kg/*.py"):
+    for pattern in ("pipeline/reading/*.py", "pipeline/phrasing/*.py", "kg/*.py"):
         for path in sorted(ROOT.glob(pattern)):
             own.update(path.read_bytes())
     return " ".join((own.hexdigest(), *(f"{name}=={importlib.metadata.version(name)}" for name in packages)))
@@ -224,20 +221,26 @@ _WESTERN = re.compile(
 
 def decode(data: bytes) -> str:
     """The text of bytes in UTF-8, or in the encoding that they look like."""
+    return data.decode(guessed_encoding(data) or "utf-8-sig")
+
+
+def guessed_encoding(data: bytes) -> str:
+    """The encoding that bytes look like; "" where nothing is guessed, for they are UTF-8."""
     try:
-        return data.decode("utf-8-sig")
+        data.decode("utf-8-sig")
+        return ""
     except UnicodeDecodeError:
         pass
     if b"\0" in data[:4096] and data[:2] not in (b"\xff\xfe", b"\xfe\xff"):
-        raise ExtractionFailed("binary", "binary data under the name of a text file.")
+        raise BadFile("binary", "binary data under the name of a text file.")
     if all(_WESTERN.fullmatch(run) for run in _HIGH.findall(data)):
-        return data.decode("cp1252")
+        return "cp1252"
     from charset_normalizer import from_bytes
 
     best = from_bytes(data).best()
     if best is None:
-        raise ExtractionFailed("unknown_encoding", "its encoding is unknown; save it as UTF-8.")
-    return str(best)
+        raise BadFile("unknown_encoding", "its encoding is unknown; save it as UTF-8.")
+    return best.encoding
 
 
 # ---------------------------------------------------------------- the child
@@ -245,14 +248,14 @@ def decode(data: bytes) -> str:
 
 def main() -> None:
     """Read files from stdin until it closes. Whatever a library prints goes to stderr."""
-    memory, cpu_s = int(sys.argv[1]), int(sys.argv[2])
+    memory = int(sys.argv[1])
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     while header := sys.stdin.buffer.read(_HEADER.size):
         used = resource.getrusage(resource.RUSAGE_SELF)
-        until = int(used.ru_utime + used.ru_stime) + cpu_s + 1
+        until = int(used.ru_utime + used.ru_stime) + CPU_S + 1
         resource.setrlimit(resource.RLIMIT_CPU, (until, resource.RLIM_INFINITY))
         suffix, language, size = _HEADER.unpack(header)
         data = sys.stdin.buffer.read(size)
@@ -267,7 +270,7 @@ def _answer(suffix: str, language: str, data: bytes) -> dict[str, Any]:
     try:
         read: Reader = getattr(importlib.import_module(module), name)
         extracted = read(data, suffix, language) if suffix in GRAPHS else read(data)
-    except ExtractionFailed as failed:
+    except BadFile as failed:
         return {"kind": failed.kind, "detail": failed.detail}
     except MemoryError:
         return {"kind": "too_large", "detail": "reading it takes more memory than a file may."}

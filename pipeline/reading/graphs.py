@@ -12,9 +12,9 @@ from pathlib import Path
 
 from kg.graph import Graph, GraphError
 from kg.load import load
-from pipeline.kg_phrases import Speaker, graph_language
+from pipeline.phrasing.speaker import Speaker, graph_language
 from pipeline.reading.blocks import Part
-from pipeline.reading.extraction import LARGEST_TEXT, Extracted, ExtractionFailed
+from pipeline.reading.extraction import LARGEST_TEXT, BadFile, Extracted
 
 MOST_REMARKS = 20  # on single lines of one file
 
@@ -27,7 +27,7 @@ def read_graph(data: bytes, suffix: str, language: str) -> Extracted:
         try:
             graph, complaints = load([Path(file.name)])
         except GraphError as error:
-            raise ExtractionFailed("damaged", str(error).replace(file.name, "it")) from error
+            raise BadFile("damaged", str(error).replace(file.name, "it")) from error
     speaker = Speaker(graph, graph_language(graph) if language == "auto" else language)
     parts: list[Part] = []
     size = 0
@@ -36,7 +36,7 @@ def read_graph(data: bytes, suffix: str, language: str) -> Extracted:
         parts.append(("paragraph", 0, text))
         size += len(text)
         if size > LARGEST_TEXT:
-            raise ExtractionFailed("too_large", f"it makes more than {LARGEST_TEXT >> 20} MB of text.")
+            raise BadFile("too_large", f"it makes more than {LARGEST_TEXT >> 20} MB of text.")
     remarks = [("bad_row", f"{c.where.partition(', ')[2]}: {c.why}.") for c in complaints[:MOST_REMARKS]]
     if len(complaints) > MOST_REMARKS:
         remarks.append(("bad_row", f"{len(complaints) - MOST_REMARKS} more lines cannot be read."))

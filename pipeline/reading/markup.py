@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from pipeline.reading.blocks import Part
-from pipeline.reading.extraction import Extracted, ExtractionFailed, decode
+from pipeline.reading.extraction import BadFile, Extracted, decode
 
 LARGEST_UNPACKED = 512 * 2**20  # bytes of a zip's contents
 SKIPPED = set("script style template noscript svg math iframe object button select textarea input form".split())
@@ -72,13 +72,13 @@ def read_epub(data: bytes) -> Extracted:
     for name in _spine(archive):
         try:
             tree = _parse(decode(archive.read(name)))
-        except (KeyError, ExtractionFailed) as error:
+        except (KeyError, BadFile) as error:
             remarks.append(("damaged_chapter", f"the chapter {name} cannot be read ({error})."))
             continue
         dropped += _drop_hidden(tree)
         parts += _walk(tree)
     if not parts and remarks:
-        raise ExtractionFailed("damaged", remarks[0][1])
+        raise BadFile("damaged", remarks[0][1])
     return Extracted(parts, remarks, dropped)
 
 
@@ -92,7 +92,7 @@ def _parse(text: str) -> Any:
     try:
         return html.document_fromstring(text, parser=html.HTMLParser(no_network=True, remove_comments=True))
     except (etree.ParserError, ValueError) as error:
-        raise ExtractionFailed("no_text", f"no HTML in it ({error}).") from error
+        raise BadFile("no_text", f"no HTML in it ({error}).") from error
 
 
 def _drop_hidden(tree: Any) -> Counter[str]:
@@ -183,7 +183,7 @@ def check_zip(data: bytes) -> zipfile.ZipFile:
     archive = zipfile.ZipFile(io.BytesIO(data))
     size = sum(entry.file_size for entry in archive.infolist())
     if size > LARGEST_UNPACKED:
-        raise ExtractionFailed("too_large", f"it unpacks to {size >> 20} MB, above {LARGEST_UNPACKED >> 20} MB.")
+        raise BadFile("too_large", f"it unpacks to {size >> 20} MB, above {LARGEST_UNPACKED >> 20} MB.")
     return archive
 
 

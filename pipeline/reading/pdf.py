@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
 
 from pipeline.reading.blocks import Part
-from pipeline.reading.extraction import LARGEST_TEXT, Extracted, ExtractionFailed
+from pipeline.reading.extraction import LARGEST_TEXT, BadFile, Extracted
 
 MARGIN = 0.12  # share of a page's height in which headers and footers stand
 _STOP = re.compile(r"[.!?:;。！？：；…][\"'”’)）」』]*$")
@@ -49,7 +49,7 @@ def read_pdf(data: bytes) -> Extracted:
         document = pypdfium2.PdfDocument(data)
     except pypdfium2.PdfiumError as error:
         kind = "encrypted" if "assword" in str(error) else "damaged"
-        raise ExtractionFailed(kind, f"{str(error).rstrip('.')}.") from error
+        raise BadFile(kind, f"{str(error).rstrip('.')}.") from error
     pages, without_text, size = [], [], 0
     for number in range(len(document)):
         page = document[number]
@@ -58,13 +58,13 @@ def read_pdf(data: bytes) -> Extracted:
         page.close()
         size += sum(len(line.text) for line in lines)
         if size > LARGEST_TEXT:
-            raise ExtractionFailed("too_large", f"more than {LARGEST_TEXT >> 20} MB of text.")
+            raise BadFile("too_large", f"more than {LARGEST_TEXT >> 20} MB of text.")
         if lines:
             pages.append((height, lines))
         else:
             without_text.append(number + 1)
     if not pages:
-        raise ExtractionFailed("no_text_layer", "no page has a text layer; run OCR over it first (ocrmypdf, say).")
+        raise BadFile("no_text_layer", "no page has a text layer; run OCR over it first (ocrmypdf, say).")
     remarks = []
     if without_text:
         listed = ", ".join(map(str, without_text[:10])) + (" …" if len(without_text) > 10 else "")

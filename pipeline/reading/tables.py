@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from pipeline.reading.blocks import Part
-from pipeline.reading.extraction import LARGEST_TEXT, Extracted, ExtractionFailed, decode
+from pipeline.reading.extraction import LARGEST_TEXT, BadFile, Extracted, decode
 
 MOST_REMARKS = 20  # on single rows of one file; the rest is counted
 
@@ -66,7 +66,7 @@ def read_jsonl(data: bytes) -> Extracted:
         else:
             remarks.append(("bad_row", f"line {number}: not a JSON object."))
     if not rows and remarks:
-        raise ExtractionFailed("damaged", remarks[0][1])
+        raise BadFile("damaged", remarks[0][1])
     if len(remarks) > MOST_REMARKS:
         more = len(remarks) - MOST_REMARKS
         remarks[MOST_REMARKS:] = [("bad_row", f"{more} more lines cannot be read.")]
@@ -105,7 +105,7 @@ def _extracted(rows: Iterable[Mapping[str, object]], remarks: Sequence[tuple[str
             parts.append(("row", 0, text))
             size += len(text)
         if size > LARGEST_TEXT:
-            raise ExtractionFailed("too_large", f"more than {LARGEST_TEXT >> 20} MB of text.")
+            raise BadFile("too_large", f"more than {LARGEST_TEXT >> 20} MB of text.")
     return Extracted(parts, list(remarks), Counter())
 
 

@@ -9,8 +9,8 @@ import time
 from collections import defaultdict
 from pathlib import Path
 
-from pipeline import filters
 from pipeline.filtering import Candidate, Mended, NewInstruction, apply_filters, first_objection
+from pipeline.instruction_filters import INSTRUCTION
 from pipeline.novelty import NoveltyIndex
 from pipeline.records import Record
 from tests.conftest import DATA
@@ -25,7 +25,7 @@ def funnel(name: str, records: list[Record]) -> None:
     mended: dict[str, list[int]] = defaultdict(list)
     pool, texts = NoveltyIndex(0.7), dict[str, str]()
     for number, one in enumerate(records):
-        objection = first_objection(filters.INSTRUCTION, NewInstruction(one.instruction, pool, texts))
+        objection = first_objection(INSTRUCTION, NewInstruction(one.instruction, pool, texts))
         if objection is None:
             pool.add(one.instruction, str(number))
             texts[str(number)] = one.instruction
@@ -39,7 +39,7 @@ def funnel(name: str, records: list[Record]) -> None:
             by = next(f.name for f in FILTERS if isinstance(f.check(seen, f.threshold), Mended))
             mended[f"{by} (mended)"].append(number)
     print(f"\n{name}, {len(records)} records\n\n| filter | takes | rows |\n|---|---|---|")
-    order = [f"{f.name} (of new instructions)" for f in filters.INSTRUCTION] + [f.name for f in FILTERS]
+    order = [f"{f.name} (of new instructions)" for f in INSTRUCTION] + [f.name for f in FILTERS]
     for filter_ in [*order, *mended]:
         numbers = took.get(filter_) or mended.get(filter_)
         if numbers:

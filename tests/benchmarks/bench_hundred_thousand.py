@@ -3,7 +3,7 @@
     python -m tests.benchmarks.bench_hundred_thousand [--calls 100000]
 
 `ask` alone, on real sockets, with the journal; the requests are small, so that the calls are what is measured. Memory
-is read each tenth of the way; after the first tenth it may grow by what the journal's keys take (about 200 bytes a
+is read each tenth of the way; after the first tenth it may grow by what the journal's keys take (about 120 bytes a
 call) and no more. The oracle is the server's ledger: no reply that is stored was asked twice.
 """
 

@@ -75,7 +75,7 @@ async def measure(model: Model) -> None:
 
     async def score(one: Record) -> int | None:
         try:
-            return (await judge.opinion(one)).scores["score"]
+            return (await judge.opinion(one))["score"]
         except Unreadable:
             return None
 

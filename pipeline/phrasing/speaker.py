@@ -1,7 +1,7 @@
 """Questions and answers from templates, in English and Chinese: correct without any model.
 
-What a relation's phrases leave open (`kg.graph.Phrases`) is filled by its label (English: kg_english.py). A draft is
-what `--template` writes down, and what a model is asked to rephrase.
+What a relation's phrases leave open (`kg.graph.Phrases`) is filled by its label (english.py, chinese.py). A
+draft is what `--template` writes down, and what a model is asked to rephrase.
 """
 
 from __future__ import annotations
@@ -15,12 +15,10 @@ from kg.graph import Fact, Graph, Phrases, stable_hash
 from kg.names import is_awkward, language_of_name, split_name
 from kg.questions import Question
 from kg.values import value_of
-from pipeline.kg_english import is_neutral, measure, phrases_of
+from pipeline.phrasing import chinese, english
 from pipeline.text import language_of
 
-_VERBS_ZH = frozenset(
-    "环绕 包含 包括 导致 引起 治疗 属于 位于 毗邻 流经 拥有 使用 需要 生产 创立 发明 发现 探访 出生于 毕业于".split()
-)
+MOST_TOLD = 64  # of a subject in a paragraph
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +69,7 @@ class Speaker:
 
     def _is_neutral(self, relation: int) -> bool:
         known = self.graph.relation_phrases(relation, self.language)
-        return not known.statement and not self.was_awkward(relation) and is_neutral(known.label)
+        return not known.statement and not self.was_awkward(relation) and english.is_neutral(known.label)
 
     def learn(self, relation: int, phrases: Phrases) -> None:
         self.learned[relation] = phrases
@@ -95,13 +93,22 @@ class Speaker:
         statement = self.phrases(fact[1]).statement
         if self.graph.count_tails(fact[0], fact[1]) > 1:
             statement = self._one_of_several(statement, fact[1])
-        return fill(statement, s=self.name(fact[0]), o=self.name(fact[2]))
+        return fill(statement, s=self.name(fact[0]), o=self._object(fact[1], fact[2]))
+
+    def _object(self, relation: int, node: int) -> str:
+        """An object as a sentence says it: in Chinese the 701 of a 出生年份 is 701年."""
+        name, phrases = self.name(node), self.phrases(relation)
+        if self.language == "zh" and name.isdigit() and chinese.is_year(phrases.label):
+            return name if "{o}年" in phrases.statement else f"{name}年"
+        return name
 
     def _one_of_several(self, statement: str, relation: int) -> str:
         label = self.phrases(relation).label
+        if self.language == "zh":
+            made = chinese.phrases_of(label).statement
+            return made.replace("是{o}", "包括{o}") if statement == made else statement
         singular = (f"{label.removeprefix('has ')} of {{s}} is {{o}}", f"entry under “{label}” for {{s}} is {{o}}")
         several = {f"the {one}": f"one {one}" for one in singular}
-        several[f"{{s}}的{label}是{{o}}"] = f"{{s}}的{label}包括{{o}}"
         return several.get(statement, statement)
 
     def sentence(self, fact: Fact) -> str:
@@ -111,22 +118,27 @@ class Speaker:
         return clause + "。" if self.language == "zh" else capital(clause) + "."
 
     def listed(self, nodes: Sequence[int]) -> str:
-        """ "A, B and C"; in Chinese "A、B和C"."""
+        """ "A, B and C"; in Chinese "A、B和C", but without 和 where a name holds one: 战争与和平."""
         names = [self.name(node) for node in nodes]
         comma, and_ = ("、", "和") if self.language == "zh" else (", ", " and ")
+        if self.language == "zh" and re.search("[和与及、，]", "".join(names)):
+            comma = and_ = "；" if re.search("[、，]", "".join(names)) else "、"
         return comma.join(names[:-1]) + and_ + names[-1] if len(names) > 1 else names[0]
 
     def _ask(self, question: Question) -> str:
         """The question for the other end of a single relation."""
-        phrases, name = self.phrases(question.relations[0]), self.name(question.asked[0])
-        return capital(fill(phrases.head, o=name) if question.inverse else fill(phrases.tail, s=name))
+        relation, asked = question.relations[0], question.asked[0]
+        if question.inverse:
+            return capital(fill(self.phrases(relation).head, o=self._object(relation, asked)))
+        return capital(fill(self.phrases(relation).tail, s=self.name(asked)))
 
     def _blank(self, question: Question, at: int = 0) -> str:
         """The statement with dots for what is asked."""
-        statement, name = self.phrases(question.relations[at]).statement, self.name(question.asked[at])
-        return fill(statement, s="……" if self.language == "zh" else "…", o=name) if question.inverse else fill(
-            statement, s=name, o="……" if self.language == "zh" else "…"
-        )  # fmt: skip
+        relation, asked = question.relations[at], question.asked[at]
+        statement, dots = self.phrases(relation).statement, "……" if self.language == "zh" else "…"
+        if question.inverse:
+            return fill(statement, s=dots, o=self._object(relation, asked))
+        return fill(statement, s=self.name(asked), o=dots)
 
     def _variant(self, question: Question, texts: Sequence[str]) -> str:
         """One of several ways to say it, by hash, so that a data set is not all alike."""
@@ -165,24 +177,24 @@ class Speaker:
                 called = None
         return clauses
 
-    def paragraph(self, subject: int, most: int = 64) -> str:
-        """What the graph says of a subject; `most` bounds relations, and the objects of each."""
-        told = self._tell(subject, self.name(subject), {subject}, most)
+    def paragraph(self, subject: int) -> str:
+        """What the graph says of a subject: MOST_TOLD relations at most, and as many objects of each."""
+        told = self._tell(subject, self.name(subject), {subject})
         return ("" if self.language == "zh" else " ").join(told)
 
-    def _tell(self, subject: int, called: str, seen: set[int], most: int) -> list[str]:
+    def _tell(self, subject: int, called: str, seen: set[int]) -> list[str]:
         """A subject's facts as sentences; what has no name is described by way of it, and told in its place."""
         told: list[str] = []
         keys = self.graph.keys  # in whose order a fact more moves no other
-        for relation in sorted(self.graph.relations_of(subject, most), key=self.graph.relation_keys.__getitem__):
-            objects = sorted(self.graph.tails(subject, relation, most), key=keys.__getitem__)
+        for relation in sorted(self.graph.relations_of(subject, MOST_TOLD), key=self.graph.relation_keys.__getitem__):
+            objects = sorted(self.graph.tails(subject, relation, MOST_TOLD), key=keys.__getitem__)
             facts = [(subject, relation, object_) for object_ in objects if not self.graph.is_nameless(object_)]
             if facts:
                 told.append(self._sentence(self._together(facts, called)))
             for object_ in objects:
                 if self.graph.is_nameless(object_) and object_ not in seen:
                     seen.add(object_)
-                    told += self._tell(object_, fill(self.phrases(relation).ref, s=called), seen, most)
+                    told += self._tell(object_, fill(self.phrases(relation).ref, s=called), seen)
         return told
 
     def _together(self, facts: Sequence[Fact], called: str | None = None) -> str:
@@ -190,7 +202,7 @@ class Speaker:
         subject, relation, first = facts[0]
         called = self.name(subject) if called is None else called
         if len(facts) == 1 == self.graph.count_tails(subject, relation):
-            return fill(self.phrases(relation).statement, s=called, o=self.name(first))
+            return fill(self.phrases(relation).statement, s=called, o=self._object(relation, first))
         statement = self._one_of_several(self.phrases(relation).statement, relation)
         if statement.startswith("one ") and len(facts) > 1:
             others = ("another is " if len(facts) == 2 else "others are ") + self.listed([f[2] for f in facts[1:]])
@@ -249,7 +261,7 @@ def _en_both(speaker: Speaker, question: Question) -> Draft:
 
 def _en_compare(speaker: Speaker, question: Question) -> Draft:
     one, other = (speaker.name(node) for node in question.asked)
-    label = measure(speaker.phrases(question.relations[0]).label)
+    label = english.measure(speaker.phrases(question.relations[0]).label)
     if is_date(speaker.graph, question):
         ask = f"Which has the {'later' if question.more else 'earlier'} {label}, {one} or {other}?"
     else:
@@ -290,12 +302,9 @@ def _en_absent(speaker: Speaker, question: Question) -> Draft:
 
 
 def _zh_single(speaker: Speaker, question: Question) -> Draft:
-    texts = (
-        speaker.sentence(question.facts[0]),
-        speaker.sentence(question.facts[0]),
-        speaker.name(question.answers[0]) + "。",
-    )
-    return Draft(speaker._ask(question), speaker._variant(question, texts))
+    sentence, name = speaker.sentence(question.facts[0]), speaker.name(question.answers[0])
+    alone = sentence if name[-1:].isdigit() else f"{name}。"  # nobody answers "1867。"
+    return Draft(speaker._ask(question), speaker._variant(question, (sentence, sentence, alone)))
 
 
 def _zh_list(speaker: Speaker, question: Question) -> Draft:
@@ -321,13 +330,11 @@ def _zh_both(speaker: Speaker, question: Question) -> Draft:
 def _zh_compare(speaker: Speaker, question: Question) -> Draft:
     one, other = (speaker.name(node) for node in question.asked)
     label = speaker.phrases(question.relations[0]).label
-    if is_date(speaker.graph, question):
-        how = "更晚" if question.more else "更早"
-    else:
-        how = "更大" if question.more else "更小"
+    how = chinese.comparative(label, more=question.more, dates=is_date(speaker.graph, question))
+    whose = "谁" if chinese.of_people(label) else "哪个"
     first, second = _winner_first(question)
     answer = f"{speaker.name(question.answers[0])}。{speaker.statement(first)}，而{speaker.statement(second)}。"
-    return Draft(f"{one}和{other}，哪一个的{label}{how}？", answer)
+    return Draft(f"{one}和{other}，{whose}的{chinese.measure(label)}{how}？", answer)
 
 
 def _zh_claim(speaker: Speaker, question: Question) -> Draft:
@@ -393,7 +400,8 @@ def is_date(graph: Graph, question: Question) -> bool:
 
 def fill(template: str, **names: str) -> str:
     """The template with {s} and {o} put in; what is put in is never read as a template."""
-    return re.sub(r"\{([so])\}", lambda m: names.get(m[1], m[0]), template)
+    filled = re.sub(r"\{([so])\}", lambda m: names.get(m[1], m[0]), template)
+    return re.sub(r"是约(?=\d)", "约为", filled)  # 全长是约200公里
 
 
 def capital(text: str) -> str:
@@ -418,18 +426,6 @@ def complete(known: Phrases, language: str) -> Phrases:
                 ref=f"what completes “{blank_tail}”",
             )
     else:
-        made = _from_label_zh(known.label) if language == "zh" else phrases_of(known.label)
+        made = chinese.phrases_of(known.label) if language == "zh" else english.phrases_of(known.label)
     given = {name: getattr(known, name) or getattr(made, name) for name in ("statement", "tail", "head", "ref")}
     return replace(known, **given)
-
-
-def _from_label_zh(label: str) -> Phrases:
-    if label in _VERBS_ZH or label.endswith("于"):
-        return Phrases(
-            label, f"{{s}}{label}{{o}}", f"{{s}}{label}什么？", f"什么{label}{{o}}？", f"{{s}}所{label}的对象"
-        )
-    if not re.search("[\u4e00-\u9fff]", label):
-        label = f"“{label}”"
-    return Phrases(
-        label, f"{{s}}的{label}是{{o}}", f"{{s}}的{label}是什么？", f"哪个条目的{label}是{{o}}？", f"{{s}}的{label}"
-    )
