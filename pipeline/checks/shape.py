@@ -37,7 +37,7 @@ _SIGNATURE = re.compile(  # hashtags, an address, who said it, the last line of 
 )
 _LONG_SENTENCE, _LONG_LINE = 10, 5  # words, from which a sentence or a line shows what it is
 _PAIRS_ZH = (("“", "”"), ("「", "」"), ("《", "》"), ("（", "）"), ("【", "】"))
-_LONG_ALONE_ZH = 40  # a slogan, a verse of four lines, a definition: models often leave out a single sentence's stop
+_LONG_ALONE_ZH = 30  # a slogan, a verse of four lines, a definition: models often leave out a single sentence's stop
 
 
 def breaks_off(text: str) -> str | None:
