@@ -12,6 +12,7 @@ import re
 from collections import Counter
 
 from pipeline.text import replace_surrogates
+from pipeline.traditional import simplified
 
 # What the chat templates in use reserve: ChatML, Llama 2 and 3, Gemma, Phi, DeepSeek, Mistral, GPT-2, GLM; reasoning
 # marks; and what tokenizers keep in reserve (Gemma, Baichuan, T5) or for filling in the middle (StarCoder).
@@ -77,5 +78,5 @@ _INSTRUCTION = re.compile(
 
 def hidden_instruction(text: str) -> str | None:
     """The first phrase that speaks to a model instead of a reader; None where there is none."""
-    found = _INSTRUCTION.search(" ".join(text.split()))
+    found = _INSTRUCTION.search(simplified(" ".join(text.split())))
     return found.group() if found else None

@@ -6,6 +6,8 @@ import os
 import re
 from itertools import pairwise
 
+from pipeline.traditional import simplified
+
 _HAN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
 _WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -104,7 +106,7 @@ _COMMON_HAN = re.compile(
 
 def terms(text: str) -> set[str]:
     """What a text is about: its words without endings, common ones left out; of Chinese, pairs of characters."""
-    text = text.lower()
+    text = simplified(text.lower())
     found = {_stem(word) for word in _PLAIN_WORD.findall(_HAN_RUN.sub(" ", text)) if word not in _COMMON}
     for run in _HAN_RUN.findall(_COMMON_HAN.sub(" ", text)):
         found |= {a + b for a, b in pairwise(run)} or {run}
@@ -134,4 +136,4 @@ _ASKING = re.compile(
 
 def asks(text: str) -> bool:
     """Whether a text asks for anything."""
-    return _ASKING.search(text) is not None
+    return _ASKING.search(simplified(text)) is not None

@@ -249,6 +249,8 @@ RECORDS: dict[str, list[tuple[Candidate, str | None]]] = {
         (candidate("", ENGLISH, language="zh"), "the output is written in 'en'"),
         (candidate("", CHINESE), "the output is written in 'zh'"),
         (candidate("", "Yes, of course.", instruction=CHINESE), "the instruction is written in 'zh'"),
+        (candidate("", "好。", instruction="Write a short poem.", language="zh"), "the instruction is written in 'en'"),
+        (candidate("", "好。", instruction="print(max(a, b)) == 3", language="zh"), None),
         (candidate("", "Le chat dort paisiblement sur le vieux canapé du salon pendant que la pluie tombe."), "'fr'"),
         (candidate("", ENGLISH), None),
         (candidate("", CHINESE, language="zh"), None),

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from kg.values import han_number
-from pipeline.checks.grounding import names, unsupported
+from pipeline.checks.grounding import locate, names, shares_no_word, unsupported
 from pipeline.checks.quantities import quantities
 from pipeline.hygiene import hidden_instruction
 from pipeline.text import language_of
+from pipeline.traditional import _SIMPLIFIED, _TRADITIONAL, simplified
 
 SOURCE = """三十一家工厂用了一千零一天，产量三千万吨，耗资一亿五千万元，使用210萬條訓練數據，參數量為七億，費用兩萬元
 。三分之一的用户在半年内更换，关闭需要一个半小时，误差为万分之三，五成以上的故障来自密封圈。仪器在零下二十
@@ -124,6 +125,22 @@ def test_what_speaks_to_a_model(text: str) -> None:
 )
 def test_what_speaks_to_readers(text: str) -> None:
     assert hidden_instruction(text) is None
+
+
+TRADITIONAL = "張偉博士於二〇二三年在臺灣大學提出雙層閥門，詳見《閥門手冊》，費用三萬元。"
+
+
+def test_simplified_answers_to_traditional_sources() -> None:
+    assert locate("张伟博士于二〇二三年在台湾大学提出双层阀门", TRADITIONAL) == (0, 21)
+    assert unsupported("张伟博士在2023年提出，由台湾大学发表，详见《阀门手册》，费用3万元。", TRADITIONAL) == []
+    assert unsupported("李伟博士在2023年提出，详见《水泵手册》。", TRADITIONAL) == ["水泵手册", "李伟"]
+    assert not shares_no_word("双层阀门", "雙層閥門")
+
+
+def test_each_traditional_character_has_one_simplified_one() -> None:
+    assert simplified("資料顯示該方法，見檔案𠮷A1。") == "资料显示该方法，见档案𠮷A1。"
+    assert len(_TRADITIONAL) == len(_SIMPLIFIED)
+    assert len(set(_TRADITIONAL.split())) == len(_TRADITIONAL.split())
 
 
 def test_every_day_is_one_day_and_sixteen_ounces_are_sixteen() -> None:

@@ -19,7 +19,9 @@ FOUND: dict[str, tuple[Callable[[str], str | None], str, str]] = {
     # what -> (the check, what it has to find, what it has to leave)
     "refusals": (
         wording.refusal,
-        """抱歉，我无法回答这个问题。
+        """抱歉，我無法回答這個問題。
+        對不起，我不能提供相關資訊。
+        抱歉，我无法回答这个问题。
         不好意思，这个问题我暂时回答不了。
         抱歉，这个我帮不了您。
         我是通义千问，由阿里云开发的大语言模型。
@@ -56,7 +58,9 @@ FOUND: dict[str, tuple[Callable[[str], str | None], str, str]] = {
     ),
     "questions that point at a text": (
         wording.points_away,
-        """这篇文章的主要观点是什么？
+        """這篇文章的主要觀點是什麼？
+        該方法有什麼優點？
+        这篇文章的主要观点是什么？
         该方法有什么优点？
         请问，该方法有什么优点？
         为什么这种方法更有效？
@@ -102,7 +106,9 @@ FOUND: dict[str, tuple[Callable[[str], str | None], str, str]] = {
     ),
     "answers that speak of their source": (
         wording.speaks_of_source,
-        """根据文章，LoRA可以减少显存。
+        """根據資料，LoRA可以減少顯存。
+        作者認為微調很有必要。
+        根据文章，LoRA可以减少显存。
         文中指出，数据质量更重要。
         正如上文所述，需要冻结参数。
         作者认为微调很有必要。
@@ -147,13 +153,15 @@ FOUND: dict[str, tuple[Callable[[str], str | None], str, str]] = {
         这个方案的主要优点在于成本低、见效快，而
         他想了想，说：“我明天一定
         推荐先读鲁迅的《呐喊
-        该方法的优点是速度快，缺点是占用内存较多，因此在实际使用中需要结合具体情况作出调整""",
+        推荐先烧水再下面，煮三分钟以后捞出来过一遍凉水，然后加入葱花、香油、酱油和少许白糖，喜欢吃辣的再放一勺油泼辣子拌匀以后再""",
         """盐、醋、白糖、酱油
         床前明月光，疑是地上霜，举头望明月，低头思故乡
         两情若是久长时，又岂在朝朝暮暮
         答案是：因为小明是哥哥，所以他先分糖
         旧衣有新家，温暖再出发
         我的家乡在成都
+        光合作用是绿色植物利用光能，把二氧化碳和水转化为有机物并释放氧气的过程
+        先焯水，再炒糖色。加水炖一小时。最后大火收汁即可
         王勃《送杜少府之任蜀州》""",
     ),
     "tasks for eyes and ears": (

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 from pipeline.checks.quantities import NUMBER_WORDS, Quantity, agree, is_unit, quantities
 from pipeline.text import language_of, terms
+from pipeline.traditional import simplified
 
 SHORTEST_QUOTE = 6  # letters and digits; a Han character counts as two: less than that is found anywhere
 _SAME = str.maketrans("‘’‚‛“”„‟‐‑‒–—−", "''''\"\"\"\"------")
@@ -49,6 +50,7 @@ def quotes_in(said: str, text: str) -> list[tuple[int, int]]:
 def _skeleton(text: str) -> tuple[str, list[int]]:
     """The text's letters, digits and signs, each with its place. A point between digits stays: 1.5 is not 15."""
     kept, places = [], []
+    text = simplified(text)  # a model may copy 閥門 as 阀门
     for at, character in enumerate(text):
         for plain in unicodedata.normalize("NFKC", character).translate(_SAME):
             if plain.isalnum() or _is_sign(plain) or _is_point(text, at):
@@ -81,7 +83,7 @@ _FEWEST_TERMS = 3  # of an answer: "yes", or a number in words, may share none w
 def shares_no_word(answer: str, quoted: str) -> bool:
     """Whether an answer of some length has no word in common with what it quotes, nor a Han character."""
     said = terms(answer)
-    shared = said & terms(quoted) or set(filter(_is_han, answer)) & set(quoted)
+    shared = said & terms(quoted) or set(filter(_is_han, simplified(answer))) & set(simplified(quoted))
     return len(said) >= _FEWEST_TERMS and not shared
 
 
@@ -102,6 +104,7 @@ def share_of_terms(question: str, passage: str) -> float:
 
 def unsupported(answer: str, source: str) -> list[str]:
     """Every number, unit, name and address of the answer that the source lacks, in the order of their kinds."""
+    answer, source = simplified(answer), simplified(source)
     have = list(quantities(source))
     wrong = [quantity.text for quantity in quantities(answer) if not _is_supported(quantity, have)]
     flat = _flat(source)

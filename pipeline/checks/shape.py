@@ -18,11 +18,11 @@ _NEXT_SENTENCE = re.compile(  # behind a stop that ends a sentence: not that of 
     r"(?<=[a-z0-9)\]\"'”’%][a-z)\]\"'”’%])(?<!\bMr)(?<!\bMs)(?<!\bDr)(?<!\bSt)(?<!\bvs)(?<!\bNo)(?<!\bMrs)(?<!\bLtd)"
     r"(?<!\bInc)(?<!\bJr)(?<!\betc)[.!?][\"'”’)]?\s+(?=[A-Z\"'“(])|[。！？]"
 )
-_NO_END = re.compile(r"[\w,，、;；—–(（“《-]\Z")
+_NO_END = re.compile(r"[\w,，、;；—–(（“《-](?<!即可)(?<![吧呢啊呀吗啦嘛哟])\Z")
 _LEFT_HANGING = re.compile(
     r"(?:\b(?:the|an?|of|to|and|or|with|for|from|into|is|are|was|were|be|that|which|by|as|at|their|its|his|your|our"
     r"|my|because|but|if|than|between|such|this|these|can|will|would|should|has|have)|[,，、;；(（“《—]"
-    r"|[的和是与及或把被在对从向将而且但因由也很]|然后|接着|随后|首先|其次|此外|另外|不仅|不但|正在|已经|应该|能够|必须|为了|由于|关于|对于|根据|按照|包括|以便|所以|以及|例如|比如|如果|通过|其中)\Z"
+    r"|[的和是与及或把被在对从向将而且但因由也很再]|然后|接着|随后|首先|其次|此外|另外|不仅|不但|正在|已经|应该|能够|必须|为了|由于|关于|对于|根据|按照|包括|以便|所以|以及|例如|比如|如果|通过|其中)\Z"
 )
 _SENTENCE = re.compile(
     r"\A(?:[\w ]{1,20}: ?)?[\"'“(]?[A-Z][^|:;=]*\b(?:is|are|was|were|can|could|will|would|should|may|might|must|has"
@@ -37,7 +37,7 @@ _SIGNATURE = re.compile(  # hashtags, an address, who said it, the last line of 
 )
 _LONG_SENTENCE, _LONG_LINE = 10, 5  # words, from which a sentence or a line shows what it is
 _PAIRS_ZH = (("“", "”"), ("「", "」"), ("《", "》"), ("（", "）"), ("【", "】"))
-_LONG_ALONE_ZH = 20  # a slogan, a couplet, a verse of four lines
+_LONG_ALONE_ZH = 40  # a slogan, a verse of four lines, a definition: models often leave out a single sentence's stop
 
 
 def breaks_off(text: str) -> str | None:

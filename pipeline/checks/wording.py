@@ -1,7 +1,7 @@
 """Phrases that give a text away: refusals, pieces of prompts, what a text model cannot do, a question that points.
 
-Each function returns the phrase it found, or None. English and Chinese; a phrase that good answers hold too is not
-here, or only where it stands (at the start of an answer, at the start of a line).
+Each function returns the phrase it found, in simplified characters, or None. English and Chinese; a phrase that good
+answers hold too is not here, or only where it stands (at the start of an answer, at the start of a line).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 
 from pipeline.text import one_line
+from pipeline.traditional import simplified
 
 # ---------------------------------------------------------------- tasks that a text model cannot do
 
@@ -39,7 +40,7 @@ _AS_A_SUBJECT = re.compile(  # among others, or as a kind of thing: "politics, m
 
 def names_medium(instruction: str) -> str | None:
     """A picture, sound or file that the task asks for; not one in a list of subjects."""
-    hit = _KEYWORD.search(_AS_A_SUBJECT.sub(" ", instruction))
+    hit = _KEYWORD.search(_AS_A_SUBJECT.sub(" ", simplified(instruction)))
     return hit.group() if hit else None
 
 
@@ -118,6 +119,7 @@ _REFUSAL = re.compile(rf"\W*(?:{'|'.join(_REFUSALS)})", re.IGNORECASE)
 
 def refusal(answer: str) -> str | None:
     """How an answer declines, or speaks of itself as a model."""
+    answer = simplified(answer)
     hit = _REFUSAL.match(answer) or _SELF.search(answer)
     return one_line(hit.group()) if hit else None
 
@@ -263,6 +265,7 @@ _DECLINING = re.compile(
 
 def points_away(question: str) -> str | None:
     """Where a question points at a text, or at something that only the text would show."""
+    question = simplified(question)
     hit = _POINTING.search(question) or _LEAKING.search(question) or _DEMONSTRATIVE_ZH.search(_before_comma(question))
     return hit.group() if hit else None
 
@@ -286,11 +289,11 @@ def _before_comma(question: str) -> str:
 
 def speaks_of_source(answer: str) -> str | None:
     """Where an answer speaks of the passage it was read from."""
-    hit = _LEAKING.search(answer)
+    hit = _LEAKING.search(simplified(answer))
     return hit.group() if hit else None
 
 
 def says_unanswered(answer: str) -> str | None:
     """Where an answer says that its passage lacks it."""
-    hit = _DECLINING.search(answer)
+    hit = _DECLINING.search(simplified(answer))
     return hit.group() if hit else None

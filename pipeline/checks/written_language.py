@@ -15,6 +15,7 @@ FEWEST_WORDS, FEWEST_DIFFERENT = 10, 6  # of prose: a detector guesses below
 _NO_PROSE = re.compile(r"```.*?(?:```|\Z)|https?://\S+|\S*[_=<>{}()\[\];/\\]\S*", re.DOTALL)
 _QUOTED = re.compile(r"\"[^\"\n]+\"|“[^”\n]+”|「[^」\n]+」|(?<!\w)'[^'\n]+'(?!\w)")
 _PROSE_WORD = re.compile(r"[\u3400-\u9fff]+|[^\W\d_]{3,}")
+_LATIN_WORD = re.compile(r"[A-Za-z]+")
 _KANA = re.compile("[\u3040-\u30ff]")
 _OTHER_SCRIPTS = {
     "ru": re.compile("[\u0400-\u04ff]"), "ja": _KANA, "ko": re.compile("[\uac00-\ud7a3]"),
@@ -34,6 +35,8 @@ def written_in(text: str, expected: str, *, quotes: bool = True) -> tuple[str, f
     Without `quotes` what stands in quotation marks is left out, for it may be what the text is about.
     """
     begins = text[:400]
+    if expected == "zh" and not quotes and _no_chinese(begins):
+        return "en", 1.0
     if expected == "en" and _NO_LATIN.search(text) is None and _reads_as_english(begins):
         return "en", 1.0
     if not quotes:
@@ -49,6 +52,11 @@ def written_in(text: str, expected: str, *, quotes: bool = True) -> tuple[str, f
     if script == "zh":
         found = "zh"  # short Chinese texts of names and numbers are taken for Japanese, or for Polish
     return (found, sure) if found in _NAMES else (expected, 0.0)  # rarer ones are guesses: lists "in Esperanto"
+
+
+def _no_chinese(text: str) -> bool:
+    """Whether an instruction of words holds no Han character at all; it needs no detector, however short it is."""
+    return text.isascii() and len(_LATIN_WORD.findall(_NO_PROSE.sub(" ", text))) >= 4
 
 
 def _reads_as_english(text: str) -> bool:

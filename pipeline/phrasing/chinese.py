@@ -11,6 +11,7 @@ import re
 
 from kg.graph import Phrases
 from kg.values import is_unit
+from pipeline.traditional import simplified
 
 _STATES = frozenset(
     "环绕 包含 包括 导致 引起 治疗 毗邻 流经 拥有 使用 需要 生产 注入 汇入 流入 连接 支持 依赖 研究 师从".split()
@@ -68,9 +69,6 @@ _OF_PEOPLE = re.compile(
     r"|孙[子女]|好友|朋友|老师|导师|弟子|徒弟|师父|主要成就|在位时间|生年|卒年"
 )
 _UNIT = re.compile(r"\s*[（(]\s*([^（）()]+?)\s*[）)]\Z")
-_SIMPLIFIED = str.maketrans(
-    "於總數積長產價發員編導學師國時間創點達記錄額書現論資麼", "于总数积长产价发员编导学师国时间创点达记录额书现论资么"
-)
 
 
 def phrases_of(label: str) -> Phrases:
@@ -97,12 +95,12 @@ def _quoted(label: str) -> str:
 
 def is_verb(label: str) -> bool:
     """Whether a label is said as a verb: one that is known, or what ends in 于."""
-    plain = label.translate(_SIMPLIFIED)
+    plain = simplified(label)
     return plain in _STATES or plain in _DEEDS or plain.endswith("于")
 
 
 def _as_a_verb(label: str) -> Phrases:
-    plain = label.translate(_SIMPLIFIED)
+    plain = simplified(label)
     done = "了" if plain in _DEEDS else ""
     who = "谁" if _BY_PEOPLE.fullmatch(plain) else "什么"
     if plain.endswith("于") and _AT_A_TIME_OR_PLACE.fullmatch(plain):
@@ -127,7 +125,7 @@ def _unit(label: str) -> str:
 
 
 def _ends(label: str, kind: re.Pattern[str]) -> bool:
-    return kind.search(label.translate(_SIMPLIFIED)) is not None
+    return kind.search(simplified(label)) is not None
 
 
 def is_year(label: str) -> bool:
@@ -141,7 +139,7 @@ def is_time(label: str) -> bool:
 
 def of_people(label: str) -> bool:
     """Whether only people have this, so that it is asked for with 谁."""
-    return _OF_PEOPLE.fullmatch(label.translate(_SIMPLIFIED)) is not None
+    return _OF_PEOPLE.fullmatch(simplified(label)) is not None
 
 
 def _asked_for(noun: str, unit: str) -> str:
