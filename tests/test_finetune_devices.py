@@ -221,7 +221,7 @@ def test_what_was_trained_is_let_go_before_the_next(
 
 
 def test_whole_models_are_measured_one_at_a_time(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    load = evaluate.load_base
+    load = bases.load_base
     models: list[weakref.ref[Any]] = []
     held: list[int] = []
 
