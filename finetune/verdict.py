@@ -126,18 +126,19 @@ def _sentence(
 def judged(pairs: Sequence[Pair], opinions: Sequence[Opinions], judge: str, against: str) -> dict[str, Any]:
     """What a judge said of our answers (the pairs' first) against the other's, JSON-ready."""
     known = [(pair, opinion) for pair, opinion in zip(pairs, opinions, strict=True) if opinion.is_known]
+    read = [opinion for pair, opinion in known if not pair.is_alike]  # its own words; alike answers are nobody's
     counts = Counter(opinion.winner for _, opinion in known)
     points = {"first": 1.0, "second": 0.0, "tie": 0.5}
-    agree = sum(opinion.agree for _, opinion in known) / len(known) if known else None
+    agree = sum(opinion.agree for opinion in read) / len(read) if read else None
     rate = interval = None
-    if len(known) >= FEWEST_TASKS:
+    if len(read) >= FEWEST_TASKS:
         ours = [Loss(points[opinion.winner], 1) for _, opinion in known]
         difference, low, high = paired_interval(ours, [Loss(0.5, 1)] * len(ours))
         rate, interval = 0.5 + difference, [0.5 + low, 0.5 + high]
     decided = [(pair, opinion.winner) for pair, opinion in known if opinion.winner != "tie"]
     longer = [(winner == "first") == (len(pair.first) > len(pair.second)) for pair, winner in decided]
     found = {
-        "model": judge, "against": against, "tasks": len(pairs), "judged": len(known),
+        "model": judge, "against": against, "tasks": len(pairs), "judged": len(read), "alike": len(known) - len(read),
         "won": counts["first"], "lost": counts["second"], "tied": counts["tie"],
         "agrees_with_itself": agree, "win_rate": rate, "interval_95": interval,
         "longer_won": sum(longer) / len(longer) if longer else None,
@@ -146,7 +147,8 @@ def judged(pairs: Sequence[Pair], opinions: Sequence[Opinions], judge: str, agai
 
 
 def _judge_sentence(found: dict[str, Any]) -> str:
-    who = f"The judge {found['model']} read {found['judged']} of {found['tasks']} pairs in both orders"
+    alike = f" ({found['alike']} more are alike)" if found["alike"] else ""
+    who = f"The judge {found['model']} read {found['judged']} of {found['tasks']} pairs in both orders{alike}"
     if found["win_rate"] is None:
         return f"{who}: too few to say anything."
     if found["agrees_with_itself"] < AGREES_AT_LEAST:

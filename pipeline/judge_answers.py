@@ -41,6 +41,11 @@ class Pair:
     def turned(self) -> Pair:
         return Pair(self.question, self.second, self.first, self.language)
 
+    @property
+    def is_alike(self) -> bool:
+        """Whether both answers say the same: a tie that nobody is asked about."""
+        return self.first.strip() == self.second.strip()
+
 
 @dataclass(frozen=True, slots=True)
 class Opinions:
@@ -109,7 +114,7 @@ async def opinions(
     """What `ask` says of every pair, in their order."""
 
     async def both(pair: Pair) -> Opinions:
-        if pair.first.strip() == pair.second.strip():
+        if pair.is_alike:
             return Opinions("tie", "tie")
         straight, turned = await asyncio.gather(
             *(_choice(ask, request(one, prompts[one.language])) for one in (pair, pair.turned))

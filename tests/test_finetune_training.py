@@ -527,7 +527,7 @@ def test_a_judge_reads_the_answers_within_its_budget(
 
     assert evaluate.main([*command, "--json"]) == 0
     verdict = json.loads(capfd.readouterr().out)
-    assert (verdict["judge"]["judged"], verdict["judge"]["against"]) == (10, "base")
+    assert (verdict["judge"]["judged"] + verdict["judge"]["alike"], verdict["judge"]["against"]) == (10, "base")
     page = (tuned / "verdict.html").read_text()
     assert verdict["judge"]["sentence"] in page
     sent = len(server.ledger())

@@ -150,6 +150,16 @@ def test_a_judge_that_follows_the_order_counts_for_nothing() -> None:
     assert "its word counts for nothing" in found["sentence"]
 
 
+def test_answers_that_are_alike_are_no_word_of_the_judges() -> None:
+    alike, differing = Pair("Q", "same", "same ", "en"), Pair("Q", "a longer answer", "short", "en")
+    found = judged([alike] * 20 + [differing] * 12, [TIED] * 20 + [TORN] * 9 + [WON] * 3, "j", "control")
+    assert (found["judged"], found["alike"], found["agrees_with_itself"]) == (12, 20, 0.25)
+    assert "read 12 of 32 pairs in both orders (20 more are alike)" in found["sentence"]
+    assert "its word counts for nothing" in found["sentence"]
+    unheard = judged([alike] * 20 + [differing] * 12, [TIED] * 20 + [UNHEARD] * 12, "j", "control")
+    assert (unheard["judged"], unheard["win_rate"]) == (0, None)
+
+
 def test_few_opinions_say_nothing() -> None:
     found = verdict_of_judge((WON, 3), (UNHEARD, 30))
     assert (found["win_rate"], found["longer_won"]) == (None, 1.0)
