@@ -55,6 +55,7 @@ from pipeline.settings import (
     parse,
     resolved,
 )
+from pipeline.text import for_terminal
 
 Settings = TypeVar("Settings", bound=GeneratorSettings)
 
@@ -351,11 +352,13 @@ def _duration(seconds: float) -> str:
 
 
 def show_json(value: dict[str, Any]) -> None:
-    """To stdout, on one line."""
-    print(json.dumps(value, ensure_ascii=False))
+    """To stdout, on one line; what no UTF-8 holds, and what a terminal would obey, stays escaped."""
+    text = json.dumps(value, ensure_ascii=False)
+    print(re.sub("[\x7f-\x9f\ud800-\udfff]", lambda odd: f"\\u{ord(odd.group()):04x}", text))
 
 
 def say(text: str, end: str = "\n") -> None:
     """To stderr; where its reader is gone (a parent that died), the run goes on without it."""
     with contextlib.suppress(OSError):
-        print(text, file=sys.stderr, end=end, flush=True)
+        rewritten = "\r" * text.startswith("\r")  # a line of progress in a terminal
+        print(rewritten + for_terminal(text.removeprefix("\r")), file=sys.stderr, end=end, flush=True)
