@@ -24,7 +24,7 @@ from pipeline.errors import BudgetReached, EndpointError, StopRun, StorageError
 from pipeline.journal import UNPAID, Ended, Journal, Stored, Totals
 from pipeline.llm import Model, ParameterRefused, Reply, Request, RequestFailed, most_prompt_tokens
 from pipeline.money import Budget
-from pipeline.text import strip_thinking
+from pipeline.text import replace_surrogates, strip_thinking
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -215,8 +215,8 @@ class Ask:
                 raise
         if reply.finish_reason == "failed":
             self.counts.failed += 1
-        else:
-            self.counts.answered += 1
+            return reply
+        self.counts.answered += 1
         said = strip_thinking(reply.text)
         if said != reply.text:
             self.counts.think_blocks += 1
@@ -362,7 +362,7 @@ class Ask:
         finally:
             self._doubtful -= 1
         await self._journal.end_attempt(attempt, _ended_by(failure), settles=(key, "failed"))
-        return Reply(text="", finish_reason="failed", prompt_tokens=None, completion_tokens=None, raw=b"")
+        return _failed(replace_surrogates(failure.detail))
 
     def _looks_like_an_outage(self, failure: RequestFailed) -> bool:
         if failure.outcome == "unreachable" and not self._answered_number:  # a wrong address: say so at once
@@ -428,10 +428,15 @@ def _ended_by(failure: RequestFailed) -> Ended:
     return Ended(failure.outcome, status=failure.status, detail=failure.detail, raw=failure.raw)
 
 
+def _failed(detail: str) -> Reply:
+    """What stands for the reply to a request that failed for good: a sentence about why."""
+    return Reply(text=detail, finish_reason="failed", prompt_tokens=None, completion_tokens=None, raw=b"")
+
+
 def _read(key: str, stored: Stored) -> Reply:
     """A journalled outcome as the Reply it was when it arrived; raises StorageError where it is that no more."""
     if stored.reader == "failed":
-        return Reply(text="", finish_reason="failed", prompt_tokens=None, completion_tokens=None, raw=stored.raw or b"")
+        return _failed(stored.detail or "")
     try:
         return READERS[stored.reader](stored.raw)
     except RequestFailed as error:  # it could be read before it was stored

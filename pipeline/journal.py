@@ -106,10 +106,11 @@ LAYOUT = 1 + len(_MIGRATIONS)
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A journalled outcome. `reader` says what its raw bytes are: "openai", "local", or "failed"."""
+    """A journalled outcome. `reader` says what its raw bytes are: "openai", "local", or "failed", with its detail."""
 
     raw: bytes
     reader: str
+    detail: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,16 +216,16 @@ class Journal:
         return stored
 
     async def _read_ahead(self, key: str) -> None:
-        def read(connection: sqlite3.Connection) -> list[tuple[str, bytes, str]]:
+        def read(connection: sqlite3.Connection) -> list[tuple[str, bytes, str, str | None]]:
             query = (
-                "SELECT o.key, a.raw, o.reader FROM attempts a JOIN outcomes o ON o.attempt = a.id"
+                "SELECT o.key, a.raw, o.reader, a.detail FROM attempts a JOIN outcomes o ON o.attempt = a.id"
                 " AND o.key = a.key WHERE a.id >= (SELECT attempt FROM outcomes WHERE key = ?) ORDER BY a.id LIMIT ?"
             )
             return connection.execute(query, (key, READ_AHEAD)).fetchall()
 
         try:
-            for found, raw, reader in await self._submit(read):
-                self._ahead[found] = Stored(raw, reader)
+            for found, raw, reader, detail in await self._submit(read):
+                self._ahead[found] = Stored(raw, reader, detail)
         finally:
             self._reading = None
         while len(self._ahead) > MOST_AHEAD:

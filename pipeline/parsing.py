@@ -70,7 +70,8 @@ def read_value(reply: Reply, name: str) -> Any:
 def read_text(reply: Reply) -> str:
     """The reply's text, for replies that are wanted as they stand; one cut off by the token limit is taken, too."""
     if reply.finish_reason == "failed":
-        raise Unreadable("request_failed", "the request failed for good")
+        why = f" ({reply.text.rstrip('.')})" if reply.text else ""
+        raise Unreadable("request_failed", f"the request failed for good{why}")
     if reply.finish_reason in ("refusal", "content_filter"):
         raise Unreadable(reply.finish_reason, f"the server withheld the answer: {reply.text[:80]!r}")
     if not reply.text.strip():

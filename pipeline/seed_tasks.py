@@ -78,5 +78,5 @@ def _parse(line: str, where: str) -> SeedTask:
         if first["type"] == "json_invalid":
             raise UsageError(f"{where}: not JSON ({first['msg']}).") from error
         if first["type"] == "missing":
-            raise UsageError(f"{where}: the field {field!r} is missing.") from error
+            raise UsageError(f"{where}: the field {field!r} is missing. docs/guide.md shows a seed task.") from error
         raise UsageError(f"{where}: {f'field {field!r}: ' if field else ''}{first['msg']}.") from error

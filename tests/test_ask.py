@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 import sqlite3
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -17,6 +18,7 @@ from pipeline.errors import BudgetReached, EndpointError, Interrupted, StopRun, 
 from pipeline.journal import Journal
 from pipeline.llm import ParameterRefused, Reply, Request, RequestFailed
 from pipeline.money import Budget, Limits
+from pipeline.parsing import Unreadable, read_text
 
 Behave = Callable[[str, int], Exception | None]  # (text asked, call number from 1) -> what goes wrong
 
@@ -194,9 +196,14 @@ async def test_a_failure_is_an_outcome_once_something_sent_later_was_answered(tm
         assert await all_of(ask, 10) == ["stop"] * 3 + ["failed"] + ["stop"] * 6
         assert model.calls.count("3") == ATTEMPTS
         assert ask.counts.failed == 1
+        why = (await ask(question(3))).text
+        assert why, "what the server said, or how it failed"
     model = Scripted()
     async with asking(tmp_path, model) as ask:
-        assert (await ask(question(3))).finish_reason == "failed"
+        stored = await ask(question(3))
+        assert (stored.finish_reason, stored.text) == ("failed", why)
+        with pytest.raises(Unreadable, match=re.escape(why)):
+            read_text(stored)
     assert model.calls == []
     async with asking(tmp_path, model, retry_failed=True) as ask:
         assert (await ask(question(3), retry=False)).finish_reason == "failed"

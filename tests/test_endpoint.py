@@ -145,6 +145,27 @@ def test_a_text_in_parts_and_thinking_that_nobody_is_shown(message: Any, usage: 
     assert (reply.text, reply.flaws) == (text, flaws)
 
 
+async def test_a_redirect_is_not_followed_but_named() -> None:
+    """The key is meant for the address that was given; and an http that should be https says so at once."""
+
+    async def moved(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = (await reader.readuntil(b"\r\n\r\n")).lower()
+        await reader.readexactly(int(head.partition(b"content-length:")[2].split()[0]))
+        place = b"https://other.example/v1/chat/completions?key=1"
+        writer.write(
+            b"HTTP/1.1 301 Moved\r\nlocation: " + place + b"\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+        )
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(moved, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        endpoint = Endpoint("fake", base_url=f"http://127.0.0.1:{port}/v1", api_key=KEY, deadline_s=DEADLINE_S)
+        with pytest.raises(EndpointError, match=r"redirects to https://other\.example/v1; name that with --base-url\."):
+            await endpoint.complete(REQUEST)
+        await endpoint.close()
+
+
 # ---------------------------------------------------------------- time and memory are bounded
 
 BOMB = """

@@ -143,6 +143,9 @@ class Endpoint:
         detail = f"{status}: {' '.join(said.split())[:200]}"
         if status in (401, 403):
             return EndpointError(f"{self.address} refused the key ({detail}).")
+        if 300 <= status < 400:  # not followed: the key is meant for this address alone
+            where = without_secrets(error.response.headers.get("location", "")).removesuffix("/chat/completions")
+            return EndpointError(f"{self.address} redirects to {where or 'nowhere'}; name that with --base-url.")
         if status == 404:
             return EndpointError(
                 f"{self.address} does not know the model {self._model!r}, or --base-url lacks its /v1 ({detail})."
