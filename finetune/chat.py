@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from finetune.evaluate import say
+from finetune.evaluate import ended, more_than_nothing, say
 from pipeline.backends.local_model import LocalModel
-from pipeline.errors import DONE, Interrupted, StopRun
+from pipeline.errors import DONE, UsageError
 from pipeline.llm import Request, RequestFailed
 
 
@@ -28,18 +29,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("model", nargs="?", type=Path, help="a tuned model's folder [the bundled model]")
     parser.add_argument("--system", metavar="TEXT", help="a system message")
     parser.add_argument("--temperature", type=float, default=0.0, metavar="X", help="[0: always the likeliest word]")
-    parser.add_argument("--new-tokens", type=int, default=256, metavar="N", help="a reply's most [256]")
+    parser.add_argument("--new-tokens", type=more_than_nothing, default=256, metavar="N", help="a reply's most [256]")
     options = parser.parse_args(argv)
-    try:
-        return asyncio.run(_chat(options))
-    except StopRun as stop:
-        say(str(stop))
-        return stop.exit_code
-    except KeyboardInterrupt:
-        return Interrupted.exit_code
+    return ended(lambda: asyncio.run(_chat(options)))
 
 
 async def _chat(options: argparse.Namespace) -> int:
+    if not 0 <= options.temperature < math.inf:
+        raise UsageError(f"--temperature is {options.temperature}, and must be 0 or above.")
     model = LocalModel.from_directory(options.model) if options.model else LocalModel.bundled()
     opening: list[tuple[str, str]] = [("system", options.system)] if options.system else []
     turns = list(opening)

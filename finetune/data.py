@@ -26,7 +26,7 @@ from pipeline.errors import UsageError
 from pipeline.novelty import NoveltyIndex
 from pipeline.records import DocumentSource, GraphSource, PromptSource, Record, Rejection, make_record, user_message
 from pipeline.run_folder import open_set, read_config, read_records
-from pipeline.text import language_of
+from pipeline.text import language_of, replace_surrogates
 
 HELD_OUT = Path(__file__).with_name("heldout.jsonl")
 SAMPLE = Path(__file__).with_name("sample.jsonl")
@@ -70,7 +70,7 @@ class Source:
     path: Path
     shape: str
     examples: list[Example]
-    empty: int  # rows left out because they have no answer
+    empty: int  # rows left out because an answer in them is empty: it would teach to say nothing
 
     @property
     def hash(self) -> str:
@@ -114,7 +114,7 @@ def read(path: Path, stage: str = "sft") -> Source:
             example = _SHAPES[shape](row)
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             raise UsageError(f"{path}, row {line}: not a row of the shape {shape} ({_said(error)}).") from error
-        if example.answer.strip():
+        if all(text.strip() for role, text in example.messages if role == "assistant"):
             examples.append(example)
         else:
             empty += 1
@@ -163,6 +163,22 @@ def _group_of(record: Record | Rejection) -> str:
     return ""
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """What a run noted in a file; nothing where it noted nothing.
+
+    :raises UsageError: where that is damaged.
+    """
+    try:
+        noted = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise UsageError(f"{path} is damaged ({error}): remove the folder, or name another.") from error
+    if not isinstance(noted, dict):
+        raise UsageError(f"{path} is damaged: it holds no object.")
+    return noted
+
+
 def _read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """(row number, row) of a data file."""
     for row in read_rows(path):
@@ -172,7 +188,9 @@ def _read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _said(error: Exception) -> str:
-    return f"it has no {error}" if isinstance(error, KeyError) else str(error)
+    if isinstance(error, KeyError):
+        return f"it has no {error}"
+    return str(error) if isinstance(error, ValueError) else "what should be text is a list or an object, or the reverse"
 
 
 # ---------------------------------------------------------------- the shapes
@@ -180,11 +198,15 @@ def _said(error: Exception) -> str:
 
 def _alpaca(row: dict[str, Any]) -> Example:
     earlier: list[Message] = []
-    for user, assistant in row.get("history") or []:
-        earlier += [("user", user), ("assistant", assistant)]
+    for turn in row.get("history") or []:
+        if not isinstance(turn, list | tuple) or len(turn) != 2:
+            raise ValueError("a turn of its history is no pair of what the user and the assistant said")
+        earlier += [("user", turn[0]), ("assistant", turn[1])]
     if row.get("system"):
         earlier.insert(0, ("system", row["system"]))
     if "instances" in row:  # Self-Instruct's tasks: the first instance stands for the task
+        if not row["instances"]:
+            raise ValueError("it has no instance")
         row = {**row, **row["instances"][0]}
     question = user_message(row["instruction"], row.get("input") or "")
     task = "classification" if row.get("is_classification") or row.get("task") == "classification" else "generation"
@@ -199,6 +221,8 @@ _ROLES = {
 
 def _conversation(turns: Sequence[dict[str, Any]]) -> list[Message]:
     messages = []
+    if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
+        raise ValueError("its turns are no list of objects")
     for turn in turns:
         role = turn.get("role", turn.get("from"))
         if role not in _ROLES:
@@ -227,10 +251,17 @@ def _preference(row: dict[str, Any]) -> Example:
 
 
 def _example(messages: Sequence[Message], task: str = "generation", rejected: str = "") -> Example:
+    said = []
     for role, text in messages:
+        if text is None and role == "assistant":
+            text = ""  # as a table has it where nothing was filled in
         if not isinstance(text, str):
-            raise ValueError(f"what the {role} says is a {type(text).__name__}, not a text")
-    return Example(tuple(messages), "", task, rejected)
+            is_ = "missing" if text is None else f"a {type(text).__name__}, not a text"
+            raise ValueError(f"what the {role} says is {is_}")
+        said.append((role, replace_surrogates(text)))
+    if not isinstance(rejected, str):
+        raise ValueError("what was rejected is no text")
+    return Example(tuple(said), "", task, replace_surrogates(rejected))
 
 
 _SHAPES: dict[str, Callable[[dict[str, Any]], Example]] = {
@@ -319,7 +350,7 @@ def split(examples: Sequence[Example], share: float, seed: int) -> tuple[list[Ex
     watched: set[str] = set()
     taken = 0
     for name in names:  # a group that would overshoot by much is passed over for a smaller one
-        if taken < wanted and taken + sizes[name] <= 2 * wanted:
+        if taken < wanted and taken + sizes[name] <= min(2 * wanted, len(examples) - 1):
             watched.add(name)
             taken += sizes[name]
     learn = [example for example, group in zip(examples, groups, strict=True) if group not in watched]

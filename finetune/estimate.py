@@ -162,26 +162,41 @@ def describe(found: Estimate, free: float, device: str) -> str:
     return f"Memory: about {found.total / 1e9:.2f} GB of {free / 1e9:.1f} GB free on the {device} ({listed})"
 
 
-def seconds_a_token(model: Any, rows: Sequence[Row], tokens: int) -> float:
-    """Measured on one forward and backward pass over a micro-batch's worth of tokens; the model is left as it was."""
+def seconds_a_token(model: Any, rows: Sequence[Row], tokens: int, recipe: Recipe, *, checkpointing: bool) -> float:
+    """Measured on one forward and backward pass over a micro-batch's worth of tokens; the model is left as it was.
+
+    It takes no more memory than the training will: a base that is not trained gets no gradients here either.
+    """
     import torch
 
     ids: list[int] = []
+    positions: list[int] = []
     learnt = 0
     for row in rows:
         ids += row.input_ids
+        positions += range(len(row.input_ids))  # some models know no more of them than a row has
         learnt += row.answer_tokens
         if len(ids) >= tokens:
             break
-    batch = torch.tensor([ids[:tokens]], device=model.device)
+    at = {"device": model.device}
+    batch = {"input_ids": torch.tensor([ids[:tokens]], **at), "position_ids": torch.tensor([positions[:tokens]], **at)}
     model.train()
+    if recipe.method != "full":
+        model.requires_grad_(False)
+    if checkpointing:
+        model.activation_checkpointing_enable()
     model.enable_input_require_grads()
-    started = time.monotonic()
-    logits = model(input_ids=batch, logits_to_keep=min(learnt, batch.shape[1])).logits.float()  # as the trainer's head
-    (logits.logsumexp(-1) - logits[..., 0]).mean().backward()
-    if model.device.type == "cuda":
-        torch.cuda.synchronize()
-    seconds = time.monotonic() - started
+    on_gpu = model.device.type == "cuda"
+    for _ in range(2 if on_gpu else 1):  # the first pass on a GPU also loads its kernels
+        started = time.monotonic()
+        with torch.autocast("cuda", torch.bfloat16, enabled=on_gpu):
+            logits = model(**batch, use_cache=False, logits_to_keep=min(learnt, len(ids[:tokens]))).logits.float()
+            (logits.logsumexp(-1) - logits[..., 0]).mean().backward()  # as the trainer's head
+        if on_gpu:
+            torch.cuda.synchronize()
+        seconds = time.monotonic() - started
     model.zero_grad(set_to_none=True)
     model.disable_input_require_grads()
+    if checkpointing:
+        model.activation_checkpointing_disable()
     return seconds / len(ids[:tokens])

@@ -24,12 +24,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune import verdict as verdicts
-from finetune.data import HELD_OUT, Example, read
+from finetune.bases import (
+    choose_device,
+    is_out_of_memory,
+    keep_gradients_right,
+    load_base,
+    prepare,
+    put_on_adapter,
+)
+from finetune.data import HELD_OUT, Example, read, read_json
 from finetune.measure import Loss, Reply, answer_losses, mean_loss, plain_text_loss, scores, write_answers
-from finetune.methods import Recipe, choose_device, keep_gradients_right, load_base, prepare, quiet
-from finetune.rows import encode, stop_ids
+from finetune.methods import Recipe
+from finetune.rows import Row, encode, last_answer_only, stop_ids
 from pipeline.backends import weights as local_weights
-from pipeline.errors import DONE, Interrupted, StopRun, UsageError
+from pipeline.errors import DONE, Interrupted, StopRun, StorageError, UsageError
 
 if TYPE_CHECKING:
     from pipeline.judge_answers import Judge
@@ -53,20 +61,26 @@ class Tuned:
         :raises UsageError: where it is no model or its base is not here.
         """
         found = local_weights.find(folder)
-        run = folder / "run.json"
-        noted = json.loads(run.read_text(encoding="utf-8")) if run.is_file() else {}
+        noted = read_json(folder / "run.json")
         if noted.get("stage") == "reward":
             raise UsageError(f"{folder} is a reward model: it scores answers and writes none.")
-        recipe = Recipe(method="lora" if found.adapter else "full")  # where it was made elsewhere
-        if noted.get("recipe"):
-            recipe = Recipe(**noted["recipe"])
-        return cls(folder, local_weights.transformers_directory(found), recipe.method, recipe.precision)
+        try:
+            recipe = Recipe(**noted.get("recipe", {"method": "lora"}))  # what was made elsewhere stands on bf16
+        except TypeError as error:
+            raise UsageError(f"{folder}/run.json was written by another version of this program ({error}).") from error
+        if found.adapter is not None:
+            return cls(folder, local_weights.transformers_directory(found), recipe.method, recipe.precision)
+        base = read_json(folder / "trained.json").get("base")
+        if recipe.method != "full" or base is None or not Path(base).is_dir():
+            raise UsageError(
+                f"{folder} is a whole model, and what it was trained from is not noted there, or gone. "
+                "Where it was merged from an adapter, measure that."
+            )
+        return cls(folder, Path(base), recipe.method, recipe.precision)
 
 
 def arms(base: Path, precision: str, device: str, folders: dict[str, Path]) -> Iterator[tuple[str, Any]]:
     """(name, model) of the base and of each folder, one after the other; the base is loaded once for all adapters."""
-    from peft import PeftModel
-
     if precision == "fp32":  # whole models
         for name, directory in {"base": base, **folders}.items():
             yield name, load_base(directory, precision, device).eval()
@@ -74,12 +88,7 @@ def arms(base: Path, precision: str, device: str, folders: dict[str, Path]) -> I
     model = load_base(base, precision, device).eval()
     yield "base", model
     for name, folder in folders.items():
-        with quiet():
-            if isinstance(model, PeftModel):
-                model.load_adapter(str(folder), name)
-            else:
-                model = PeftModel.from_pretrained(model, str(folder), adapter_name=name)
-        model.set_adapter(name)
+        model = put_on_adapter(model, folder, name)
         keep_gradients_right(model)
         yield name, model.eval()
 
@@ -109,9 +118,7 @@ def evaluate(
     for name, model in arms(base, precision, device, folders):
         say(f"Measuring {name} on {len(tasks)} tasks")
         stops = stop_ids(tokenizer, model.generation_config)
-        rows, audit = encode(tokenizer, tasks, stops=stops, max_length=sys.maxsize)
-        if len(rows) != len(tasks):
-            raise UsageError(f"{audit.unfit} of the {len(tasks)} tasks do not fit the chat template.")
+        rows = encode_tasks(tokenizer, tasks, stops=stops, config=model.config, new_tokens=new_tokens)
         losses[name] = answer_losses(model, rows)
         replies[name] = write_answers(model, tokenizer, tasks, stops=stops, max_new_tokens=new_tokens)
         measures[name] = {
@@ -130,6 +137,26 @@ def evaluate(
         for number, task in enumerate(tasks)
     ]
     return found, pages
+
+
+def encode_tasks(
+    tokenizer: Any, tasks: Sequence[Example], *, stops: Sequence[int], config: Any, new_tokens: int
+) -> list[Row]:
+    """A row of each task, its last answer measured; what was said before is given.
+
+    :raises UsageError: where one cannot be asked; found out before hours of training, not after.
+    """
+    rows, audit = encode(tokenizer, list(map(last_answer_only, tasks)), stops=stops, max_length=sys.maxsize)
+    if len(rows) != len(tasks):
+        raise UsageError(f"{audit.unfit} of the {len(tasks)} tasks do not fit the chat template.")
+    longest = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None) or sys.maxsize
+    too_long = sum(max(row.length, row.length - row.answer_tokens + new_tokens) > longest for row in rows)
+    if too_long:
+        raise UsageError(
+            f"{too_long} of the {len(tasks)} tasks are longer, with the answer, than the {longest} tokens that the "
+            "model reads."
+        )
+    return rows
 
 
 def conclude(
@@ -171,7 +198,12 @@ def judge_of(options: argparse.Namespace) -> Judge | None:
 
     :raises UsageError: where it could not be asked; found out before hours of training, not after.
     """
+    for name in ("max_requests", "max_cost"):
+        if (getattr(options, name) or 0) < 0:
+            raise UsageError(f"--{name.replace('_', '-')} is {getattr(options, name)}, and must be 0 or above.")
     if options.judge_model is None:
+        if (options.judge_base_url, options.max_requests, options.max_cost) != (None, None, None):
+            raise UsageError("--judge-base-url, --max-requests and --max-cost are a judge's: name it by --judge-model.")
         return None
     from pipeline.judge_answers import Judge
 
@@ -191,13 +223,42 @@ def read_tasks(path: Path | None) -> list[Example]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    return ended(lambda: _run(_parse(argv)))
+
+
+def ended(work: Callable[[], int], again: str = "") -> int:
+    """What a command of the trainer returns: every way it can stop has its code, and a sentence.
+
+    :param again: what to say after Ctrl-C.
+    """
     try:
-        return _run(_parse(argv))
+        return work()
     except StopRun as stop:
         say(str(stop))
         return stop.exit_code
     except KeyboardInterrupt:
+        if again:
+            say(again)
         return Interrupted.exit_code
+    except OSError as error:
+        say(f"{error.filename or 'A file'}: {error.strerror or error}.")
+        return StorageError.exit_code
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        say(
+            "The memory is full. --max-length N or --checkpointing on make training take less, --method qlora too; "
+            "a smaller --base is sure to. What was trained is kept."
+        )
+        return UsageError.exit_code
+
+
+def more_than_nothing(text: str) -> int:
+    """A flag's number, which must be above 0."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number}, and must be above 0")
+    return number
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -211,7 +272,11 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--tasks", type=Path, metavar="FILE", help="held-out tasks [finetune/heldout.jsonl]")
     parser.add_argument(
-        "--new-tokens", type=int, default=NEW_TOKENS, metavar="N", help=f"an answer's most [{NEW_TOKENS}]"
+        "--new-tokens",
+        type=more_than_nothing,
+        default=NEW_TOKENS,
+        metavar="N",
+        help=f"an answer's most [{NEW_TOKENS}]",
     )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--json", action="store_true", help="print verdict.json on stdout")
@@ -270,7 +335,7 @@ def _own_draws(folder: Path) -> tuple[list[Path], str | None, float | None]:
     draws = list(itertools.takewhile(lambda draw: (draw / "trained.json").is_file(), beside))
     if not draws:
         return [], None, None
-    noted = [json.loads((draw / "trained.json").read_text(encoding="utf-8")) for draw in draws]
+    noted = [read_json(draw / "trained.json") for draw in draws]
     return draws, noted[0]["drawn_from"], statistics.fmean(each["overlap"] for each in noted)
 
 

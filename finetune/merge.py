@@ -19,13 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from finetune import card
+from finetune.bases import TOKENIZER_FILES, keep_gradients_right, known_as, load_base, prepare, put_on_adapter
 from finetune.data import Example
-from finetune.evaluate import Tuned, read_tasks, say
+from finetune.evaluate import Tuned, encode_tasks, ended, read_tasks, say
 from finetune.measure import answer_losses, mean_loss, plain_text_loss
-from finetune.methods import BUNDLED_ON_HUB, METHODS, TOKENIZER_FILES, keep_gradients_right, load_base, prepare, quiet
-from finetune.rows import IGNORED, Row, encode, stop_ids
+from finetune.methods import METHODS
+from finetune.rows import IGNORED, Row, stop_ids
 from pipeline.backends import weights as local_weights
-from pipeline.errors import DONE, Interrupted, StopRun, UsageError
+from pipeline.errors import DONE, UsageError
 
 COMPARED = 64  # tasks, at most
 FURTHEST = 0.01  # KL in nats a token from the adapter's predictions, for a merge into the base it was trained on
@@ -44,18 +45,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--tasks", type=Path, metavar="FILE", help="to compare on [finetune/heldout.jsonl]")
     options = parser.parse_args(argv)
-    try:
-        out = options.out or options.tuned.with_name(f"{options.tuned.name}-merged")
-        tasks = read_tasks(options.tasks)[:COMPARED]
-        found = merge(options.tuned, out, onto=options.onto, tasks=tasks, dtype=options.dtype)
-    except StopRun as stop:
-        say(str(stop))
-        return stop.exit_code
-    except KeyboardInterrupt:
-        return Interrupted.exit_code
+    return ended(lambda: _run(options))
+
+
+def _run(options: argparse.Namespace) -> int:
+    out = options.out or options.tuned.with_name(f"{options.tuned.name}-merged")
+    tasks = read_tasks(options.tasks)[:COMPARED]
+    found = merge(options.tuned, out, onto=options.onto, tasks=tasks, dtype=options.dtype)
     for line in describe(found):
         say(line)
-    for line in card.commands(out, options.tuned, BUNDLED_ON_HUB if found["bundled"] else found["base"]):
+    base = found["known_as"] if "/" in found["known_as"] else found["base"]  # on the Hub, or here
+    for line in card.commands(out, options.tuned, base):
         say(line)
     return DONE
 
@@ -78,7 +78,7 @@ def merge(tuned: Path, out: Path, *, onto: str, tasks: Sequence[Example], dtype:
     tokenizer = local_weights.load_tokenizer(tuned)
     model = _with_adapter(load_base(at.base, at.precision, "cpu"), tuned)
     stops = stop_ids(tokenizer, model.generation_config)
-    rows, _ = encode(tokenizer, tasks, stops=stops, max_length=sys.maxsize)
+    rows = encode_tasks(tokenizer, tasks, stops=stops, config=model.config, new_tokens=1)
     adapter = _measure(model, tokenizer, rows)
     wanted = _log_probabilities(model, rows)
     del model
@@ -91,14 +91,13 @@ def merge(tuned: Path, out: Path, *, onto: str, tasks: Sequence[Example], dtype:
     found = {
         "onto": onto, "adapter": adapter, "merged": _measure(merged, tokenizer, rows), "dtype": written,
         "kl": kls[written], "kls": kls, "base": str(at.base),
-        "bundled": at.base.name.startswith(local_weights.BUNDLED_NAME),
+        "known_as": known_as(at.base),
     }  # fmt: skip
     merged.save_pretrained(out)
     for name in (*TOKENIZER_FILES, "generation_config.json", "run.json", "trained.json", "verdict.json"):
         if (tuned / name).is_file():
             shutil.copyfile(tuned / name, out / name)
-    base = BUNDLED_ON_HUB if found["bundled"] else at.base.name
-    card.refresh_card(out, base)
+    card.refresh_card(out, known_as(at.base))
     found["templated"] = card.write_modelfile(out, tokenizer, tokenizer.convert_ids_to_tokens(list(stops)))
     return found
 
@@ -114,10 +113,7 @@ def _merged(at: Tuned, onto: str, dtype: str) -> Any:
 
 
 def _with_adapter(model: Any, adapter: Path) -> Any:
-    from peft import PeftModel
-
-    with quiet():
-        tuned = PeftModel.from_pretrained(model, str(adapter)).eval()
+    tuned = put_on_adapter(model, adapter).eval()
     keep_gradients_right(tuned)
     return tuned
 

@@ -1,4 +1,4 @@
-"""How to train: presets with their source, methods with their limits, and loading the base they start from.
+"""How to train: presets with their source, methods with their limits, and the adapter each puts on its base.
 
 python -m finetune.run --method list        what each method does and cannot do
 python -m finetune.run --preset list        the published numbers, and where they stand
@@ -6,28 +6,12 @@ python -m finetune.run --preset list        the published numbers, and where the
 
 from __future__ import annotations
 
-import contextlib
-import importlib.util
-import logging
-import os
-import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
+import argparse
+import math
+from dataclasses import dataclass, fields
 from typing import Any
 
-from pipeline.backends import weights as local_weights
 from pipeline.errors import UsageError
-
-BUNDLED_ON_HUB = f"HuggingFaceTB/{local_weights.BUNDLED_NAME}"  # what others know the bundled model by
-LIBRARIES = ("torch", "transformers", "peft", "trl", "datasets", "bitsandbytes")
-INSTALL = 'pip install -c constraints.txt -e ".[local,train]"'
-
-
-TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json",
-    "vocab.json", "merges.txt", "added_tokens.json", "chat_template.jinja",
-)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +65,24 @@ class Recipe:
     virtual_tokens: int = 32  # of prefix, prompt and ptuning
     four_bit: bool | None = None  # None: the method's own
 
+    def check(self) -> None:
+        """Whether its numbers make sense together.
+
+        :raises UsageError: naming the flag.
+        """
+        for name in ("batch", "rank", "alpha", "epochs", "learning_rate", "steps", "max_length"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:  # nan is neither
+                raise UsageError(f"--{name.replace('_', '-')} is {value}, and must be above 0.")
+        if not 0 <= self.dropout < 1:
+            raise UsageError(f"--dropout is {self.dropout}: a share, from 0 to below 1.")
+        if self.neftune is not None and not 0 <= self.neftune < math.inf:
+            raise UsageError(f"--neftune is {self.neftune}, and must be 0 or above.")
+        if self.four_bit and self.method == "full":
+            raise UsageError("--four-bit does not go with --method full: weights in 4 bits cannot be trained.")
+        if self.four_bit is False and self.method in ("qlora", "full"):
+            raise UsageError(f"--no-four-bit does not go with --method {self.method}: take lora, on a bf16 base.")
+
     @property
     def rate(self) -> float:
         return self.learning_rate or METHODS[self.method].learning_rate
@@ -132,177 +134,21 @@ PRESETS = {
 }  # fmt: skip
 
 
-def prepare() -> None:
-    """Check that the trainer's libraries are there, and keep them quiet and off the network.
+def recipe_of(options: argparse.Namespace) -> Recipe:
+    """The recipe: defaults, then the preset's numbers, then the flags.
 
-    :raises UsageError: with what to install.
+    :raises UsageError: for numbers that make no sense.
     """
-    local_weights.prepare_process()
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    missing = [name for name in LIBRARIES if importlib.util.find_spec(name) is None]
-    if missing:
-        raise UsageError(f"Training needs {', '.join(missing)}: {INSTALL}")
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it misses kernels that it would have to download
-    import datasets
-    import torch
-
-    if "OMP_NUM_THREADS" not in os.environ and hasattr(os, "sched_getaffinity"):  # more threads than cores crawl
-        torch.set_num_threads(len(os.sched_getaffinity(0)))
-    datasets.disable_progress_bars()
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Without what trl, peft and transformers warn each other of, and no user can act on."""
-    with warnings.catch_warnings():
-        for pattern in (
-            ".*(gradient|activation)_checkpointing.*",
-            ".*[Pp]adding-free.*",
-            ".*lr_scheduler.step.*",
-            "Position ids are not supported.*",  # a soft prompt's; measure.py asks it nothing that is padded in front
-        ):
-            warnings.filterwarnings("ignore", message=pattern)
-        yield
-
-
-def choose_device(wanted: str) -> str:
-    """cpu or cuda.
-
-    :raises UsageError: where cuda is wanted and there is none.
-    """
-    import torch
-
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise UsageError("--device cuda: torch sees no CUDA device here; leave it out to train on the CPU.")
-    if wanted == "cpu" or not torch.cuda.is_available():
-        return "cpu"
-    if not torch.cuda.is_bf16_supported(including_emulation=False):
-        raise UsageError("This GPU computes no bf16, which training needs (Ampere and later do): try --device cpu.")
-    return "cuda"
-
-
-# ---------------------------------------------------------------- the base
-
-
-def find_base(name: str | None) -> Path:
-    """The directory of the base model: none named, the bundled one (converted once).
-
-    :raises UsageError: where there is none, or it is nothing to train.
-    """
-    if name is None:
-        return local_weights.transformers_directory(local_weights.bundled())
-    path = Path(name).expanduser()
-    if not path.exists() and name.count("/") == 1 and not name.startswith((".", "~", "/")):
-        path = _download(name)
-    found = local_weights.find(path)
-    if found.adapter is not None:
-        raise UsageError(f"{path} is an adapter: merge it first (python -m finetune.merge {path}), then train on that.")
-    return local_weights.transformers_directory(found)
-
-
-def _download(name: str) -> Path:
-    """A model named as on the Hub; the only place that may reach it, and only for a name the user gave."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        said = str(error).strip().split("\n")[0]
-        raise UsageError(
-            f"--base {name}: neither a directory here nor a model that could be fetched ({said})."
-        ) from error
-
-
-def require_causal(directory: Path) -> Any:
-    """The base's configuration.
-
-    :raises UsageError: where it does not describe a model that continues text.
-    """
-    from transformers import AutoConfig
-
-    try:
-        config = AutoConfig.from_pretrained(directory, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise UsageError(f"{directory}/config.json cannot be read: {str(error).strip().splitlines()[0]}") from error
-    kinds = config.architectures or []
-    if config.is_encoder_decoder or (kinds and not any(_continues_text(kind) for kind in kinds)):
-        kind = kinds[0] if kinds else config.model_type
-        raise UsageError(
-            f"{directory} holds a {kind}, which is not a causal language model: it cannot be trained to answer."
-        )
-    return config
-
-
-def _continues_text(kind: str) -> bool:
-    return kind.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration"))
-
-
-def generation_config(directory: Path) -> Any:
-    """The base's generation settings, or the default ones."""
-    from transformers import GenerationConfig
-
-    if (directory / "generation_config.json").is_file():
-        return GenerationConfig.from_pretrained(directory, local_files_only=True)
-    return GenerationConfig()
-
-
-def load_base(directory: Path, precision: str, device: str, stage: str = "sft") -> Any:
-    """The base, as a recipe wants it: nf4 (with double quantisation), bf16, or fp32 for a full fine-tune.
-
-    For a reward model its head is a new one, that says one number.
-    """
-    import torch
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.disable_progress_bar()
-    settings: dict[str, Any] = {"dtype": torch.float32 if precision == "fp32" else torch.bfloat16}
-    if precision == "nf4":
-        settings["quantization_config"] = nf4()
-        settings["device_map"] = {"": device_index(device)}
-    kind: Any = AutoModelForCausalLM
-    if stage == "reward":
-        torch.manual_seed(0)
-        kind, settings["num_labels"] = AutoModelForSequenceClassification, 1
-    try:
-        model = kind.from_pretrained(directory, local_files_only=True, use_safetensors=True, **settings)
-    except ImportError as error:
-        raise UsageError(f"A base in 4 bits needs bitsandbytes: {INSTALL}") from error
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UsageError(f"{directory} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
-    keep_gradients_right(model)
-    return model if precision == "nf4" else model.to(device)
-
-
-def nf4() -> Any:
-    """QLoRA's quantisation as published; the library's own defaults are fp4, fp32 compute, quantised once."""
-    import torch
-    from transformers import BitsAndBytesConfig
-
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16,
-        llm_int8_skip_modules=["lm_head", "score"],  # heads stay as they are, a reward model's too
-    )
-
-
-def device_index(device: str) -> int | str:
-    """Where this process puts its model: each of several processes has a GPU of its own."""
-    return int(os.environ.get("LOCAL_RANK", "0")) if device == "cuda" else "cpu"
-
-
-def keep_gradients_right(model: Any) -> None:
-    """Keep 4-bit layers in the layout that training reads.
-
-    On CPUs with AVX512-BF16, bitsandbytes (up to 0.50.2) repacks a 4-bit layer's weights when it is first used for
-    inference; from then on training takes a kernel through which no gradient flows, and nothing says so.
-    """
-    for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
+    preset = PRESETS[options.preset].numbers if options.preset else {}
+    given = {field.name: getattr(options, field.name, None) for field in fields(Recipe)}
+    values = {**preset, **{name: value for name, value in given.items() if value is not None}}
+    if given["epochs"] is not None and given["steps"] is None:
+        values.pop("steps", None)  # a preset's
+    if "rank" in values and "alpha" not in values:
+        values["alpha"] = 2.0 * values["rank"]
+    recipe = Recipe(**values)
+    recipe.check()
+    return recipe
 
 
 # ---------------------------------------------------------------- the adapter

@@ -195,7 +195,7 @@ def encode_pairs(
     unfit = 0
     for example, other in zip(examples, lost, strict=True):
         # The last answer alone: earlier turns are given to both.
-        both = [encode(tokenizer, [_last_answer_only(side)], **settings)[0] for side in (example, other)]
+        both = [encode(tokenizer, [last_answer_only(side)], **settings)[0] for side in (example, other)]
         if not all(both):
             unfit += 1
             continue
@@ -209,7 +209,7 @@ def encode_pairs(
     return pairs, audit
 
 
-def _last_answer_only(example: Example) -> Example:
+def last_answer_only(example: Example) -> Example:
     """The same conversation with earlier answers counted as given: only the last is learnt."""
     return replace(example, learn_from=len(example.messages) - 1)
 

@@ -15,6 +15,7 @@ output, kept or rejected; for a file, --control names one, or nothing is said ab
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.metadata
 import json
 import os
@@ -24,18 +25,21 @@ import signal
 import statistics
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune import card, estimate, evaluate, methods, rows, training
+from finetune import bases, card, estimate, evaluate, methods, rows, training
+from finetune.bases import TOKENIZER_FILES
 from finetune.data import SAMPLE, Example, candidates, hash_examples, read, sample_control, split, without_held_out
 from finetune.evaluate import say
-from finetune.methods import METHODS, PRESETS, TOKENIZER_FILES, Recipe
+from finetune.methods import METHODS, PRESETS
 from pipeline.backends import weights as local_weights
-from pipeline.errors import DONE, Interrupted, StopRun, UsageError
+from pipeline.errors import DONE, UsageError
+from pipeline.run_folder import locked, write_json
 
 WATCHED_SHARE = 0.1
+MOST_WATCHED = 0.5
 STAGES = ("sft", "pretrain", "dpo", "reward")
 PIECE = 512  # tokens of a document, and half of a preference pair's, unless --max-length says otherwise
 LIBRARIES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets")
@@ -44,17 +48,12 @@ LIBRARIES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate
 def main(argv: Sequence[str] | None = None) -> int:
     options = _parse(argv)
     again = shlex.join(["python", "-m", "finetune.run", *(sys.argv[1:] if argv is None else argv)])
-    try:
-        if "list" in (options.method, options.preset):
-            print(methods.describe_methods() if options.method == "list" else methods.describe_presets())
-            return DONE
-        return _Run(options, again).run()
-    except StopRun as stop:
-        say(str(stop))
-        return stop.exit_code
-    except KeyboardInterrupt:
-        say(f"Interrupted. Go on from the last checkpoint with: {again}")
-        return Interrupted.exit_code
+    if "list" in (options.method, options.preset):
+        print(methods.describe_methods() if options.method == "list" else methods.describe_presets())
+        return DONE
+    return evaluate.ended(
+        lambda: _Run(options, again).run(), f"Interrupted. Go on from the last checkpoint with: {again}"
+    )
 
 
 # ---------------------------------------------------------------- options
@@ -72,7 +71,11 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--controls", type=int, default=1, metavar="N", help="draw and train it so often: what is luck? [1]")
     add("--tasks", type=Path, metavar="FILE", help="held-out tasks [finetune/heldout.jsonl]")
     add(
-        "--new-tokens", type=int, default=evaluate.NEW_TOKENS, metavar="N", help="an answer's most, in the verdict [48]"
+        "--new-tokens",
+        type=evaluate.more_than_nothing,
+        default=evaluate.NEW_TOKENS,
+        metavar="N",
+        help="an answer's most, in the verdict [48]",
     )
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="[auto: a GPU where there is one]")
     add("--stage", choices=STAGES, default="sft", help="pretrain: on plain documents; dpo, reward: on preference pairs")
@@ -116,32 +119,6 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def recipe_of(options: argparse.Namespace) -> Recipe:
-    """The recipe: defaults, then the preset's numbers, then the flags.
-
-    :raises UsageError: for numbers that make no sense.
-    """
-    preset = PRESETS[options.preset].numbers if options.preset else {}
-    given = {field.name: getattr(options, field.name, None) for field in fields(Recipe)}
-    values = {**preset, **{name: value for name, value in given.items() if value is not None}}
-    if given["epochs"] is not None and given["steps"] is None:
-        values.pop("steps", None)  # a preset's
-    if "rank" in values and "alpha" not in values:
-        values["alpha"] = 2.0 * values["rank"]
-    recipe = Recipe(**values)
-    for name in ("batch", "rank", "epochs", "rate", "steps", "max_length"):
-        value = getattr(recipe, name)
-        if value is not None and value <= 0:
-            raise UsageError(f"--{name.replace('_', '-')} is {value}, and must be above 0.")
-    if recipe.four_bit and recipe.method == "full":
-        raise UsageError("--four-bit does not go with --method full: weights in 4 bits cannot be trained.")
-    if recipe.four_bit is False and recipe.method in ("qlora", "full"):
-        raise UsageError(f"--no-four-bit does not go with --method {recipe.method}: take lora, on a bf16 base.")
-    if not 0 <= options.watch < 1:
-        raise UsageError(f"--watch is {options.watch}: a share of the rows, from 0 to below 1.")
-    return recipe
-
-
 # ---------------------------------------------------------------- the run
 
 
@@ -159,7 +136,11 @@ class Arm:
 class _Run:
     def __init__(self, options: argparse.Namespace, again: str) -> None:
         self.options, self.again = options, again
-        self.recipe = recipe_of(options)
+        self.recipe = methods.recipe_of(options)
+        if not 0 <= options.watch <= MOST_WATCHED:
+            raise UsageError(f"--watch is {options.watch}: a share of the rows, from 0 to {MOST_WATCHED}.")
+        if not 0 <= options.seed < 2**32:
+            raise UsageError(f"--seed is {options.seed}: a number from 0 to {2**32 - 1}.")
         if options.stage == "reward" and not METHODS[self.recipe.method].merges:
             raise UsageError(
                 f"--stage reward trains by lora, qlora, dora, adalora or full, not by {self.recipe.method}."
@@ -179,19 +160,27 @@ class _Run:
         tasks = evaluate.read_tasks(self.options.tasks)
         evaluate.judge_of(self.options)
         arms = self._arms(tasks)
-        methods.prepare()
-        self.device = methods.choose_device(self.options.device)
-        self.base = methods.find_base(self.options.base)
-        self.config = methods.require_causal(self.base)
+        bases.prepare()
+        self.device = bases.choose_device(self.options.device)
+        self.base = bases.find_base(self.options.base)
+        self.config = bases.require_causal(self.base)
         self.tokenizer = local_weights.load_tokenizer(self.base)
         self.template = rows.ensure_template(self.tokenizer)
+        if self.options.stage != "reward":
+            evaluate.encode_tasks(
+                self.tokenizer, tasks, stops=self._stops(), config=self.config, new_tokens=self.options.new_tokens
+            )
+        if idle := bases.idle_gpus(self.device, self.processes):
+            self.say(f"One GPU is used, {idle} more are there: accelerate launch --multi_gpu -m finetune.run uses all")
         if self.options.preset:
             preset = PRESETS[self.options.preset]
             self.say("; ".join(filter(None, [f"Preset {self.options.preset}: {preset.source}", preset.unverified])))
         if METHODS[self.recipe.method].cannot:
             self.say(f"Note: {self.recipe.method} {METHODS[self.recipe.method].cannot}.")
         for arm in arms:
-            if not self._train(arm):
+            trained = self._train(arm)
+            bases.release_memory()
+            if not trained:
                 return DONE
         if not self.main_process:
             return DONE
@@ -203,7 +192,7 @@ class _Run:
             new_tokens=self.options.new_tokens, say=self.say,
         )  # fmt: skip
         code = evaluate.conclude(self.out, found, pages, tasks, self.options)
-        card.refresh_card(self.out, methods.BUNDLED_ON_HUB if self.options.base is None else self.base.name)
+        card.refresh_card(self.out, bases.known_as(self.base))
         say(f"All about it: {self.out / 'verdict.html'}")
         say(f"Next: python -m finetune.chat {self.out}, or make data with it: --model {self.out}")
         return code
@@ -224,7 +213,10 @@ class _Run:
         source = read(self.options.data, self.options.stage)
         self.say(f"{self.options.data}: {len(source.examples)} examples ({source.shape})")
         if source.empty:
-            self.say(f"{source.empty} rows have no answer and are left out")
+            self.say(f"{source.empty} rows have no answer, or an empty one among others, and are left out")
+        repeats = len(source.examples) - len({(example.messages, example.rejected) for example in source.examples})
+        if repeats:
+            self.say(f"{repeats} of them say the same as another, word for word; pipeline.curate takes repeats out")
         ours = self._without_held_out(source.examples, tasks, "examples")
         if not ours:
             raise UsageError("Every example collides with a held-out task, so there is nothing to train on.")
@@ -266,6 +258,8 @@ class _Run:
             return []
         pool = self._without_held_out(pool, tasks, "control's candidates")
         if {example.messages for example in pool} <= {example.messages for example in ours}:
+            if self.options.control is not None:
+                raise UsageError(f"All rows of {about} are among ours, so it is no control. Use --control none.")
             self.say(
                 "Nothing was rejected, so a control would be the same rows: the verdict says nothing about filtering"
             )
@@ -297,79 +291,110 @@ class _Run:
         """Train an arm, unless its folder says it is done. False: --plan asked only for what stands before."""
         recipe, stage = self.recipe, self.options.stage
         learn, watch = split(arm.examples, self.options.watch, arm.seed)
+        if self.options.watch and not watch:
+            self.say("Too few documents, subjects or clusters to watch any: training does not stop early")
         encoded, audit = self._encode(learn, recipe.max_length)
         rows.check(audit)
         watched, _ = self._encode(watch, audit.max_length) if watch else ([], None)
         for line in rows.describe(audit) if arm.name == "ours" else rows.describe(audit)[:3]:
             self.say(line)
         packing = recipe.packing and stage in ("sft", "pretrain")
-        batches = self._plan(encoded, audit, packing)
-        checkpointing = self._estimate(batches)
+        fit = self._fit(encoded, audit, packing)
         if self.options.plan:
             return False
-        if self.main_process:
-            self._settle(arm, audit)
-        if (arm.folder / "trained.json").is_file():
-            self.say(f"{arm.folder} is trained already")
-            return True
-        model = methods.load_base(self.base, recipe.precision, self.device, stage)
-        if packing:
-            packing, why_not = training.can_pack(model, recipe, encoded)
-            if not packing:
-                self.say(f"No packing: {why_not}")
-                batches = self._plan(encoded, audit, packing)
-        if stage != "reward":
-            self._say_time(estimate.seconds_a_token(model, encoded, batches.length), encoded, batches)
+        with locked(arm.folder) if self.main_process else contextlib.nullcontext():
+            if self.main_process:
+                self._settle(arm, audit)
+            if (arm.folder / "trained.json").is_file():
+                self._require_its_own(arm.folder)
+                self.say(f"{arm.folder} is trained already")
+            else:
+                self._learn(arm, encoded, watched, audit, *fit)
+        return True
+
+    def _require_its_own(self, folder: Path) -> None:
+        """Refuse a folder that merge or somebody else made of one of ours."""
+        if (folder / "adapter_config.json").is_file() == (self.recipe.method == "full"):
+            raise UsageError(f"{folder} holds what was merged or made of such a run. Use another --out.")
+
+    def _learn(
+        self,
+        arm: Arm,
+        encoded: Any,
+        watched: Any,
+        audit: rows.Audit,
+        batches: training.Batches,
+        checkpointing: bool,
+    ) -> None:
+        recipe, stage = self.recipe, self.options.stage
+        packing = recipe.packing and stage in ("sft", "pretrain")
+        model = bases.load_base(self.base, recipe.precision, self.device, stage)
+        with bases.first_use(self.base, recipe.precision):
+            if packing:
+                packing, why_not = training.can_pack(model, recipe, encoded)
+                if not packing:
+                    self.say(f"No packing: {why_not}")
+                    batches, checkpointing = self._fit(encoded, audit, packing)
+            if stage != "reward":
+                a_token = estimate.seconds_a_token(model, encoded, batches.length, recipe, checkpointing=checkpointing)
+                self._say_time(a_token, encoded, batches)
         setup = training.Setup(arm.folder, self.device, arm.seed, stage, packing, checkpointing, self.options.log)
         trainer, result = training.train(model, self.tokenizer, encoded, watched, recipe, batches, setup, self.say)
+        done: dict[str, Any] = {"result": asdict(result), "audit": asdict(audit), "base": str(self.base)}
+        if stage == "reward":  # asked of all processes, which measure it together
+            done["accuracy"] = trainer.evaluate().get("eval_accuracy") if trainer.eval_dataset else None
         if self.main_process:
-            self._save(arm, trainer, result, audit)
-        return True
+            self._save(arm, trainer, result, done)
+
+    def _stops(self) -> list[int]:
+        return rows.stop_ids(self.tokenizer, bases.generation_config(self.base))
 
     def _encode(self, examples: Sequence[Example], max_length: int | None) -> tuple[Any, rows.Audit]:
         """Rows (or pairs) of examples, as the stage wants them, and their audit."""
-        stops = rows.stop_ids(self.tokenizer, methods.generation_config(self.base))
-        longest = getattr(self.config.get_text_config(decoder=True), "max_position_embeddings", None)
+        longest = getattr(self.config.get_text_config(decoder=True), "max_position_embeddings", None) or sys.maxsize
         if self.options.stage == "pretrain":
-            return rows.encode_documents(self.tokenizer, examples, max_length or min(PIECE, longest or PIECE))
+            return rows.encode_documents(self.tokenizer, examples, min(max_length or PIECE, longest))
+        settings: dict[str, Any] = {"stops": self._stops(), "template": self.template}
         if self.options.stage in ("dpo", "reward"):
-            most = max_length or min(2 * PIECE, longest or 2 * PIECE)
-            return rows.encode_pairs(self.tokenizer, examples, stops=stops, max_length=most, template=self.template)
-        return rows.encode(
-            self.tokenizer, examples, stops=stops, max_length=max_length, longest=longest, template=self.template
-        )
-
-    def _plan(self, encoded: Any, audit: rows.Audit, packing: bool) -> training.Batches:
-        return training.plan(
-            encoded, self.recipe, audit.max_length, packing=packing, device=self.device, processes=self.processes
-        )
+            most = min(max_length or 2 * PIECE, longest)
+            return rows.encode_pairs(self.tokenizer, examples, max_length=most, **settings)
+        return rows.encode(self.tokenizer, examples, max_length=max_length, longest=longest, **settings)
 
     def _say_time(self, a_token: float, encoded: Any, batches: training.Batches) -> None:
         a_record = sum(row.length for row in encoded) / len(encoded)
-        seconds = a_token * a_record * batches.steps * self.recipe.batch / self.processes
+        seconds = a_token * a_record * batches.steps * min(self.recipe.batch, len(encoded)) / self.processes
         self.say(
             f"Time: about {seconds / 60:.1f} minutes for {batches.steps} steps,"
             f" at {1 / a_token:.0f} tokens/s (measured on one micro-batch)"
         )
 
-    def _estimate(self, batches: training.Batches) -> bool:
-        """Say what it will take, refuse what will not fit; returns whether to use gradient checkpointing."""
-        shape = estimate.shape_of(self.config)
-        tokens, free = batches.at_once * batches.length, estimate.free_memory(self.device)
+    def _fit(self, encoded: Any, audit: rows.Audit, packing: bool) -> tuple[training.Batches, bool]:
+        """Batches that the memory holds, and whether with gradient checkpointing; it is said, or refused."""
+        shape, free = estimate.shape_of(self.config), estimate.free_memory(self.device)
         wanted = self.options.checkpointing
         if self.recipe.method == "prefix":  # its keys and values are lost when a layer is computed again
             if wanted == "on":
                 raise UsageError("--checkpointing on does not go with --method prefix.")
             wanted = "off"
-        on = wanted == "on" or (wanted == "auto" and self.device == "cuda")
-        found = estimate.estimate(shape, self.recipe, tokens, checkpointing=on, device=self.device)
-        if wanted == "auto" and not on and found.total > free / 2:
-            on = True
+        most = sys.maxsize
+        while True:
+            batches = training.plan(
+                encoded, self.recipe, audit.max_length, packing=packing, device=self.device, processes=self.processes,
+                most=most,
+            )  # fmt: skip
+            tokens = batches.at_once * batches.length * (2 if self.options.stage in ("dpo", "reward") else 1)
+            on = wanted == "on" or (wanted == "auto" and self.device == "cuda")
             found = estimate.estimate(shape, self.recipe, tokens, checkpointing=on, device=self.device)
+            if wanted == "auto" and not on and found.total > free / 2:
+                on = True
+                found = estimate.estimate(shape, self.recipe, tokens, checkpointing=on, device=self.device)
+            if found.total <= estimate.MARGIN * free or batches.at_once * batches.length <= audit.max_length:
+                break
+            most = batches.at_once * batches.length // 2
         self.say(estimate.describe(found, free, self.device))
         if not self.options.force:
             estimate.require_room(found, shape, self.recipe, tokens, checkpointing=on, device=self.device, free=free)
-        return on
+        return batches, on
 
     def _settle(self, arm: Arm, audit: rows.Audit) -> None:
         """Note what the run is made of, and refuse a folder begun with something else."""
@@ -381,7 +406,7 @@ class _Run:
             "max_length": audit.max_length, "processes": self.processes, "device": self.device, "versions": versions,
         })  # fmt: skip
 
-    def _save(self, arm: Arm, trainer: Any, result: training.Result, audit: rows.Audit) -> None:
+    def _save(self, arm: Arm, trainer: Any, result: training.Result, done: dict[str, Any]) -> None:
         """The adapter (or model), the base's own tokenizer files, and last of all trained.json: all is there."""
         trainer.model.save_pretrained(arm.folder)
         for name in TOKENIZER_FILES:
@@ -389,18 +414,13 @@ class _Run:
                 shutil.copyfile(self.base / name, arm.folder / name)
         if self.template != rows.OWN_TEMPLATE:
             (arm.folder / "chat_template.jinja").write_text(self.tokenizer.chat_template, encoding="utf-8")
-        generation = methods.generation_config(self.base)
-        generation.eos_token_id = rows.stop_ids(self.tokenizer, generation)
+        generation = bases.generation_config(self.base)
+        generation.eos_token_id = self._stops()
         generation.save_pretrained(arm.folder)
         training.draw_losses(result, arm.folder / "loss.png")
-        done: dict[str, Any] = {"result": asdict(result), "audit": asdict(audit)}
         if arm.overlap is not None:
             done |= {"drawn_from": self.drawn_from, "overlap": arm.overlap}
-        if self.options.stage == "reward":
-            done["accuracy"] = trainer.evaluate().get("eval_accuracy") if trainer.eval_dataset else None
-        (arm.folder / "trained.json").write_text(
-            json.dumps(done, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
+        write_json(arm.folder / "trained.json", done)
         shutil.rmtree(arm.folder / "checkpoints", ignore_errors=True)
         self.say(
             f"{arm.name}: {result.steps} steps in {result.seconds:.0f} s, {result.tokens_per_second:.0f} tokens/s;"

@@ -6,21 +6,27 @@ other data. Everything else is the library's.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune.methods import METHODS, Recipe, adapter_config, keep_gradients_right, quiet
+from finetune.bases import keep_gradients_right, quiet
+from finetune.data import read_json
+from finetune.methods import METHODS, Recipe, adapter_config
 from finetune.rows import IGNORED, Pair, Row
 from pipeline.errors import UsageError
+from pipeline.run_folder import write_json
 
 PACK_LENGTH = {"cpu": 512, "cuda": 2048}
 # A micro-batch's, padding included. On a CPU packs of 250 to 500 tokens were fastest, and 1,000 an eighth slower: its
-# attention works through the whole block mask.
+# attention works through the whole block mask. So it does on a GPU without flash attention, and the trainer lays all
+# packs of a micro-batch end to end: of packs there is one at a time.
 TOKENS_AT_ONCE = {"cpu": 512, "cuda": 8192}
 EVALUATIONS = 10  # at most, over the run; a checkpoint is written with each
 PATIENCE = 3  # evaluations without a better loss before the run ends
@@ -49,6 +55,7 @@ class Batches:
     at_once: int  # packs or rows a micro-batch
     accumulate: int  # micro-batches a step
     steps: int
+    watched_at_once: int = 1  # rows, which are never packed
 
 
 def plan(
@@ -59,20 +66,25 @@ def plan(
     packing: bool,
     device: str,
     processes: int = 1,
+    most: int = sys.maxsize,
 ) -> Batches:
-    """Micro-batches and steps such that a step sees about `recipe.batch` records, packed or not."""
+    """Micro-batches and steps such that a step sees about `recipe.batch` records, packed or not.
+
+    :param most: tokens a micro-batch shall have at most, where it can: a row is never cut.
+    """
     tokens = sum(row.length for row in rows)
-    length = max(max_length, PACK_LENGTH[device]) if packing else max_length
+    length = max(max_length, min(PACK_LENGTH[device], most)) if packing else max_length
     if packing:
         units = math.ceil(tokens / length)
         a_step = max(1, round(recipe.batch * units / len(rows)))
     else:
         units, a_step = len(rows), recipe.batch
     a_step = max(1, math.ceil(min(a_step, units) / processes))
-    at_once = max(1, min(a_step, TOKENS_AT_ONCE[device] // length))
+    at_once = 1 if packing else max(1, min(a_step, min(TOKENS_AT_ONCE[device], most) // length))
     accumulate = math.ceil(a_step / at_once)
     an_epoch = max(1, math.ceil(units / (at_once * accumulate * processes)))
-    return Batches(length, at_once, accumulate, recipe.steps or math.ceil(an_epoch * recipe.epochs))
+    steps = recipe.steps or math.ceil(an_epoch * recipe.epochs)
+    return Batches(length, at_once, accumulate, steps, max(1, length // max_length) if packing else at_once)
 
 
 def packs_stay_apart(model: Any, rows: Sequence[Row]) -> bool:
@@ -81,30 +93,36 @@ def packs_stay_apart(model: Any, rows: Sequence[Row]) -> bool:
     Rounding moves a loss too, so the difference is held against what seeing the other row does to it.
     """
     import torch
+    from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-    def loss(ids: list[int], labels: list[int], positions: list[int]) -> float:
-        at = {"device": model.device}
-        place = {"position_ids": torch.tensor([positions], **at), "use_cache": False}  # as the trainer calls it
+    collate = DataCollatorForLanguageModeling(pad_token_id=0, padding_free=True)  # the trainer's: all it says of packs
+
+    def loss(row: Row, lengths: list[int]) -> float:
+        batch = collate([{"input_ids": row.input_ids, "labels": row.labels, "seq_lengths": lengths}])
+        batch = {name: part.to(model.device) if hasattr(part, "to") else part for name, part in batch.items()}
+        labels = batch.pop("labels")[0, 1:]
         with torch.no_grad():
-            logits = model(input_ids=torch.tensor([ids], **at), **place).logits
-        wanted = torch.tensor(labels[1:], **at)
-        return float(torch.nn.functional.cross_entropy(logits[0, :-1].float(), wanted, ignore_index=IGNORED))
-
-    def count(row: Row) -> list[int]:
-        return list(range(len(row.input_ids)))
+            logits = model(**batch, use_cache=False).logits[0, :-1]
+        return float(torch.nn.functional.cross_entropy(logits[labels != IGNORED].float(), labels[labels != IGNORED]))
 
     was_training = model.training
     model.eval()
-    by_length = sorted(rows, key=lambda row: len(row.input_ids))[-2 * PROBES :]
+    longest = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    tails = [_tail(row, longest // 2 if longest else row.length) for row in rows]
+    by_length = sorted((row for row in tails if row.answer_tokens > 1), key=lambda row: row.length)[-2 * PROBES :]
     noise = seen = 0.0
     for first, second in zip(by_length[::2], by_length[1::2], strict=False):
-        ids = first.input_ids + second.input_ids
-        labels = [IGNORED] * (len(first.input_ids) + 1) + second.labels[1:]
-        alone = loss(second.input_ids, second.labels, count(second))
-        noise += abs(loss(ids, labels, count(first) + count(second)) - alone)
-        seen += abs(loss(ids, labels, list(range(len(ids)))) - alone)
+        labels = [IGNORED] * (first.length + 1) + second.labels[1:]
+        both = Row(first.input_ids + second.input_ids, labels)
+        alone = loss(second, [second.length])
+        noise += abs(loss(both, [first.length, second.length]) - alone)
+        seen += abs(loss(both, [both.length]) - alone)
     model.train(was_training)
     return noise < max(1e-3 * PROBES, seen / 4)
+
+
+def _tail(row: Row, length: int) -> Row:
+    return Row(row.input_ids[-length:], row.labels[-length:])
 
 
 # ---------------------------------------------------------------- the run
@@ -146,15 +164,19 @@ def train(
         _score_what_is_learnt()
     sets = [Dataset.from_list([row.features(setup.stage) for row in part]) for part in (rows, watched) if part]
     with quiet():
-        trainer = trainer_of(setup.stage)(
-            model=model,
-            args=_arguments(recipe, batches, setup, watch=bool(watched)),
-            train_dataset=sets[0],
-            eval_dataset=sets[1] if watched else None,
-            processing_class=tokenizer,
-            peft_config=adapter_config(recipe, model, batches.steps, setup.stage),
-            callbacks=[_progress(say)],
-        )
+        try:
+            trainer = trainer_of(setup.stage)(
+                model=model,
+                args=_arguments(recipe, batches, setup, watch=bool(watched)),
+                train_dataset=sets[0],
+                eval_dataset=sets[1] if watched else None,
+                processing_class=tokenizer,
+                peft_config=adapter_config(recipe, model, batches.steps, setup.stage),
+                callbacks=[_progress(say)],
+            )
+        except (ValueError, NotImplementedError) as error:  # some kinds of layers take no adapter, or not this one
+            instead = " Try --dropout 0." if "dropout" in str(error) else ""
+            raise UsageError(f"--method {recipe.method} does not go with this model: {error}{instead}") from error
         trainer.remove_callback(PrinterCallback)
         if watched:
             trainer.add_callback(EarlyStoppingCallback(PATIENCE))
@@ -185,7 +207,7 @@ def _score_what_is_learnt() -> None:
 
 
 def trainer_of(stage: str) -> Any:
-    """The library's trainer for a stage."""
+    """The library's trainer for a stage, but for what it does differently when it goes on."""
     from trl import DPOTrainer, RewardTrainer, SFTTrainer
 
     class RenderedDPOTrainer(DPOTrainer):  # type: ignore[misc]
@@ -194,7 +216,29 @@ def trainer_of(stage: str) -> Any:
         def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
             return dataset
 
-    return {"dpo": RenderedDPOTrainer, "reward": RewardTrainer}.get(stage, SFTTrainer)
+    kind: Any = {"dpo": RenderedDPOTrainer, "reward": RewardTrainer}.get(stage, SFTTrainer)
+
+    class SteadyTrainer(kind):  # type: ignore[misc]
+        """Keeps an adapter in the type it is trained in: peft reads one back in fp32, so a resumed run would differ."""
+
+        def _load_from_checkpoint(self, *given: Any, **named: Any) -> None:
+            with _same_types(self.model):
+                super()._load_from_checkpoint(*given, **named)
+
+        def _load_best_model(self) -> None:
+            with _same_types(self.model):
+                super()._load_best_model()
+
+    return SteadyTrainer
+
+
+@contextlib.contextmanager
+def _same_types(model: Any) -> Iterator[None]:
+    before = {name: parameter.dtype for name, parameter in model.named_parameters()}
+    yield
+    for name, parameter in model.named_parameters():
+        if parameter.dtype != before.get(name, parameter.dtype):
+            parameter.data = parameter.data.to(before[name])
 
 
 def _arguments(recipe: Recipe, batches: Batches, setup: Setup, *, watch: bool) -> Any:
@@ -205,12 +249,12 @@ def _arguments(recipe: Recipe, batches: Batches, setup: Setup, *, watch: bool) -
     cpu = setup.device == "cpu"
     kind = {"dpo": DPOConfig, "reward": RewardConfig}.get(setup.stage, SFTConfig)
     packs = {"packing": setup.packing, "packing_strategy": "bfd", "eval_packing": False} if kind is SFTConfig else {}
-    return kind(
+    made = kind(
         **packs,
         output_dir=str(setup.folder / "checkpoints"),
         max_steps=batches.steps,
         per_device_train_batch_size=batches.at_once,
-        per_device_eval_batch_size=batches.at_once,
+        per_device_eval_batch_size=batches.watched_at_once,
         gradient_accumulation_steps=batches.accumulate,
         learning_rate=recipe.rate,
         lr_scheduler_type=recipe.schedule,
@@ -231,6 +275,7 @@ def _arguments(recipe: Recipe, batches: Batches, setup: Setup, *, watch: bool) -
         seed=setup.seed,
         logging_steps=max(1, math.ceil(batches.steps / 50)),
         logging_first_step=True,
+        logging_nan_inf_filter=False,  # it would hide them
         report_to="none",
         disable_tqdm=True,
         eval_strategy="steps" if watch else "no",
@@ -241,6 +286,8 @@ def _arguments(recipe: Recipe, batches: Batches, setup: Setup, *, watch: bool) -
         load_best_model_at_end=watch,
         metric_for_best_model="loss" if watch else None,
     )
+    made._n_gpu = min(1, made.n_gpu)  # a process uses one GPU; of several the library would make a DataParallel
+    return made
 
 
 def _progress(say: Callable[[str], None]) -> Any:
@@ -255,6 +302,11 @@ def _progress(say: Callable[[str], None]) -> Any:
             self.started, self.first_step = time.monotonic(), state.global_step
 
         def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
+            if not all(math.isfinite(logs.get(name, 0.0)) for name in ("loss", "eval_loss")):
+                raise UsageError(
+                    f"In step {state.global_step} the loss is no number any more: remove {Path(args.output_dir).parent}"
+                    f" and take a lower --learning-rate than {args.learning_rate:g}."
+                )
             if not state.is_world_process_zero:
                 return
             seconds, done = time.monotonic() - self.started, state.global_step - self.first_step
@@ -349,9 +401,11 @@ def can_pack(model: Any, recipe: Recipe, rows: Sequence[Row]) -> tuple[bool, str
         return False, f"{recipe.method} puts its tokens before a sequence, and a pack holds several"
     if len(rows) < 2:
         return False, "there is only one row"
-    if not packs_stay_apart(model, rows):
-        return False, "this model lets packed rows see each other"
-    return True, ""
+    try:
+        apart = packs_stay_apart(model, rows)
+    except ValueError as error:  # a layer that knows that it cannot
+        return False, str(error).strip().split("\n")[0]
+    return apart, "" if apart else "this model lets packed rows see each other"
 
 
 def draw_losses(result: Result, path: Path) -> None:
@@ -374,15 +428,20 @@ def draw_losses(result: Result, path: Path) -> None:
 def fingerprint(folder: Path, now: dict[str, Any]) -> None:
     """Refuse a folder begun with other data or settings; otherwise note these.
 
-    :raises UsageError: naming what differs.
+    :raises UsageError: naming what differs, or what else is in the folder.
     """
     path = folder / "run.json"
     now = json.loads(json.dumps(now))
     if path.is_file():
-        before = json.loads(path.read_text(encoding="utf-8"))
+        before = read_json(path)
         changed = [name for name in (*now, *before) if now.get(name) != before.get(name)]
-        if changed:
+        learnt = [*folder.glob("checkpoints/checkpoint-*"), *folder.glob("trained.json")]
+        if changed and learnt:  # else nothing would be lost, or mixed
             listed = "; ".join(f"{name}: {before.get(name)} -> {now.get(name)}" for name in dict.fromkeys(changed))
             raise UsageError(f"{folder} was begun with something else ({listed}). Use another --out, or remove it.")
-    folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(now, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        names = sorted(file.name for file in folder.iterdir() if not file.name.startswith(".") and file.name != "curve")
+        if names:
+            raise UsageError(f"{folder} holds something else ({', '.join(names[:5])}). Use another --out.")
+    write_json(path, now)

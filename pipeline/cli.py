@@ -40,11 +40,9 @@ from pipeline.journal import Journal, Totals
 from pipeline.judge import USUAL_VERDICT_TOKENS
 from pipeline.llm import Model
 from pipeline.models import open_model
-from pipeline.money import Plan, plan_of, usd
+from pipeline.money import usd
 from pipeline.one_run import OneRun, changes
 from pipeline.pairs import Pairs
-from pipeline.plan_judging import as_counted, plan_judge, plan_pairs
-from pipeline.prompts import read_prompts
 from pipeline.run import Generator, Tally
 from pipeline.run_folder import DerivedFiles, check_maker, locked, write_json
 from pipeline.settings import (
@@ -171,26 +169,20 @@ class _Run:
                 journal = open_ones.enter_context(Journal(self.folder / "journal.sqlite"))
                 self.one.budget.start(await journal.totals())
             plan = await self.one.plan(self.settings.target, journal)
-        plan = dataclasses.replace(plan, expected=as_counted(plan, self.folder, self.settings.target))
-        verdicts, answers = self._plan_later(plan)
-        own, budget, judges = plan + answers, self.one.budget, self.one.budget.beside(self.one.judge_model.identity)
-        plan = own + verdicts
-        prices = [budget.price_of(own.prompt_tokens, own.completion_tokens)]
-        if verdicts.requests:
-            prices.append(judges.price_of(verdicts.prompt_tokens, verdicts.completion_tokens))
-        price = None if None in prices else sum(filter(None, prices))
-        over = self.one.budget.exceeded_by(plan)
+        forecast = self.one.forecast(plan, self.folder)
+        plan, price = forecast.plan, forecast.price
+        over = self.one.budget.exceeded_by(plan, price)
         found = dataclasses.asdict(plan) | {"cost": price, "spent": self.one.budget.cost, "stopped_by": over}
-        found |= {"answers": answers.requests, "verdicts": verdicts.requests}
+        found |= {"answers": forecast.answers, "verdicts": forecast.verdicts}
         if self.switches.json:
             show_json(found)
         say(f"Would send {plan.priced(price)}. Spent so far: {usd(self.one.budget.cost)}.")
         for note in self.one.notes:
             say(note)
         say(f"Assumed: {plan.assumes}")
-        if answers.requests or verdicts.requests:
+        if forecast.answers or forecast.verdicts:
             say(
-                f"Among them {answers.requests} further answers and {verdicts.requests} verdicts of"
+                f"Among them {forecast.answers} further answers and {forecast.verdicts} verdicts of"
                 f" {USUAL_VERDICT_TOKENS} tokens, for {plan.expected.records:.0f} records; what the judge turns away on"
                 " the way there comes on top, and what summary.json counts as done is taken off."
             )
@@ -198,17 +190,6 @@ class _Run:
             say(f"Warning: {sentence}")
         say(f"Nothing was sent. To do it: {self.again.replace(' --plan', '')}")
         return DONE
-
-    def _plan_later(self, plan: Plan) -> tuple[Plan, Plan]:
-        """What the judge would be asked, and what further answers."""
-        settings, verdicts, answers = self.settings, plan_of((), ""), plan_of((), "")
-        prompts = read_prompts(settings.prompts)["zh" if settings.language == "zh" else "en"]
-        if settings.judge:
-            verdicts = plan_judge(plan.expected, self.folder, prompts)
-        if settings.pairs:
-            answers, more = plan_pairs(plan.expected, settings.pairs, self.folder, prompts, self.one.manner)
-            verdicts += more
-        return verdicts, answers
 
     def _spent(self, summary: dict[str, Any]) -> str:
         unsure = f"; {summary['possibly_paid']} calls brought no reply and were possibly paid" * bool(
@@ -257,7 +238,7 @@ class _Run:
         )
         say(self._spent(summary))
         if summary["judge"] is not None:
-            say(_judge_line(summary["judge"]))
+            say(judge_line(summary["judge"]))
         if self.one.pairs is not None:
             say(_pairs_line(self.one.pairs))
         files = f"Records: {self.folder / 'records.jsonl'}; rejections: {self.folder / 'rejected.jsonl'}"
@@ -288,12 +269,13 @@ class _Run:
         say(f"Next: {read}{what_next(tally, switches, self.generator.name)}. This was: {self.again}")
 
 
-def _judge_line(judge: dict[str, Any]) -> str:
+def judge_line(judge: dict[str, Any]) -> str:
     """What became of the verdicts; a judge that nobody could read has turned nothing away, and must not look well."""
-    line = f"Judged {judge['asked']} records, {judge['sent']} requests sent now; {judge['unreadable']} gave no verdict"
-    if not judge["unreadable"]:
+    readable, unreadable = judge["readable"], judge["unreadable"]
+    line = f"Judged {readable + unreadable} records, {judge['sent']} requests sent now; {unreadable} gave no verdict"
+    if not unreadable:
         return f"{line}."
-    help_ = "; a judge that thinks needs a higher --judge-max-tokens" * (2 * judge["unreadable"] > judge["asked"])
+    help_ = "; a judge that thinks needs a higher --judge-max-tokens" * (unreadable > readable)
     return f"{line} and passed unjudged{help_}."
 
 

@@ -16,7 +16,7 @@ from itertools import zip_longest
 
 from pipeline.ask import Ask
 from pipeline.filtering import Candidate
-from pipeline.llm import WRITING_TEMPERATURE, WRITING_TOP_P, JsonObject, Reply, Request, list_schema, object_schema
+from pipeline.llm import Manner, Reply, Request, list_schema, object_schema
 from pipeline.parsing import Unreadable, read_items, read_value
 from pipeline.prompts import Prompts
 from pipeline.records import PromptSource, Record, Rejection, Stage, Task, Turn, make_record
@@ -94,17 +94,14 @@ class InstanceWriter:
         classification_only: bool,
         turns: int,
         per_task: int,
-        max_tokens: int,
         room: int,
-        temperature: float | None,
-        top_p: float | None,
-        extra: JsonObject,
+        manner: Manner,
     ) -> None:
         """`room` is what the user gave each reply to think in, 0 where nothing was said of it."""
         self._prompts, self._examples, self._language = prompts, examples, language
         self._identifying_tokens = max(IDENTIFYING_TOKENS, room)
         self._classification_only, self._turns, self._per_task = classification_only, turns, per_task
-        self._max_tokens, self._temperature, self._top_p, self._extra = max_tokens, temperature, top_p, extra
+        self._manner = manner
 
     async def write(self, task: NewTask, ask: Ask) -> Made:
         """The task's candidates, or the one rejection that a reply which cannot be read becomes."""
@@ -123,7 +120,7 @@ class InstanceWriter:
         messages = self._prompts.chat("self_instruct_identify", {"instruction": instruction}, self._examples.identify)
         schema = object_schema({"classification": {"type": "boolean"}})
         tokens = self._identifying_tokens
-        return Request(messages, max_tokens=tokens, temperature=0.0, schema=schema, extra=self._extra)
+        return Request(messages, max_tokens=tokens, temperature=0.0, schema=schema, extra=self._manner.extra)
 
     def instances_request(self, instruction: str, is_classification: bool) -> Request:
         """Its instances: the label first, or the input first."""
@@ -131,7 +128,7 @@ class InstanceWriter:
         values = {"instruction": instruction, "count": self._per_task}
         fields = object_schema({name: {"type": "string"} for name in _names(is_classification)})
         messages = self._prompts.chat(_template(is_classification), values, examples)
-        return self._request(messages, list_schema("instances", fields, self._per_task))
+        return self._manner.request(messages, list_schema("instances", fields, self._per_task))
 
     async def _identify(self, trail: Trail) -> bool:
         request = self.identify_request(trail.task.instruction)
@@ -175,7 +172,7 @@ class InstanceWriter:
             values = {"conversation": _conversation(turns)}
             messages = self._prompts.chat("self_instruct_next_turn", values, self._examples.next_turn)
             schema = object_schema({"user": {"type": "string"}, "assistant": {"type": "string"}})
-            reply = await self._asked(branch, "self_instruct_next_turn", self._request(messages, schema))
+            reply = await self._asked(branch, "self_instruct_next_turn", self._manner.request(messages, schema))
             try:
                 turns.append(_turn(reply))
             except Unreadable as error:
@@ -199,16 +196,6 @@ class InstanceWriter:
             source=trail.task.source,
             prompts=trail.prompts,
             requests=trail.requests,
-        )
-
-    def _request(self, messages: tuple[tuple[str, str], ...], schema: JsonObject) -> Request:
-        return Request(
-            messages,
-            max_tokens=self._max_tokens,
-            temperature=WRITING_TEMPERATURE if self._temperature is None else self._temperature,
-            top_p=WRITING_TOP_P if self._top_p is None else self._top_p,
-            schema=schema,
-            extra=self._extra,
         )
 
     async def _asked(self, trail: Trail, template: str, request: Request) -> Reply:

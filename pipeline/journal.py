@@ -127,7 +127,7 @@ class Ended:
 
 @dataclass(slots=True)
 class Used:
-    """Tokens of one model: those that servers said, and the most that the attempts without a word may have had."""
+    """Tokens of one model: as its server counted them, and at most, for attempts whose count is not known."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0

@@ -35,7 +35,7 @@ class Judge:
         self, ask: Asking, prompts: Mapping[str, Prompts], extra: JsonObject, max_tokens: int = VERDICT_TOKENS
     ) -> None:
         self._ask, self._prompts, self._extra, self._max_tokens = ask, prompts, extra, max_tokens
-        self.unreadable = 0  # replies that were no verdict
+        self.readable = self.unreadable = 0  # replies that were a verdict, or none
 
     async def scores(self, record: Record, source: str = "") -> dict[str, float]:
         """Filter and score names -> values, for a record's `scores`; empty where the reply was no verdict."""
@@ -44,6 +44,7 @@ class Judge:
         except Unreadable:
             self.unreadable += 1
             return {}
+        self.readable += 1
         return {"judge" if name == "score" else f"judge_{name}": float(value) for name, value in scores.items()}
 
     async def opinion(self, record: Record, source: str = "") -> dict[str, int]:

@@ -50,6 +50,36 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
+class Manner:
+    """How all requests of a run are asked, by what the user set; None stands for each stage's own."""
+
+    max_tokens: int
+    temperature: float | None
+    top_p: float | None
+    extra: JsonObject
+
+    def request(
+        self,
+        messages: tuple[tuple[str, str], ...],
+        schema: JsonObject | None = None,
+        *,
+        temperature: float = WRITING_TEMPERATURE,
+        top_p: float = WRITING_TOP_P,
+        sample: int = 0,
+    ) -> Request:
+        """A request of a stage whose own settings are these."""
+        return Request(
+            messages,
+            max_tokens=self.max_tokens,
+            temperature=temperature if self.temperature is None else self.temperature,
+            top_p=top_p if self.top_p is None else self.top_p,
+            schema=schema,
+            sample=sample,
+            extra=self.extra,
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Reply:
     """What came back. `raw` holds the exact bytes; all other fields are derived from them.
 

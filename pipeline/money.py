@@ -146,9 +146,9 @@ class Budget:
                 )
         return None
 
-    def exceeded_by(self, plan: Plan) -> list[str]:
-        """The limits at which a run of this plan would stop short, a sentence each."""
-        limits, price = self._limits, self.price_of(plan.prompt_tokens, plan.completion_tokens)
+    def exceeded_by(self, plan: Plan, price: float | None) -> list[str]:
+        """The limits at which a run of this plan, at this price, would stop short, a sentence each."""
+        limits = self._limits
         used = sum(used.at_most for used in self.used.values())
         over: list[str] = []
         if limits.requests is not None and (wanted := self.requests + plan.requests) > limits.requests:

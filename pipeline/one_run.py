@@ -12,6 +12,8 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from pipeline import filters
@@ -19,14 +21,25 @@ from pipeline.ask import Ask
 from pipeline.errors import Interrupted, Offline, StopRun, UsageError
 from pipeline.journal import Journal, Totals
 from pipeline.judge import Judge
-from pipeline.llm import Model
+from pipeline.llm import Manner, Model
 from pipeline.models import check_judge_is_asked, open_judge
-from pipeline.money import Budget, Limits, Plan, Price, read_prices
-from pipeline.pairs import Manner, Pairs
+from pipeline.money import Budget, Limits, Plan, Price, plan_of, read_prices
+from pipeline.pairs import Pairs
+from pipeline.plan_judging import as_counted, plan_judge, plan_pairs
 from pipeline.prompts import read_prompts
 from pipeline.run import Covering, Generator, Line, Noting, Recalling, Tally
 from pipeline.run_folder import DerivedFiles
 from pipeline.settings import GeneratorSettings, shaping
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """All that a run would still send, its price (None: unknown), and how much of it comes after the records."""
+
+    plan: Plan
+    price: float | None
+    answers: int
+    verdicts: int
 
 
 class OneRun:
@@ -75,13 +88,36 @@ class OneRun:
             await self.generator.recall(ask)
         return self.generator.plan(target, ask.is_stored)
 
+    def forecast(self, plan: Plan, folder: Path) -> Forecast:
+        """A plan of the records with the judge's verdicts and the further answers, each model at its own price.
+
+        `folder` holds the summary of what was done before.
+        """
+        settings, verdicts, answers = self.settings, plan_of((), ""), plan_of((), "")
+        plan = replace(plan, expected=as_counted(plan, folder, settings.target))
+        prompts, judges = read_prompts(settings.prompts)["zh" if settings.language == "zh" else "en"], self.judge_model
+        if settings.judge:
+            verdicts = plan_judge(plan.expected, folder, prompts, judges.identity)
+        if settings.pairs:
+            answers, more = plan_pairs(plan.expected, settings.pairs, folder, prompts, self.manner)
+            verdicts += more
+        own = plan + answers
+        prices = [
+            budget.price_of(part.prompt_tokens, part.completion_tokens)
+            for budget, part in ((self.budget, own), (self.budget.beside(judges.identity), verdicts))
+            if part.requests
+        ]
+        price = None if None in prices else sum(filter(None, prices))
+        return Forecast(own + verdicts, price, answers.requests, verdicts.requests)
+
     async def open(
         self, journal: Journal, spent: Totals, *, retry_failed: bool = False, source: str | None = None
     ) -> None:
         """Get ready to ask. `spent` counts against the limits; `source` is the generator's name in a project."""
         self.journal = journal
         if self.settings.pairs is not None:
-            self.pairs = Pairs(self.settings.pairs, self.filters, read_prompts(self.settings.prompts), self.manner)
+            prompts, tokens = read_prompts(self.settings.prompts), self.settings.judge_max_tokens
+            self.pairs = Pairs(self.settings.pairs, self.filters, prompts, self.manner, tokens)
         self.ask = Ask(
             self.model,
             journal,
@@ -108,7 +144,7 @@ class OneRun:
     def manner(self) -> Manner:
         """How further answers are asked for."""
         settings, max_tokens = self.settings, self.generator.shaping["max_tokens"]
-        return Manner(max_tokens, settings.temperature, settings.top_p, settings.extra_body, settings.judge_max_tokens)
+        return Manner(max_tokens, settings.temperature, settings.top_p, settings.extra_body)
 
     async def _pair_asks(self) -> tuple[Ask, Ask]:
         """Who is asked for further answers, and who for verdicts, once nothing more is sent for records."""
@@ -168,13 +204,14 @@ class OneRun:
             "cost": self.budget.cost,
             "cost_at_most": self.budget.cost_at_most,
             "cost_per_kept": self.budget.cost_per(tally.kept),
-            "judge": self._judge_counts(),
+            "judge": self.judge_counts(),
             "pairs": self.pairs.counts() if self.pairs is not None else None,
             "seconds": round(time.monotonic() - self.started, 1),
             **own,
         }
 
-    def _judge_counts(self) -> dict[str, Any] | None:
+    def judge_counts(self) -> dict[str, Any] | None:
+        """How many verdicts were asked for, sent for, and could be read; None without a judge."""
         if self.judge is None or self.judge_ask is None:
             return None
         counts = self.judge_ask.counts
@@ -182,6 +219,7 @@ class OneRun:
             "model": self.judge_model.identity,
             "asked": counts.asked,
             "sent": counts.sent,
+            "readable": self.judge.readable,
             "unreadable": self.judge.unreadable,
         }
 

@@ -36,7 +36,7 @@ from pipeline.judge import (
     shown_of,
     source_text,
 )
-from pipeline.llm import JsonObject, Request
+from pipeline.llm import Manner, Request
 from pipeline.parsing import Unreadable, read_text, read_value
 from pipeline.prompts import Prompts
 from pipeline.records import Message, Preference, Record, content_id, user_message
@@ -60,17 +60,6 @@ Ending = Literal["judge", "filter", "free", "equal", "unfit", "disagreed", "tied
 
 
 @dataclass(frozen=True, slots=True)
-class Manner:
-    """How further answers are asked for."""
-
-    max_tokens: int
-    temperature: float | None
-    top_p: float | None
-    extra: JsonObject
-    verdict_tokens: int = VERDICT_TOKENS
-
-
-@dataclass(frozen=True, slots=True)
 class _Lost:
     """A candidate that a filter turned away, fit to stand in a pair, and why."""
 
@@ -89,7 +78,12 @@ class Pairs:
     """
 
     def __init__(
-        self, wanted: int, on: Sequence[Filter[Candidate]], prompts: Mapping[str, Prompts], manner: Manner
+        self,
+        wanted: int,
+        on: Sequence[Filter[Candidate]],
+        prompts: Mapping[str, Prompts],
+        manner: Manner,
+        verdict_tokens: int = VERDICT_TOKENS,
     ) -> None:
         """`wanted` further answers are asked for of each record, 0 for the free pairs alone; `on` are the filters."""
         self.wanted = wanted
@@ -97,7 +91,7 @@ class Pairs:
         self.records = 0  # whose pairs are written
         self._against = [filter_ for filter_ in on if filter_.name in ABOUT_THE_ANSWER]
         self._unfit = [filter_ for filter_ in on if filter_.name in UNFIT]
-        self._prompts, self._manner = prompts, manner
+        self._prompts, self._manner, self._verdict_tokens = prompts, manner, verdict_tokens
         self._offline: Offline | None = None  # a reply was not stored, and none may be asked for
         self._kept: list[Candidate] = []
         self._lost: dict[str, list[_Lost]] = {}  # by question
@@ -202,8 +196,8 @@ class Pairs:
         record = candidate.record
         source, prompts = candidate.evidence or source_text(record), prompts_for(record, self._prompts)
         orders = ((record.output, other), (other, record.output))
-        shown, manner = question_shown(record, source), self._manner
-        requests = [comparison_request(shown, pair, prompts, manner.extra, manner.verdict_tokens) for pair in orders]
+        shown, extra = question_shown(record, source), self._manner.extra
+        requests = [comparison_request(shown, pair, prompts, extra, self._verdict_tokens) for pair in orders]
         verdicts_ = (compare(request, shows=shown_of(record)) for request in requests)
         replies = await asyncio.gather(*verdicts_, return_exceptions=True)
         said: list[tuple[str, str]] = []
@@ -241,14 +235,8 @@ def answer_request(record: Record, number: int, prompts: Prompts, manner: Manner
     """One more answer to a record's question: its turns, as a chat. `number` tells the answers apart."""
     earlier = [({"question": user}, assistant) for user, assistant in record.history]
     values = {"question": user_message(record.instruction, record.input)}
-    return Request(
-        prompts.chat("pair_answer", values, earlier),
-        max_tokens=manner.max_tokens,
-        temperature=ANSWERING_TEMPERATURE if manner.temperature is None else manner.temperature,
-        top_p=1.0 if manner.top_p is None else manner.top_p,
-        sample=number,
-        extra=manner.extra,
-    )
+    messages = prompts.chat("pair_answer", values, earlier)
+    return manner.request(messages, temperature=ANSWERING_TEMPERATURE, top_p=1.0, sample=number)
 
 
 # ---------------------------------------------------------------- small parts

@@ -82,10 +82,10 @@ def read_text(reply: Reply) -> str:
 
 
 def _find(reply: Reply, *fits: Callable[[Any], bool], wanted: str) -> tuple[Any, bool]:
-    """The first JSON value of the reply that fits, by the first of `fits` that any value meets; and whether it is cut.
+    """The JSON value that was asked for, and whether the token limit cut it off.
 
-    Chatter may hold JSON too ("as in [1]"), so the first value is not always the one that was asked for. Where none
-    is, small mistakes are mended, or Python's way to write values is read; what was cut is never closed.
+    Chatter may hold JSON too ("as in [1]"), so it is the first value that meets `fits[0]`, else `fits[1]`, and so on.
+    Where none does, small mistakes are mended, or Python's way to write values is read; what was cut is never closed.
     """
     text, was_cut = read_text(reply), reply.finish_reason == "length"
     values = _values_in(text, was_cut)
@@ -108,7 +108,7 @@ Values = list[tuple[Any, bool]]
 
 
 def _values_in(text: str, was_cut: bool) -> Values:
-    """The objects and lists of the text that stand in no other one, each with whether the token limit cut it off."""
+    """The outermost objects and lists in the text, each with whether the token limit cut it off."""
     decoder = json.JSONDecoder(parse_constant=_no_constant)
     values: Values = []
     start = _BRACKET.search(text)

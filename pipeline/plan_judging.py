@@ -10,8 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from pipeline.judge import USUAL_VERDICT_TOKENS, comparison_request, judge_request, question_shown
+from pipeline.llm import Manner
 from pipeline.money import Expected, Plan, plan_of
-from pipeline.pairs import Manner, answer_request
+from pipeline.pairs import answer_request
 from pipeline.prompts import Prompts
 from pipeline.records import PromptSource, Record, make_record
 from pipeline.run_folder import read_summary
@@ -25,9 +26,10 @@ def as_counted(plan: Plan, folder: Path, target: int | None) -> Expected:
     return replace(plan.expected, records=summary["kept"], judged=summary["kept"] + summary["rejected"].get("poor", 0))
 
 
-def plan_judge(expected: Expected, folder: Path, prompts: Prompts) -> Plan:
-    """A verdict for each record that is expected, less those that the folder's summary counts as judged."""
-    done = (read_summary(folder).get("judge") or {}).get("asked", 0)
+def plan_judge(expected: Expected, folder: Path, prompts: Prompts, model: str) -> Plan:
+    """A verdict for each record that is expected, less those that this model gave, as the folder's summary counts."""
+    judge = read_summary(folder).get("judge") or {}
+    done = judge["asked"] if judge.get("model") == model else 0
     request = judge_request(_stand_in(expected), _text(expected.source), prompts, {})
     wanted = expected.records if expected.judged is None else expected.judged
     return plan_of([(request, USUAL_VERDICT_TOKENS)], "", max(0, math.ceil(wanted) - done))

@@ -25,7 +25,7 @@ from textwrap import shorten
 from typing import Any, get_args
 
 from pipeline import crash
-from pipeline.cli import Progress, say, show, show_json
+from pipeline.cli import Progress, judge_line, say, show, show_json
 from pipeline.errors import DONE, REFUSED, SHORT, Interrupted, StopRun, UsageError, storage_failures
 from pipeline.extras import need
 from pipeline.funnel import why_nothing
@@ -131,7 +131,6 @@ class _Command:
     def __init__(self, project: Project, options: argparse.Namespace, again: str) -> None:
         self.project, self.options, self.again = project, options, again
         self.out, self.versions = project.out, Versions(project.out)
-        self.journal = project.out / "journal.sqlite"
         self.accept = bool(project.accept_changes or options.accept_changes)
         self.keep = bool(project.keep or options.keep)
 
@@ -213,9 +212,9 @@ class _Command:
 
     async def _plans(self, ready: Sequence[_Ready]) -> list[tuple[Plan, float | None]]:
         """What each source would still send, and its price."""
-        if not self.journal.exists():
+        if not self.project.journal.exists():
             return [await self._plan_of(source, None) for source in ready]
-        with Journal(self.journal) as journal:
+        with Journal(self.project.journal) as journal:
             return [await self._plan_of(source, journal) for source in ready]
 
     async def _plan_of(self, source: _Ready, journal: Journal | None) -> tuple[Plan, float | None]:
@@ -224,7 +223,8 @@ class _Command:
         if prepared.source.generator == "self_instruct" and prepared.kept:
             return Plan(0, 0, 0, "the chain is copied as it was"), 0.0
         plan = await one.plan(prepared.source.settings.target, journal)
-        return plan, one.budget.price_of(plan.prompt_tokens, plan.completion_tokens) if plan.requests else 0.0
+        forecast = one.forecast(plan, source.folder_before or self.out)
+        return forecast.plan, forecast.price
 
     def _refusal(self, ready: Sequence[_Ready], plans: Sequence[tuple[Plan, float | None]]) -> str | None:
         """What changed settings would invalidate, where nobody accepted that."""
@@ -283,7 +283,7 @@ class _Command:
         """Every source's records into its folder. Returns their parts of the manifest, the tick's, and who is short."""
         sources: dict[str, dict[str, Any]] = {}
         short: list[str] = []
-        with Journal(self.journal) as journal:
+        with Journal(self.project.journal) as journal:
             purse = await spending.begin(self.out, self.project.budget, journal, [one.prepared for one in ready])
             for source in ready:
                 sources[source.name], complete = await self._ask_one(source, journal, purse)
@@ -343,6 +343,8 @@ class _Command:
         kept.write_ids(settings.out / kept.REPLIES, replies)
         number = len(records) + tally.kept
         say(f"{prepared.name}: {number} records, {len(records)} of them copied; {one.ask.counts.sent} requests sent.")
+        if (judged := one.judge_counts()) is not None:
+            say(f"{prepared.name}: {judge_line(judged)}")
         why = "" if number else _why_nothing(one, tally, len(prepared.live), is_copied=whole)
         if why:
             say(f"{prepared.name} brings no record: {why}")

@@ -277,13 +277,13 @@ class Scheduler:
             ticks.see(self.schedule.name, now if first is None else first - 1)
 
     def _next(self) -> tuple[int, float]:
-        """The first tick of which nothing became yet, and when it is due."""
+        """The first tick without a row, and when it is due."""
         with self._ticks() as ticks:
             tick = self.times.after(self._handled(ticks))
         return tick, self.times.due(tick)
 
     def _handled(self, ticks: Ticks) -> float:
-        """The moment up to which something became of every tick."""
+        """The moment up to which every tick has a row."""
         now, since = self.clock.now(), ticks.since(self.schedule.name)
         newest = ticks.newest(self.schedule.name, now)
         return max(now if since is None else since, newest or 0)

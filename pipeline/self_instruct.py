@@ -31,7 +31,7 @@ from pipeline.errors import StopRun, UsageError
 from pipeline.filtering import Candidate, NewInstruction, apply_filters, chosen, first_objection
 from pipeline.instances import Examples, InstanceWriter, NewTask
 from pipeline.instruction_filters import INSTRUCTION
-from pipeline.llm import WRITING_TEMPERATURE, WRITING_TOP_P, Reply, Request, list_schema
+from pipeline.llm import Reply, Request, list_schema
 from pipeline.money import Expected, Plan, plan_of
 from pipeline.novelty import NoveltyIndex
 from pipeline.parsing import Unreadable, read_items
@@ -79,7 +79,7 @@ class SelfInstruct:
             if not seeds:
                 raise UsageError(f"{settings.seeds}: --classification-only, but no seed has is_classification true.")
         self._settings = settings
-        self._max_tokens = settings.max_tokens or (MAX_TOKENS_BUNDLED if settings.model is None else MAX_TOKENS)
+        self._manner = settings.manner(MAX_TOKENS, MAX_TOKENS_BUNDLED)
         self._seeds = {task.id: task for task in seeds}
         self._language: str = settings.language
         if settings.language == "auto":
@@ -93,11 +93,8 @@ class SelfInstruct:
             classification_only=settings.classification_only,
             turns=settings.turns,
             per_task=settings.per_task,
-            max_tokens=self._max_tokens,
             room=settings.max_tokens or 0,
-            temperature=settings.temperature,
-            top_p=settings.top_p,
-            extra=settings.extra_body,
+            manner=self._manner,
         )
         self._leave_out = leave_out
         self._stored, self._has_ended = 0, False  # records that stored replies make; whether they are all there will be
@@ -107,7 +104,7 @@ class SelfInstruct:
         self.shaping: dict[str, Any] = {
             "seeds": fingerprint(seeds),
             "language": self._language,
-            "max_tokens": self._max_tokens,
+            "max_tokens": self._manner.max_tokens,
             "templates": self._prompts.hashes(self._template, *instances.TEMPLATES),
             "pool_rules": {f.name: f.threshold for f in self._filters},
             "code": SHAPING_VERSION,
@@ -177,16 +174,9 @@ class SelfInstruct:
         random.Random(f"{self._settings.seed}:{source.prompt}:order").shuffle(shown)
         count = self._settings.per_prompt
         answer = json.dumps({"instructions": [one_line(text) for text in shown]}, ensure_ascii=False)
-        temperature, top_p = self._settings.temperature, self._settings.top_p
-        return Request(
-            self._prompts.chat(self._template, {"count": count}, [({"count": len(shown)}, answer)]),
-            max_tokens=self._max_tokens,
-            temperature=WRITING_TEMPERATURE if temperature is None else temperature,
-            top_p=WRITING_TOP_P if top_p is None else top_p,
-            schema=list_schema("instructions", {"type": "string"}, count),
-            sample=source.prompt or 0,
-            extra=self._settings.extra_body,
-        )
+        messages = self._prompts.chat(self._template, {"count": count}, [({"count": len(shown)}, answer)])
+        schema = list_schema("instructions", {"type": "string"}, count)
+        return self._manner.request(messages, schema, sample=source.prompt or 0)
 
     def _read_instructions(
         self, reply: Reply, source: PromptSource, key: str, ask: Ask
@@ -261,10 +251,10 @@ class SelfInstruct:
         tasks = math.ceil(wanted / per_task)
         prompts = math.ceil(tasks / per_prompt)
         texts = [task.instruction for task in self._seeds.values()]
-        expected = min(self._max_tokens, settings.per_prompt * sum(map(estimate_tokens, texts)) / len(texts))
+        expected = min(self._manner.max_tokens, settings.per_prompt * sum(map(estimate_tokens, texts)) / len(texts))
         first = [self._instruction_request(self._draw(number, ())) for number in range(min(prompts, PLANNED_FROM))]
         sample = list(self._seeds.values())[:PLANNED_FROM]
-        writing = min(self._max_tokens, settings.per_task * INSTANCE_TOKENS)
+        writing = min(self._manner.max_tokens, settings.per_task * INSTANCE_TOKENS)
         second: list[tuple[Request, float]] = []
         for task in sample:
             second.append((self._writer.identify_request(task.instruction), 8))

@@ -132,17 +132,14 @@ class SelfKG:
         )
         self._prompts = Prompts(self._language, settings.prompts)
         self._scenario = settings.style == "scenario"
-        max_tokens = settings.max_tokens or (MAX_TOKENS_BUNDLED if settings.model is None else MAX_TOKENS)
+        manner = settings.manner(MAX_TOKENS, MAX_TOKENS_BUNDLED)
         self._writer = RequestWriter(
             self._speaker,
             self._sampler,
             self._prompts,
             scenario=self._scenario,
             question_alone=settings.words_the_question_alone,
-            max_tokens=max_tokens,
-            temperature=settings.temperature,
-            top_p=settings.top_p,
-            extra=settings.extra_body,
+            manner=manner,
         )
         self.passed_over: frozenset[str] = frozenset()  # ids of facts and entities; what shows no others is not asked
         self._learning: dict[int, asyncio.Lock] = {}
@@ -151,7 +148,7 @@ class SelfKG:
         self._covered = bytearray(len(self.graph))
         self.shaping: dict[str, Any] = {
             "language": self._language,
-            "max_tokens": max_tokens,
+            "max_tokens": manner.max_tokens,
             "templates": {} if settings.template else self._prompts.hashes(self._writer.template, "self_kg_relation"),
             "code": SHAPING_VERSION,
         }

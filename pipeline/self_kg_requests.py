@@ -9,7 +9,7 @@ from typing import Any
 from kg.graph import Phrases
 from kg.names import split_name
 from kg.questions import Question, Sampler
-from pipeline.llm import WRITING_TEMPERATURE, WRITING_TOP_P, JsonObject, Request, list_schema, object_schema
+from pipeline.llm import Manner, Request, list_schema, object_schema
 from pipeline.parsing import Unreadable
 from pipeline.phrasing.speaker import Draft, Speaker
 from pipeline.prompts import Prompts
@@ -30,14 +30,11 @@ class RequestWriter:
         *,
         scenario: bool,
         question_alone: bool,
-        max_tokens: int,
-        temperature: float | None,
-        top_p: float | None,
-        extra: JsonObject,
+        manner: Manner,
     ) -> None:
         self._speaker, self._sampler, self._prompts = speaker, sampler, prompts
         self._scenario, self._question_alone = scenario, question_alone
-        self._max_tokens, self._temperature, self._top_p, self._extra = max_tokens, temperature, top_p, extra
+        self._manner = manner
         single = "self_kg_rephrase" if question_alone else "self_kg_question"
         self.template = "self_kg_scenario" if scenario else single
 
@@ -52,17 +49,17 @@ class RequestWriter:
         values = {"relation": split_name(self._speaker.graph.relation_keys[relation]), "facts": shown}
         fields = {name: {"type": "string"} for name in ("label", "statement", "tail", "head")}
         messages = self._prompts.chat("self_kg_relation", values, RELATION_EXAMPLES[self._speaker.language])
-        return self._request(messages, object_schema(fields))
+        return self._manner.request(messages, object_schema(fields))
 
     def _single(self, question: Question, draft: Draft) -> Request:
         language = self._speaker.language
         if self._question_alone:
             examples = [({"question": plain}, _json({"instruction": said})) for plain, said in REPHRASED[language]]
             messages = self._prompts.chat(self.template, {"question": draft.instruction}, examples)
-            return self._request(messages, object_schema({"instruction": {"type": "string"}}))
+            return self._manner.request(messages, object_schema({"instruction": {"type": "string"}}))
         values = {"facts": self._facts([question]), "question": draft.instruction, "answer": draft.output}
         schema = object_schema({"instruction": {"type": "string"}, "answer": {"type": "string"}})
-        return self._request(self._prompts.chat(self.template, values, EXAMPLES[language]), schema)
+        return self._manner.request(self._prompts.chat(self.template, values, EXAMPLES[language]), schema)
 
     def _several(self, item: Sequence[Question], drafts: Sequence[Draft]) -> Request:
         lines = [{"id": f"q{n}", "question": d.instruction, "answer": d.output} for n, d in enumerate(drafts, 1)]
@@ -72,17 +69,7 @@ class RequestWriter:
             "questions": _json(lines),
         }
         pair = object_schema({name: {"type": "string"} for name in ("id", "instruction", "answer")})
-        return self._request(self._prompts.chat(self.template, values), list_schema("pairs", pair, len(item)))
-
-    def _request(self, messages: tuple[tuple[str, str], ...], schema: JsonObject) -> Request:
-        return Request(
-            messages,
-            max_tokens=self._max_tokens,
-            temperature=WRITING_TEMPERATURE if self._temperature is None else self._temperature,
-            top_p=WRITING_TOP_P if self._top_p is None else self._top_p,
-            schema=schema,
-            extra=self._extra,
-        )
+        return self._manner.request(self._prompts.chat(self.template, values), list_schema("pairs", pair, len(item)))
 
     def _facts(self, questions: Sequence[Question]) -> str:
         said = dict.fromkeys(sentence for question in questions for sentence in self._speaker.sentences(question))

@@ -52,7 +52,7 @@ from pipeline.self_qa_requests import (
 from pipeline.settings import GeneratorSettings, setting
 from pipeline.text import count_words, estimate_tokens, one_line, replace_surrogates
 
-SHAPING_VERSION = 3  # of the code that extracts, chunks and builds prompts
+SHAPING_VERSION = 4  # of the code that extracts, chunks and builds prompts
 MAX_TOKENS, MAX_TOKENS_BUNDLED = 1024, 320  # of a reply
 QUESTION_TOKENS, ANSWER_TOKENS, KEPT_OF_ASKED = 20, 120, 0.7  # for --plan: what replies usually take and bring
 LANGUAGES = ("en", "zh")
@@ -86,7 +86,7 @@ class SelfQA:
         self._settings, self._leave_out = settings, leave_out
         self._cache = (folder or settings.out) / cache.NAME
         self.passed_over: frozenset[str] = frozenset()  # ids of chunks that are not asked
-        self._max_tokens = settings.max_tokens or (MAX_TOKENS_BUNDLED if settings.model is None else MAX_TOKENS)
+        manner = settings.manner(MAX_TOKENS, MAX_TOKENS_BUNDLED)
         languages = LANGUAGES if settings.language == "auto" else (settings.language,)
         self._prompts = {language: Prompts(language, settings.prompts) for language in languages}
         self._styles = {language: read_style(settings.style, language) for language in languages}
@@ -96,13 +96,10 @@ class SelfQA:
             mode=settings.mode,
             by_sentence=settings.model is None,
             per_chunk=settings.per_chunk,
-            max_tokens=self._max_tokens,
-            temperature=settings.temperature,
-            top_p=settings.top_p,
-            extra=settings.extra_body,
+            manner=manner,
         )
         self.shaping: dict[str, Any] = {
-            "max_tokens": self._max_tokens,
+            "max_tokens": manner.max_tokens,
             "templates": {
                 language: prompts.hashes(*self._writer.templates) for language, prompts in self._prompts.items()
             },

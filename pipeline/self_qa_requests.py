@@ -15,7 +15,7 @@ from typing import Any
 
 from pipeline.checks.grounding import quotes_in
 from pipeline.errors import UsageError
-from pipeline.llm import JsonObject, Request, list_schema, object_schema
+from pipeline.llm import JsonObject, Manner, Request, list_schema, object_schema
 from pipeline.prompts import Prompts
 from pipeline.reading.chunks import Chunk, sentences
 from pipeline.records import Quote
@@ -49,15 +49,11 @@ class RequestWriter:
         mode: str,
         by_sentence: bool,
         per_chunk: int,
-        max_tokens: int,
-        temperature: float | None,
-        top_p: float | None,
-        extra: JsonObject,
+        manner: Manner,
     ) -> None:
         self.prompts, self._styles, self._mode = prompts, styles, mode
         self.by_sentence = by_sentence and mode in ("closed", "open")  # each question is about a sentence named first
-        self._per_chunk, self._max_tokens = per_chunk, max_tokens
-        self._temperature, self._top_p, self._extra = temperature, top_p, extra
+        self._per_chunk, self._manner = per_chunk, manner
 
     @property
     def templates(self) -> tuple[str, ...]:
@@ -121,14 +117,9 @@ class RequestWriter:
     ) -> Request:
         example = {**_marked_off(self._example(language).passage), **shown[0]}
         filled = {**_marked_off(evidence_of(chunk)), **values}
-        return Request(
-            self.prompts[language].chat(template, filled, [(example, shown[1])]),
-            max_tokens=self._max_tokens,
-            temperature=temperature if self._temperature is None else self._temperature,
-            top_p=(ASKING_TOP_P if temperature else 1.0) if self._top_p is None else self._top_p,
-            schema=schema,
-            extra=self._extra,
-        )
+        messages = self.prompts[language].chat(template, filled, [(example, shown[1])])
+        top_p = ASKING_TOP_P if temperature else 1.0
+        return self._manner.request(messages, schema, temperature=temperature, top_p=top_p)
 
 
 def read_style(path: Path | None, language: str) -> str:

@@ -32,6 +32,7 @@ from pydantic import (
 from pipeline import filters, own_filters
 from pipeline.backends.endpoint import without_secrets
 from pipeline.errors import UsageError
+from pipeline.llm import Manner
 from pipeline.money import Limits
 from pipeline.own_filters import OwnFilters
 from pipeline.validated import validated
@@ -185,6 +186,11 @@ class GeneratorSettings(AskingSettings):
         None, "running", "write preferences.jsonl, N further answers to each question (0: what comes for free)",
         metavar="N", ge=0, le=32,
     )  # fmt: skip
+
+    def manner(self, max_tokens: int, bundled: int) -> Manner:
+        """How requests are asked; the numbers are a reply's tokens where the user set none, and the bundled model's."""
+        most = self.max_tokens or (bundled if self.model is None else max_tokens)
+        return Manner(most, self.temperature, self.top_p, self.extra_body)
 
     @property
     def needs_model(self) -> bool:

@@ -461,6 +461,10 @@ def test_bad_inputs_and_folders(tmp_path: Path, capsys: pytest.CaptureFixture[st
         ((a / "records.jsonl", "--out", a), "holds one of the inputs"),
         (("--out", tmp_path / "c"), "Name at least one run folder or file"),
     ]
+    project = tmp_path / "project"
+    (project / "versions" / "one").mkdir(parents=True)
+    (project / "LATEST").symlink_to("versions/one")
+    cases.append(((project, "--out", tmp_path / "c"), f"its newest version is {project / 'LATEST'}"))
     before = (a / "records.jsonl").read_bytes()
     for arguments, said in cases:
         run(*arguments, code=2)

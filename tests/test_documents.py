@@ -227,6 +227,16 @@ def test_pdf_headers_footers_and_page_numbers_are_dropped(tmp_path: Path) -> Non
     assert document.dropped == {"running_lines": 10}
 
 
+def test_pdf_of_two_pages_has_running_lines_too(tmp_path: Path) -> None:
+    """What both pages say at their margin goes; a line of one page alone stays, and so does that of a single page."""
+    header, body = (72, 810, "Northgate Water Works - internal", 9), ["Each pump is stopped for"]
+    path = tmp_path / "two.pdf"
+    make_pdf(path, [[header, *flowing(body)], [header, *flowing(["inspection."]), (72, 30, "Draft of May", 9)]])
+    assert " ".join(texts(one(path), "paragraph")) == "Each pump is stopped for inspection. Draft of May"
+    make_pdf(path, [[header, *flowing(body)]])
+    assert texts(one(path), "paragraph") == [f"{header[2]} {body[0]}"]
+
+
 def test_pdf_hyphens_at_a_lines_end_are_resolved(tmp_path: Path) -> None:
     path = tmp_path / "hyphens.pdf"
     lines = ["A compres-", "sor is a well-known part, and a well-", "known part is cheap."]
@@ -337,6 +347,7 @@ def test_each_bad_file_is_one_rejection_and_the_others_are_read(tmp_path: Path) 
     assert documents.keys() == {"good.md", "good.pdf"}
     assert {name: entry.filter for name, entry in rejected.items()} == {name: kind for name, (_, kind) in BAD.items()}
     assert all(entry.stage == "file" and entry.reason.startswith(name) for name, entry in rejected.items())
+    assert "a link to a folder" in rejected["folder_link"].reason
 
 
 def test_a_link_inside_the_folder_is_read_and_one_out_of_it_is_not(tmp_path: Path) -> None:

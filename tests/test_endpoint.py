@@ -213,6 +213,53 @@ def test_a_server_that_echoes_the_key_cannot_get_it_stored(tmp_path: Path, fault
     assert KEY not in str(found)
 
 
+async def answered_with(body: bytes, *, key: str, userinfo: str = "") -> RequestFailed:
+    """What a call comes to whose server answers 400 with these bytes."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\nconnection: close\r\n\r\n" + body)
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    endpoint = Endpoint("fake", base_url=f"http://{userinfo}127.0.0.1:{port}/v1", api_key=key, deadline_s=DEADLINE_S)
+    async with server:
+        with pytest.raises(RequestFailed) as caught:
+            await endpoint.complete(REQUEST)
+        await endpoint.close()
+    return caught.value
+
+
+ODD_KEY = 'bed/rock+key"CANARY=='
+SPELLINGS = {
+    "as it is": ODD_KEY.encode(),
+    "in JSON": json.dumps({"error": {"message": f"Your key {ODD_KEY} is odd."}}).encode(),
+    "as PHP writes JSON": b'{"error": {"message": "bed\\/rock+key\\"CANARY=="}}',
+    "as Java writes JSON": b'{"error": {"message": "bed/rock\\u002bkey\\u0022CANARY\\u003D\\u003d"}}',
+    "in an address": b'{"error": {"message": "bed%2Frock%2bkey%22CANARY%3D%3D"}}',
+}
+
+
+@pytest.mark.parametrize("spelt", SPELLINGS)
+async def test_a_key_is_known_however_a_server_spells_it(spelt: str) -> None:
+    failure = await answered_with(SPELLINGS[spelt], key=ODD_KEY)
+    assert b"***" in failure.raw  # type: ignore[operator]
+    assert b"CANARY" not in failure.raw  # type: ignore[operator]
+    assert "CANARY" not in str(failure)
+
+
+@pytest.mark.parametrize(
+    "said", [b"You sent p@ss-CANARY!", b"You sent p%40ss-CANARY%21", b"Basic bWU6cEBzcy1DQU5BUlkh"]
+)
+async def test_a_password_is_known_as_it_was_typed_as_it_is_and_in_its_header(said: bytes) -> None:
+    failure = await answered_with(said, key="any", userinfo="me:p%40ss-CANARY%21@")
+    assert b"CANARY" not in failure.raw  # type: ignore[operator]
+    assert b"bWU6" not in failure.raw  # type: ignore[operator]
+    assert "CANARY" not in str(failure)
+
+
 def test_a_password_in_the_address_is_used_and_not_shown() -> None:
     assert without_secrets("https://me:secret@host:8/v1?key=secret#x") == "https://host:8/v1"
     assert Endpoint("m", base_url="https://me:secret@host/v1", api_key="k").address == "https://host/v1"

@@ -107,6 +107,12 @@ BAD = [
     ('{"instruction": "Hi", "output": "Hello"}\n{"instruction": "Hi"}', "row 2: not a row of the shape Alpaca"),
     ('{"conversations": [{"from": "moderator", "value": "Hi"}]}', "spoken by 'moderator'"),
     ('{"instruction": "Hi", "output": 7}', "a int, not a text"),
+    ('{"instruction": null, "output": "Hello"}', "what the user says is missing"),
+    ('{"instruction": "Hi", "output": "Hello", "history": ["Hey"]}', "no pair of what the user and the assistant said"),
+    ('{"instruction": "Hi", "instances": []}', "it has no instance"),
+    ('{"messages": null}', "its turns are no list of objects"),
+    ('{"messages": ["Hi", "Hello"]}', "its turns are no list of objects"),
+    ('{"instruction": "Hi", "output": null}', "none of its 1 rows has an answer"),
 ]
 
 
@@ -116,6 +122,36 @@ def test_what_cannot_be_read_is_said_in_a_sentence(text: str, said: str, tmp_pat
     path.write_text(text, encoding="utf-8")
     with pytest.raises(UsageError, match=said):
         read(path)
+
+
+def test_rows_with_an_empty_answer_are_left_out_and_counted(tmp_path: Path) -> None:
+    turns = [("user", "Hi"), ("assistant", " "), ("user", "Bye"), ("assistant", "See you")]
+    rows: list[dict[str, Any]] = [
+        {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]},
+        {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": None}]},
+        {"messages": [{"role": role, "content": text} for role, text in turns]},  # one would teach to say nothing
+    ]
+    source = read(write_rows(tmp_path / "rows.jsonl", rows))
+    assert (len(source.examples), source.empty) == (1, 2)
+
+
+def test_tables_are_read_as_others_write_them(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    rows = [{"instruction": "Say it, please", "input": "", "output": "數\nline"}, {"instruction": "Hi", "output": "Ho"}]
+    wanted = [(("user", row["instruction"]), ("assistant", row["output"])) for row in rows]
+    table = '\ufeffinstruction,input,output\r\n"Say it, please",,"數\nline"\r\nHi,,Ho\r\n'
+    (tmp_path / "a.csv").write_bytes(table.encode())
+    (tmp_path / "a.jsonl").write_bytes("\ufeff".encode() + "\r\n".join(map(json.dumps, rows)).encode())
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+    for name in ("a.csv", "a.jsonl", "a.parquet"):
+        assert [example.messages for example in read(tmp_path / name).examples] == wanted
+
+
+def test_half_a_character_is_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"instruction": "a \\ud800 b", "output": "c"}', encoding="utf-8")
+    assert read(path).examples[0].question == "a \ufffd b"  # no UTF-8 file could hold the other
 
 
 def test_a_missing_file_and_a_folder_that_is_no_run_folder(tmp_path: Path) -> None:
@@ -274,6 +310,14 @@ def test_near_duplicate_questions_stay_on_one_side() -> None:
 def test_too_few_groups_leave_nothing_to_watch() -> None:
     examples = [example("One two three four", str(n), group="same") for n in range(20)]
     assert split(examples, 0.2, seed=0) == (examples, [])
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_split_leaves_something_to_learn_from(seed: int) -> None:
+    sizes = (1, 1, 1, 1, 16)
+    examples = [example(f"Q{g} {n}", "a", group=f"document {g}") for g, size in enumerate(sizes) for n in range(size)]
+    learn, _ = split(examples, 0.5, seed)
+    assert learn
 
 
 def record(instruction: str, source: Any) -> Any:

@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -21,7 +22,7 @@ import pytest
 for name in ("torch", "transformers", "peft", "trl", "datasets", "bitsandbytes"):
     pytest.importorskip(name, reason="the trainer needs the extra: pip install -e .[local,train]")
 
-from finetune import chat, evaluate, measure, methods, run, training  # noqa: E402
+from finetune import bases, chat, evaluate, measure, run, training  # noqa: E402
 from finetune import merge as merging  # noqa: E402
 from finetune import rows as finetune_rows  # noqa: E402
 from finetune.data import Example, read  # noqa: E402
@@ -34,7 +35,7 @@ from tests.conftest import StartServer  # noqa: E402
 from tests.tiny_models import little_rows, save_tiny_gguf, write_rows  # noqa: E402
 from tests.tiny_training import QUICK, encoded, train  # noqa: E402
 
-methods.prepare()
+bases.prepare()
 import torch  # noqa: E402
 
 pytestmark = [
@@ -99,7 +100,7 @@ def test_accumulating_changes_nothing(tiny: Path, tmp_path: Path) -> None:
 
 def test_packed_rows_do_not_see_each_other(tiny: Path, tmp_path: Path) -> None:
     _, rows = encoded(tiny, little_rows(), tmp_path)
-    model = methods.load_base(tiny, "bf16", "cpu").float()
+    model = bases.load_base(tiny, "bf16", "cpu").float()
     assert training.packs_stay_apart(model, rows)
 
 
@@ -109,17 +110,17 @@ def test_a_model_that_ignores_positions_is_not_packed(tiny: Path, tmp_path: Path
 
         def __init__(self, inner: Any) -> None:
             super().__init__()
-            self.inner = inner
+            self.inner, self.config = inner, inner.config
 
         @property
         def device(self) -> Any:
             return self.inner.device
 
-        def forward(self, input_ids: Any, position_ids: Any, use_cache: bool) -> Any:
+        def forward(self, input_ids: Any, use_cache: bool, **_: Any) -> Any:
             return self.inner(input_ids=input_ids, use_cache=use_cache)
 
     _, rows = encoded(tiny, little_rows(), tmp_path)
-    model = Ignorant(methods.load_base(tiny, "bf16", "cpu").float())
+    model = Ignorant(bases.load_base(tiny, "bf16", "cpu").float())
     assert not training.packs_stay_apart(model, rows)
     assert training.can_pack(model, Recipe(), rows) == (False, "this model lets packed rows see each other")
 
@@ -163,7 +164,9 @@ def test_training_stops_early_and_keeps_the_best(tiny: Path, tmp_path: Path) -> 
 
 
 def test_a_folder_begun_with_something_else_is_refused(tmp_path: Path) -> None:
-    training.fingerprint(tmp_path, {"data": "a", "seed": 1})
+    training.fingerprint(tmp_path, {"data": "a", "seed": 0})
+    training.fingerprint(tmp_path, {"data": "a", "seed": 1})  # where nothing was learnt yet, nothing is refused
+    (tmp_path / "checkpoints" / "checkpoint-4").mkdir(parents=True)
     training.fingerprint(tmp_path, {"data": "a", "seed": 1})
     with pytest.raises(UsageError, match="seed: 1 -> 2"):
         training.fingerprint(tmp_path, {"data": "a", "seed": 2})
@@ -551,36 +554,55 @@ def test_chat_answers_and_forgets(
     assert first == second
 
 
-@pytest.mark.slow
+def launched(count: int, *arguments: object, port: int) -> subprocess.CompletedProcess[str]:
+    """The command in several processes of its own; without --device cpu each would take a GPU."""
+    # accelerate's --cpu starts one process alone; with --multi_gpu it starts several.
+    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", count, "--mixed_precision", "no"]
+    launch += ["--dynamo_backend", "no", "--num_machines", "1", "-m", "finetune.run"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_PORT": str(port)}
+    command = [sys.executable, *map(str, [*launch, *arguments, "--device", "cpu"])]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+
+
 def test_two_processes_train_as_one(tiny: Path, tasks: Path, tmp_path: Path) -> None:
     data, out = write_rows(tmp_path / "data.jsonl", little_rows()), tmp_path / "out"
-    # Its --cpu starts one process alone; with --multi_gpu it starts several, and --device cpu keeps them off any GPU.
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--num_machines", "1", "-m", "finetune.run"]
-    flags = [
-        "--base",
-        tiny,
-        "--out",
-        out,
-        "--tasks",
-        tasks,
-        "--new-tokens",
-        2,
-        "--steps",
-        3,
-        "--batch",
-        4,
-        "--device",
-        "cpu",
-    ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_PORT": "29511"}
-    done = subprocess.run(
-        [*map(str, [*launch, data, *flags])], capture_output=True, text=True, check=False, env=environment
-    )
+    flags = ["--base", tiny, "--out", out, "--tasks", tasks, "--new-tokens", 2, "--steps", 3, "--batch", 4]
+    done = launched(2, data, *flags, port=29511)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stderr.count("Rows: ") == 1  # one of them speaks
     assert json.loads((out / "run.json").read_text())["processes"] == 2
     assert (out / "verdict.json").is_file()
+
+
+def test_two_processes_measure_a_reward_model_together(tiny: Path, tmp_path: Path) -> None:
+    """The one that writes must not ask alone: the other would be gone, and it would wait for ever."""
+    data, out = write_rows(tmp_path / "pairs.jsonl", pairs()), tmp_path / "out"
+    flags = ["--stage", "reward", "--base", tiny, "--out", out, "--steps", 2, "--batch", 4, "--watch", 0.2]
+    done = launched(2, data, *flags, port=29512)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert 0 <= json.loads((out / "trained.json").read_text())["accuracy"] <= 1
+
+
+def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(tiny: Path, tasks: Path, tmp_path: Path) -> None:
+    """With SIGKILL, in a process of its own, by the command that a user types."""
+    data = write_rows(tmp_path / "data.jsonl", little_rows())
+    flags = ["--base", tiny, "--tasks", tasks, "--new-tokens", 2, "--steps", 12, "--batch", 4, "--learning-rate", 3e-3]
+    command = [sys.executable, "-m", "finetune.run", *map(str, [data, *flags, "--out", tmp_path / "killed"])]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.startswith("step 9 of 12 · loss "):
+                process.kill()
+    assert process.returncode == -signal.SIGKILL
+    assert not (tmp_path / "killed" / "trained.json").exists()
+    for name in ("killed", "unbroken"):
+        assert finetune(data, *flags, "--out", tmp_path / name) == 0
+    resumed, unbroken = (
+        json.loads((tmp_path / name / "trained.json").read_text())["result"]["losses"]
+        for name in ("killed", "unbroken")
+    )
+    assert len(unbroken) == 12
+    assert resumed == [[step, pytest.approx(loss, abs=1e-3)] for step, loss in unbroken]
 
 
 def test_the_same_command_gives_the_same_adapter(tiny: Path, tasks: Path, tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ from pipeline.ask import Ask
 from pipeline.backends.endpoint import parse_reply
 from pipeline.filtering import Candidate, Found
 from pipeline.journal import Journal
-from pipeline.llm import Reply, Request
-from pipeline.pairs import ABOUT_THE_ANSWER, BOUND_TO_SOURCE, UNFIT, Manner, Pairs, answer_request
+from pipeline.llm import Manner, Reply, Request
+from pipeline.pairs import ABOUT_THE_ANSWER, BOUND_TO_SOURCE, UNFIT, Pairs, answer_request
 from pipeline.prompts import Prompts
 from pipeline.records import DocumentSource, Quote, Record
 from pipeline.run_folder import DerivedFiles

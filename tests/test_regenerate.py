@@ -491,6 +491,27 @@ def test_what_vanished_long_ago_or_was_renamed_can_be_revoked(folder: Folder, ti
     assert folder.in_journal("31 hens") != []
 
 
+def test_a_plan_counts_the_judge(folder: Folder, tick: Tick) -> None:
+    """Its verdicts are sent and paid like all else: about as many as planned, none again, all anew by another judge."""
+    plain = tick("--plan")[1]["requests"]
+    folder.write(shared="judge = true\njudge_model = 'j'")
+    assert tick("--plan")[1]["requests"] > 1.2 * plain
+    assert tick()[0] in (0, 3)
+    documents = ("docs", "facts")  # what a chain is assumed to ask is another matter
+    planned = tick("--plan")[1]["sources"]
+    assert [planned[name]["requests"] for name in documents] == [0, 0]
+    folder.write(shared="judge = true\njudge_model = 'k'")
+    planned = tick("--plan")[1]["sources"]
+    sent = len(folder.server.ledger())
+    assert tick()[0] in (0, 3)
+    verdicts = [line["body"] for line in folder.server.ledger()[sent:] if line["body"]["model"] == "k"]
+    grounded = sum("grounding" in json.dumps(body["response_format"]) for body in verdicts)
+    assert sum(planned[name]["requests"] for name in documents) == grounded
+    judged = [line for line in tick.said.err.splitlines() if ": Judged " in line]  # type: ignore[attr-defined]
+    assert [line.partition(":")[0] for line in judged] == ["docs", "facts", "tasks"]
+    assert all(line.endswith("0 gave no verdict.") for line in judged)
+
+
 @pytest.mark.slow
 def test_a_judge_scores_for_the_gate_and_forgets_what_is_revoked(folder: Folder, tick: Tick) -> None:
     folder.write(shared="judge = true\nfilters = {poor = false}", tables="[gate]\njudge_score = 5.5")

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from finetune import methods, training
+from finetune import bases, training
 from finetune import rows as finetune_rows
 from finetune.data import read
 from finetune.methods import Recipe
@@ -38,7 +38,7 @@ def train(
     packing = changed.pop("packing", False)
     batches = training.plan(rows, recipe, 64, packing=packing, device="cpu")
     batches = replace(batches, **changed)
-    model = methods.load_base(base, recipe.precision, "cpu")
+    model = bases.load_base(base, recipe.precision, "cpu")
     setup = training.Setup(tmp_path / folder, "cpu", 0, packing=packing)
     watched = rows[20:] if watch else []
     return training.train(model, tokenizer, rows[:20], watched, recipe, batches, setup, say or (lambda text: None))

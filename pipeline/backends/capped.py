@@ -8,7 +8,10 @@ arrives and as it unpacks; and the key is taken out of every body before anythin
 from __future__ import annotations
 
 import asyncio
+import json
+import re
 import zlib
+from urllib.parse import quote
 from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
@@ -33,7 +36,7 @@ class CappedTransport(httpx2.AsyncBaseTransport):
 
     def __init__(self, *, deadline_s: float, secrets: tuple[str, ...] = (), largest_body: int = LARGEST_BODY) -> None:
         self._deadline_s, self._largest = deadline_s, largest_body
-        self._secrets = [secret.encode() for secret in secrets if len(secret) >= SHORTEST_SECRET]
+        self._secrets = [_spellings(secret) for secret in secrets if len(secret) >= SHORTEST_SECRET]
         self._session: aiohttp.ClientSession | None = None
         self._proxy: str | None = None
 
@@ -99,15 +102,27 @@ class CappedTransport(httpx2.AsyncBaseTransport):
             raise aiohttp.ClientPayloadError("the packed body ends in its middle")
 
     def _part(self, body: bytearray) -> bytes:
-        return self._mask(bytes(body[:KEPT_OF_A_PART]))
+        return self._mask(bytes(body))[:KEPT_OF_A_PART]  # in this order, or half a secret might be left at the cut
 
     def _mask(self, body: bytes) -> bytes:
         for secret in self._secrets:
-            body = body.replace(secret, MASK)
+            body = secret.sub(MASK, body)
         return body
 
     def _mask_text(self, text: str) -> str:
         return self._mask(text.encode("utf-8", "replace")).decode("utf-8", "replace")
+
+
+def _spellings(secret: str) -> re.Pattern[bytes]:
+    """A secret as a server may write it: plain, escaped in JSON (/ as \\/, = as \\u003d), or percent-encoded."""
+    signs = []
+    for sign in secret:
+        ways = {sign}
+        if not (sign.isascii() and (sign.isalnum() or sign in "-_.")):
+            coded, number = quote(sign, safe=""), ord(sign)
+            ways |= {coded, coded.lower(), json.dumps(sign)[1:-1], f"\\{sign}", f"\\u{number:04x}", f"\\u{number:04X}"}
+        signs.append(f"(?:{'|'.join(map(re.escape, sorted(ways)))})" if len(ways) > 1 else re.escape(sign))
+    return re.compile("".join(signs).encode())
 
 
 class _TooLarge(Exception):

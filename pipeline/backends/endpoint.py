@@ -7,12 +7,13 @@ refuses (JSON schema, `temperature`, `max_tokens` …) is learned once and left 
 
 from __future__ import annotations
 
+import base64
 import json
 import time
 from collections.abc import Callable, Mapping
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qsl, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
 
 from pipeline.errors import EndpointError
 from pipeline.llm import ParameterRefused, Reply, Request, RequestFailed
@@ -96,9 +97,11 @@ class Endpoint:
 
         parts = urlsplit(self._base_url or "")
         query = dict(parse_qsl(parts.query))  # a gateway's version, or its key
+        name, password = unquote(parts.username or ""), unquote(parts.password or "")
+        in_header = base64.b64encode(f"{name}:{password}".encode()).decode() if password else ""
         transport = CappedTransport(
             deadline_s=self._deadline_s,
-            secrets=(self._api_key, parts.password or "", *query.values()),
+            secrets=(self._api_key, password, in_header, *query.values()),
             largest_body=self._largest_body or LARGEST_BODY,
         )
         return openai.AsyncOpenAI(

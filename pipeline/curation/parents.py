@@ -40,7 +40,9 @@ def open_parent(path: Path) -> Parent:
     """A run folder or a file, checked at the door. Raises UsageError where it is neither."""
     file = path / "records.jsonl" if path.is_dir() else path
     if path.is_dir() and not file.is_file():
-        raise UsageError(f"{path}: no run folder; it has no records.jsonl.")
+        latest = path / "LATEST"
+        project = f" It is a project's; its newest version is {latest}." if latest.exists() else ""
+        raise UsageError(f"{path}: no run folder; it has no records.jsonl.{project}")
     if not file.exists():
         raise UsageError(f"{path}: there is no such folder or file.")
     format_of(file)

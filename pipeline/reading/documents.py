@@ -156,6 +156,8 @@ def _walk(root: Path) -> Iterator[Found]:
 def read_file(file: Found, extractor: extraction.Extractor, language: str) -> tuple[Document, list[tuple[str, str]]]:
     """The document in a file, and remarks about parts of it that could not be read. Raises BadFile."""
     suffix = file.path.suffix.lower()
+    if suffix not in SUFFIXES and file.path.is_dir():
+        raise BadFile("unsupported_format", "a link to a folder, which is not followed; name the folder itself.")
     if suffix not in SUFFIXES:
         raise BadFile("unsupported_format", f"{suffix or 'no suffix'} is none of {' '.join(SUFFIXES)}.")
     data = bytes_of(file)

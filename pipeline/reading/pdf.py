@@ -132,7 +132,7 @@ def _without_margins(pages: Sequence[tuple[float, list[Line]]]) -> tuple[list[li
     seen: Counter[str] = Counter()
     for height, lines in pages:
         seen.update({key(line) for line in lines if at_margin(line, height)})
-    often = max(3, len(pages) / 2)
+    often = 2 if len(pages) == 2 else max(3, len(pages) / 2)
     kept, dropped = [], 0
     for height, lines in pages:
         own = [

@@ -135,6 +135,10 @@ class Project:
     keep: bool
     schedule: Schedule | None  # of pipeline.schedule
 
+    @property
+    def journal(self) -> Path:
+        return self.out / "journal.sqlite"
+
 
 def read_project(path: Path) -> Project:
     """The project of a file. Raises UsageError with the file, the table, the key and what is wrong."""

@@ -89,7 +89,7 @@ def finish_revocations(project: Project, versions: Versions, say: Say, *, lock: 
         _retract(project, versions, retractions, say, lock)
     for file in project.out.glob(f"{cache.NAME}*"):  # texts out of files; what is still wanted is read again
         file.unlink()
-    purge(project.out / "journal.sqlite", set().union(*(one.keys for one in retractions)))
+    purge(project.journal, set().union(*(one.keys for one in retractions)))
     write_json(project.out / FILE, [{**row, "pending": False} for row in rows])
 
 
@@ -103,7 +103,7 @@ def _entries(project: Project, versions: Versions, wanted: str) -> list[Revoked]
     latest, found, names = versions.latest(), [], dict[str, str]()
     for source in project.sources:
         before = latest.manifest["sources"].get(source.name, {}).get("files", {}) if latest else {}
-        asked = dict.fromkeys(files_shown(project.out / "journal.sqlite", source.name), "")
+        asked = dict.fromkeys(files_shown(project.journal, source.name), "")
         now, paths = files_of(source), paths_of(source)
         known = {**asked, **before, **now}
         names |= known
@@ -124,12 +124,16 @@ def _retractions(project: Project, versions: Versions, entries: Sequence[Revoked
     for entry in entries:
         source = next((source for source in project.sources if source.name == entry.source), None)
         if source is None:  # no longer in the project file: all it ever asked goes
-            found.append(_Retraction(entry.source, "", entry.name, _keys(project, entry.source, None, set()), set()))
+            found.append(
+                _Retraction(
+                    entry.source, "", entry.name, keys_showing(project.journal, entry.source, None, set()), set()
+                )
+            )
             continue
         ready = prepare(source, versions.aside / "sources" / source.name, project.out, revoked, None)
         live = ready.live if ready is not None else set()
         file = entry.name if source.generator == "self_qa" else None
-        keys, anew = _keys(project, source.name, file, live), _anew(ready) if ready is not None else ""
+        keys, anew = keys_showing(project.journal, source.name, file, live), _anew(ready) if ready is not None else ""
         chunks = ready.generator.chunks.values() if ready is not None and file is not None else ()
         passages = frozenset(text for chunk in chunks for text in (evidence_of(chunk), chunk.text))
         found.append(_Retraction(source.name, source.generator, entry.name, keys, live, passages, anew))
@@ -144,10 +148,6 @@ def _anew(ready: Prepared) -> str:
     plan = ready.generator.plan(ready.source.settings.target, lambda request: False)
     price = one.budget.price_of(plan.prompt_tokens, plan.completion_tokens)
     return f"{ready.name} is a chain and would be asked anew: about {plan.requests} requests, {usd(price)}."
-
-
-def _keys(project: Project, source: str, file: str | None, live: set[str]) -> set[str]:
-    return keys_showing(project.out / "journal.sqlite", source, file, live)
 
 
 def _count(versions: Versions, retractions: Sequence[_Retraction]) -> int:
@@ -259,16 +259,15 @@ def collect(project: Project, versions: Versions, number: int, say: Say) -> dict
     going = [version for version in there if version.name not in staying]
     for version in going:
         versions.remove(version)
-    journal = project.out / "journal.sqlite"
     wanted: set[str] = set()
     adapters: set[str] = set()
     for version in versions.all():
         for name in version.manifest["sources"]:
             wanted |= kept.read_ids(version.folder / "sources" / name / kept.REPLIES)
         adapters |= {version.manifest["adapter"], (version.manifest["training"] or {}).get("adapter")} - {None}
-    unwanted = stored_keys(journal, latest.manifest["latest_attempt"]) - wanted if latest else set()
+    unwanted = stored_keys(project.journal, latest.manifest["latest_attempt"]) - wanted if latest else set()
     if unwanted:
-        purge(journal, unwanted)
+        purge(project.journal, unwanted)
     folders = list((project.out / "adapters").glob("*")) if going else []
     for folder in folders:
         if folder.name not in adapters:

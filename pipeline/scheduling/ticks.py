@@ -87,7 +87,7 @@ class Ticks:
         return float(rows[0][0]) if rows else None
 
     def newest(self, schedule: str, until: float) -> int | None:
-        """The newest tick up to a moment of which something became. (What lies ahead, a wrong clock wrote.)"""
+        """The newest tick up to a moment that has a row. (What lies ahead, a wrong clock wrote.)"""
         query = "SELECT max(tick) FROM ticks WHERE schedule = ? AND tick <= ?"
         newest: int | None = self._read(query, schedule, until)[0][0]
         return newest

@@ -276,7 +276,7 @@ class Decision:
 
 
 def decide(schedule: Schedule, due: Mapping[int, float], runs: Sequence[tuple[float, float]], now: float) -> Decision:
-    """`due` are ticks of which nothing became yet, in order, and when each was due; `runs` when runs began and ended.
+    """`due` are ticks without a row yet, in order, and when each was due; `runs` when runs began and ended.
 
     A tick that became due during a run overlapped it; any other that was not started at once was missed.
     """

@@ -54,7 +54,7 @@ def plain(base: Path, count: int, device: str) -> dict[str, float]:
     from peft import LoraConfig
     from trl import SFTConfig, SFTTrainer
 
-    from finetune.methods import nf4
+    from finetune.bases import nf4
 
     tokenizer, examples, encoded = rows_of(base, count)
     as_messages = [[{"role": role, "content": text} for role, text in example.messages] for example in examples]
@@ -82,13 +82,13 @@ def plain(base: Path, count: int, device: str) -> dict[str, float]:
 
 
 def ours(base: Path, count: int, device: str, *, packing: bool) -> dict[str, float]:
-    from finetune import methods, training
+    from finetune import bases, training
     from finetune.methods import Recipe
 
     tokenizer, _, encoded = rows_of(base, count)
     recipe = Recipe(batch=BATCH, epochs=1, packing=packing)
     batches = training.plan(encoded, recipe, LONGEST, packing=packing, device=device)
-    model = methods.load_base(base, recipe.precision, device)
+    model = bases.load_base(base, recipe.precision, device)
     with tempfile.TemporaryDirectory() as folder:
         setup = training.Setup(Path(folder), device, 0, packing=packing, checkpointing=device == "cuda")
         worked = time.process_time()
@@ -100,9 +100,9 @@ def ours(base: Path, count: int, device: str, *, packing: bool) -> dict[str, flo
 
 
 def measure(arm: str, base: Path, count: int, device: str) -> dict[str, float]:
-    from finetune import methods
+    from finetune import bases
 
-    methods.prepare()
+    bases.prepare()
     import torch
 
     found = plain(base, count, device) if arm == "plain" else ours(base, count, device, packing=arm == "packed")
@@ -120,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--arm", choices=ARMS, help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
-    from finetune.methods import find_base
+    from finetune.bases import find_base
 
     base = find_base(options.base)
     if options.arm:
