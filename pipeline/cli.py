@@ -37,7 +37,7 @@ from pipeline.funnel import likeliest_cause, what_next, why_short
 from pipeline.instruction_filters import INSTRUCTION
 from pipeline.interrupt import interruptible
 from pipeline.journal import Journal, Totals
-from pipeline.judge import USUAL_VERDICT_TOKENS
+from pipeline.judge import USUAL_VERDICT_TOKENS, room_to_think
 from pipeline.llm import Model
 from pipeline.models import open_model
 from pipeline.money import usd
@@ -55,6 +55,7 @@ from pipeline.settings import (
     parse,
     resolved,
 )
+from pipeline.text import for_terminal
 
 Settings = TypeVar("Settings", bound=GeneratorSettings)
 
@@ -231,6 +232,8 @@ class _Run:
         say(f"Kept {tally.kept}{f' ({kinds})' if kinds else ''}; rejected {tally.rejected.total()}.")
         for name, number in tally.rejected.most_common():
             say(f"  {number:6} {name}")
+        if "missing_package" in tally.firsts:  # a count alone is easily overlooked
+            say(f"Not read for want of a package: {tally.firsts['missing_package'].reason}, then run this again.")
         say(
             f"Asked {summary['asked']}, answered {summary['answered']}, parsed {summary['parsed']};"
             f" sent in this run {self.one.ask.sent_in_run}, by this folder ever {summary['sent_ever']};"
@@ -275,8 +278,7 @@ def judge_line(judge: dict[str, Any]) -> str:
     line = f"Judged {readable + unreadable} records, {judge['sent']} requests sent now; {unreadable} gave no verdict"
     if not unreadable:
         return f"{line}."
-    help_ = "; a judge that thinks needs a higher --judge-max-tokens" * (unreadable > readable)
-    return f"{line} and passed unjudged{help_}."
+    return f"{line} and passed unjudged{room_to_think(judge)}."
 
 
 def _pairs_line(pairs: Pairs) -> str:
@@ -350,11 +352,13 @@ def _duration(seconds: float) -> str:
 
 
 def show_json(value: dict[str, Any]) -> None:
-    """To stdout, on one line."""
-    print(json.dumps(value, ensure_ascii=False))
+    """To stdout, on one line; what no UTF-8 holds, and what a terminal would obey, stays escaped."""
+    text = json.dumps(value, ensure_ascii=False)
+    print(re.sub("[\x7f-\x9f\ud800-\udfff]", lambda odd: f"\\u{ord(odd.group()):04x}", text))
 
 
 def say(text: str, end: str = "\n") -> None:
     """To stderr; where its reader is gone (a parent that died), the run goes on without it."""
     with contextlib.suppress(OSError):
-        print(text, file=sys.stderr, end=end, flush=True)
+        rewritten = "\r" * text.startswith("\r")  # a line of progress in a terminal
+        print(rewritten + for_terminal(text.removeprefix("\r")), file=sys.stderr, end=end, flush=True)

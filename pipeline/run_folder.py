@@ -109,9 +109,9 @@ def _mixed(folder: Path, generator: str) -> str:
 
 
 def write_json(path: Path, value: object) -> None:
-    """A JSON file, written aside and renamed."""
+    """A JSON file, written aside and renamed; what of an odd path no UTF-8 holds stands there as JSON's \\udce9."""
     with _storage_errors(path):
-        with _aside_of(path).open("w", encoding="utf-8") as file:
+        with _aside_of(path).open("w", encoding="utf-8", errors="backslashreplace") as file:
             json.dump(value, file, ensure_ascii=False, indent=2)
             file.write("\n")
             _sync(file)

@@ -43,6 +43,7 @@ from pipeline.run import Made, Outlook
 from pipeline.run_folder import write_json
 from pipeline.self_kg_requests import EXAMPLE_FACTS, RequestWriter, read_draft, read_phrases, tidy
 from pipeline.settings import GeneratorSettings, setting
+from pipeline.text import readable_name, replace_surrogates
 
 MAX_TOKENS, MAX_TOKENS_BUNDLED = 1024, 256  # of a reply
 SHAPING_VERSION = 2  # of the code that samples questions, drafts them and builds prompts
@@ -115,7 +116,7 @@ class SelfKG:
         if not settings.graphs:
             raise UsageError("Which graph? python -m pipeline.self_kg kg/planets.ttl --template")
         try:
-            graphs = [path for path in settings.graphs if path.name not in leave_out]
+            graphs = [path for path in settings.graphs if readable_name(path.name) not in leave_out]
             self.graph, self._complaints = load(graphs, settings.labels)
         except GraphError as error:
             raise UsageError(str(error)) from error
@@ -158,7 +159,7 @@ class SelfKG:
     async def items(self, ask: Ask, outlook: Outlook) -> AsyncIterator[tuple[Question, ...] | Rejection]:
         """What was wrong with the files, then the questions in the order the sampler ranks them."""
         for complaint in self._complaints:
-            reason = f"{complaint.where}: {complaint.why}"
+            reason = replace_surrogates(f"{complaint.where}: {complaint.why}")
             yield self._rejection(ask, "file", "load", reason, value=complaint.text or None)
         self._write_relations()
         left_out: set[int] = set()

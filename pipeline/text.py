@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from itertools import pairwise
 
@@ -45,6 +46,19 @@ def one_line(text: str) -> str:
 def replace_surrogates(text: str) -> str:
     """The text with lone surrogates, which no UTF-8 file can hold, made U+FFFD."""
     return _SURROGATE.sub("\ufffd", text)
+
+
+def readable_name(name: str) -> str:
+    """A file's name as UTF-8 can hold it: bytes of another encoding are shown as \\xe9, so that names stay apart."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+_CONTROL = {sign: f"\\x{sign:02x}" for sign in (*range(32), *range(127, 160)) if chr(sign) not in "\n\t"}
+
+
+def for_terminal(text: str) -> str:
+    """A text whose control characters are shown and not obeyed: names and replies could move the cursor, or worse."""
+    return text.translate(_CONTROL).encode("utf-8", "backslashreplace").decode()  # a path may hold what UTF-8 cannot
 
 
 def strip_thinking(text: str) -> str:

@@ -423,6 +423,21 @@ def test_a_limit_in_dollars_needs_a_price_and_holds(span: str, folder: Folder, t
     assert "max_total_tokens_per_tick" in tick()[1]["reason"]
 
 
+@pytest.mark.parametrize("damage", [b"", b"\xff\x00", b"[1]"])
+def test_damaged_notes_of_our_own_are_named_or_done_without(damage: bytes, folder: Folder, tick: Tick) -> None:
+    (folder.root / "docs/broken.pdf").write_bytes(b"%PDF-1.7 broken")
+    assert tick()[0] == 3
+    (folder.root / "out/reported.json").write_bytes(damage)
+    code, found = tick()
+    assert (code, len(found["bad_files"])) == (3, 1), "it is told once more"
+    assert tick()[0] == 0
+    (folder.root / "out/tick.json").write_bytes(damage)
+    code, found = tick()
+    assert code == 6
+    assert "tick.json: is damaged" in found["reason"]
+    assert tick()[0] == 0, "it was said once"
+
+
 # ---------------------------------------------------------------- revocation
 
 

@@ -31,6 +31,7 @@ from pipeline.curation.shingles import Windows, batches, is_cjk, window_hashes, 
 from pipeline.errors import UsageError
 from pipeline.novelty import NoveltyIndex, tokens
 from pipeline.records import Record
+from pipeline.text import readable_name
 
 if TYPE_CHECKING:
     import numpy
@@ -77,7 +78,7 @@ def load_items(paths: Sequence[Path]) -> list[Item]:
                 continue
             found = True
             name = row.value.get("id") if isinstance(row.value, dict) else None
-            id_ = f"{path.name}:{name if isinstance(name, str | int) else row.number}"
+            id_ = f"{readable_name(path.name)}:{name if isinstance(name, str | int) else row.number}"
             items.setdefault((*asking, *others), Item(id_, asking, others))
         if not found:
             raise UsageError(f"{path}: holds no text to decontaminate against.")

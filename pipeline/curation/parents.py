@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from pipeline.curation.rows import Row, file_hash, format_of, read_rows
 from pipeline.errors import UsageError
 from pipeline.records import FileSource, Record, Task, content_id, make_record
-from pipeline.text import language_of
+from pipeline.text import language_of, readable_name
 
 GENERATOR = "imported"
 _RECORD_FIELDS = {"id", "generator", "source", "requests"}  # what no plain file has all of
@@ -108,7 +108,7 @@ def _imported(row: Row, parent: Parent, where: str) -> Record:
         generator=GENERATOR,
         model="",
         language=language,
-        source=FileSource(file=parent.path.name, line=row.number),
+        source=FileSource(file=readable_name(parent.path.name), line=row.number),
         prompts={},
         requests=(),
     )

@@ -14,7 +14,7 @@ import glob
 import os
 import stat
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.errors import UsageError
@@ -23,7 +23,7 @@ from pipeline.reading import extraction
 from pipeline.reading.blocks import Document, join_parts, read_markdown, read_plain
 from pipeline.reading.extraction import BadFile
 from pipeline.records import DocumentSource, Rejection
-from pipeline.text import language_of
+from pipeline.text import language_of, readable_name
 
 MOST_NAMED = 10  # files, where something is said of many
 LARGEST_FILE = 64 * 2**20  # bytes
@@ -114,7 +114,7 @@ def find_files(paths: Sequence[Path]) -> list[Found]:
     for path in paths:
         before = len(found)
         for file in _under(path):
-            found.setdefault(file.path, file)
+            found.setdefault(file.path, replace(file, name=readable_name(file.name)))
         if len(found) == before and not any(file.path == path for file in found.values()):
             raise UsageError(f"{path}: holds no file.")
     by_name: dict[str, Found] = {}

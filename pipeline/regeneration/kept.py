@@ -88,5 +88,9 @@ def bad_files(folder: Path, source: str, files: Mapping[str, str]) -> list[list[
 
 
 def read_reported(path: Path) -> list[list[str]]:
-    found: list[list[Any]] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-    return found
+    """What was said of bad files before; where that is damaged, it is said once more."""
+    try:
+        found: list[list[Any]] = json.loads(path.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return []
+    return found if isinstance(found, list) else []

@@ -17,6 +17,7 @@ from pipeline.records import content_id
 from pipeline.regeneration.project import GENERATORS, Source
 from pipeline.seed_tasks import fingerprint, load_seed_tasks
 from pipeline.self_qa import SelfQA
+from pipeline.text import readable_name
 
 UNITS = {"self_qa": "chunks", "self_kg": "facts and entities", "self_instruct": "seed tasks"}
 UNREADABLE = "unreadable"  # stands for the hash of a file that cannot be read
@@ -115,7 +116,7 @@ def paths_of(source: Source) -> dict[str, Path]:
         return {file.name: file.path for file in find_files(settings.paths)}
     if source.generator == "self_kg":
         paths = (*settings.graphs, *([settings.labels] if settings.labels else []))
-        by_name = {path.name: path for path in paths}
+        by_name = {readable_name(path.name): path for path in paths}
         if len(by_name) < len(set(paths)):
             raise UsageError(f"two files of {source.name} have the same name; rename one.")
         return by_name

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pipeline.errors import UsageError
+from pipeline.errors import StorageError, UsageError
 from pipeline.journal import Journal, Totals
 from pipeline.money import FREE, Budget, Limits, Price, read_prices
 from pipeline.regeneration.project import BudgetTable
@@ -43,7 +43,7 @@ class Spending:
 async def begin(out: Path, table: BudgetTable, journal: Journal, sources: Sequence[Prepared]) -> Spending:
     """Begin a tick, or take up one that was killed."""
     path = out / TICK
-    after: int = json.loads(path.read_text(encoding="utf-8"))["after"] if path.exists() else await journal.latest()
+    after = _began_after(path) if path.exists() else await journal.latest()
     write_json(path, {"after": after})
     prices: dict[str, Price] = {}
     for source in sources:
@@ -52,6 +52,15 @@ async def begin(out: Path, table: BudgetTable, journal: Journal, sources: Sequen
     before = await journal.totals(since=month)
     own = await journal.totals(after=after, since=month)
     return Spending(after, _limits(table, prices, before, own), prices)
+
+
+def _began_after(path: Path) -> int:
+    try:
+        return int(json.loads(path.read_bytes())["after"])
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise StorageError(
+            f"{path}: is damaged ({error}), so what a killed tick had spent is not known; the next one counts anew."
+        ) from error
 
 
 def end(out: Path) -> None:
