@@ -138,7 +138,8 @@ def value_of(text: str) -> Value | None:
 
 
 def is_unit(name: str) -> bool:
-    """Whether a text is a unit, with a scale before it or without: "公里", "万人"."""
+    """Whether a text is a unit, with a scale before it or without: "公里", "万人", 萬人."""
+    name = name.translate(SAME_HAN)
     return name in _UNITS or re.sub(r"\A(?:万亿|百万|[千万亿])", "", name) in _UNITS
 
 

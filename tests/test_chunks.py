@@ -184,6 +184,12 @@ def test_a_menu_at_the_top_of_a_page_is_no_text() -> None:
     assert "Linux2.1.13" not in document.text
 
 
+def test_two_stops_in_a_row_end_one_sentence() -> None:
+    text = "他又来了……真的吗？！“是的！！”他说。"
+    found = [text[a:b] for a, b in sentences(text, 0, len(text))]
+    assert found == ["他又来了……", "真的吗？！", "“是的！！”", "他说。"]
+
+
 def test_sentences_end_where_they_end() -> None:
     text = 'It costs 3.5 EUR. "Really?" Yes! See a.b.c for more…  热泵省电。“真的吗？”是的'
     assert [text[a:b] for a, b in sentences(text, 0, len(text))] == [

@@ -77,6 +77,11 @@ _PERSONAL: tuple[tuple[str, re.Pattern[str], Callable[[re.Match[str]], bool]], .
     ),
     ("card number", re.compile(r"(?<![\d.-])(?:\d{4}[ -]?){3}\d{4}(?![\d-]|\.\d)"), _card),
     ("phone number", re.compile(r"(?<![\d+.-])1[3-9]\d(?:\d{8}|([ -])\d{4}\1\d{4})(?!\d)"), _always),
+    (  # a Chinese landline, whose area code begins with 0
+        "phone number",
+        re.compile(r"(?<![A-Za-z0-9.+-])(?:0\d{2,3}[ -]|[(（]0\d{2,3}[)）] ?)\d{7,8}(?![A-Za-z0-9-]|\.\d)"),
+        _always,
+    ),
     (
         "phone number",
         re.compile(r"(?<![\w+])\+\d{1,3}[ -]?(?:\(\d{1,4}\)|\d{1,4})(?:[ -]?\d{2,4}){2,4}(?!\d)"),
@@ -84,7 +89,7 @@ _PERSONAL: tuple[tuple[str, re.Pattern[str], Callable[[re.Match[str]], bool]], .
     ),
     ("phone number", re.compile(r"(?<![\w-])\(?[2-9]\d{2}\)?[ -][2-9]\d{2}-\d{4}(?![\w-])"), _always),
 )
-_HINT_OF_A_PERSON = re.compile(r"@|\d[\d ()+-]{8,}")
+_HINT_OF_A_PERSON = re.compile(r"@|\d[\d ()（）+-]{8,}")
 
 
 def find_secret(text: str) -> str | None:

@@ -49,7 +49,7 @@ _WHO = _ending(
     r"|总监|总裁|书记|皇帝|国王|女王|教练|队员|球员|冠军|元首|君主|首席执行官"
 )
 _WHERE = _ending(
-    r"(?:出生|生|所在|发源|诞生|原产|产|起源|安葬|葬|居住|发生|举[办行]|拍摄|目的|出发|首发|驻|注册|注入|办公)地|地点|总部|首都|省会"
+    r"(?:出生|生|所在|发源|诞生|原产|产|起源|安葬|葬|居住|发生|举[办行]|拍摄|目的|出发|首发|驻|注册|注入|办公)地|所在(?:国家|城市|省份|地区|区域)|地点|总部|首都|省会"
     r"|首府|籍贯|祖籍|故乡|家乡|位置|源头"
 )
 _YEAR = _ending(r"年份?|年代")
@@ -121,7 +121,7 @@ def measure(label: str) -> str:
 
 def _unit(label: str) -> str:
     found = _UNIT.search(label)
-    return found[1] if found and is_unit(found[1]) else ""
+    return found[1] if found and is_unit(simplified(found[1])) else ""
 
 
 def _ends(label: str, kind: re.Pattern[str]) -> bool:

@@ -129,8 +129,12 @@ class Speaker:
         """The question for the other end of a single relation."""
         relation, asked = question.relations[0], question.asked[0]
         if question.inverse:
-            return capital(fill(self.phrases(relation).head, o=self._object(relation, asked)))
-        return capital(fill(self.phrases(relation).tail, s=self.name(asked)))
+            return self._opened(fill(self.phrases(relation).head, o=self._object(relation, asked)))
+        return self._opened(fill(self.phrases(relation).tail, s=self.name(asked)))
+
+    def _opened(self, question: str) -> str:
+        """A question with a capital at its start; Chinese has none, and iPhone keeps its own."""
+        return question if self.language == "zh" else capital(question)
 
     def _blank(self, question: Question, at: int = 0) -> str:
         """The statement with dots for what is asked."""
@@ -378,7 +382,7 @@ def _path_question(speaker: Speaker, question: Question) -> str:
     described = speaker.name(question.asked[0])
     for relation in question.relations[:-1]:
         described = fill(speaker.phrases(relation).ref, s=described)
-    return capital(fill(speaker.phrases(question.relations[-1]).tail, s=described))
+    return speaker._opened(fill(speaker.phrases(question.relations[-1]).tail, s=described))
 
 
 def _winner_first(question: Question) -> tuple[Fact, Fact]:

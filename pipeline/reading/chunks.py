@@ -22,7 +22,7 @@ TITLE_WORDS = 6  # at most, before a document's first heading: alone they are no
 LETTERS_A_TOKEN = 4  # by which text.estimate_tokens counts
 
 _SENTENCE_END = re.compile(
-    r"[.!?…][\"'”’)\]]*(?=\s)|[。！？；…][”’」』）]*|\n(?=\s*(?:[-*+•]|\d+[.)、]|\|)\s?)|\n\s*\n"
+    r"[.!?…][\"'”’)\]]*(?=\s)|[。！？；…]+[”’」』）]*|\n(?=\s*(?:[-*+•]|\d+[.)、]|\|)\s?)|\n\s*\n"
 )
 
 
