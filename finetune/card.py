@@ -9,7 +9,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from finetune.data import Message
+from finetune.data import Message, read_json
 from finetune.verdict import table
 
 
@@ -18,8 +18,9 @@ def write_card(
 ) -> None:
     """README.md: base, data by hash, recipe, verdict. No path of this machine is in it."""
     recipe = {name: value for name, value in run["recipe"].items() if value is not None}
+    library = "peft" if (folder / "adapter_config.json").is_file() else "transformers"
     lines = [
-        "---", f"base_model: {base}", "library_name: peft", "---", f"# {folder.name}", "",
+        "---", f"base_model: {base}", f"library_name: {library}", "---", f"# {folder.name}", "",
         f"Tuned from {base} by `python -m finetune.run` on {run['examples']} examples (hash {run['data']}), "
         f"{trained['result']['steps']} steps, seed {run['seed']}.", "",
         "## Recipe", "", *(f"- {name}: {value}" for name, value in recipe.items()), "",
@@ -137,9 +138,11 @@ def _parts(text: str, words: Sequence[str]) -> list[str]:
 
 def commands(merged: Path, adapter: Path, base: str) -> list[str]:
     """What to run to use the model elsewhere."""
+    rank = read_json(adapter / "adapter_config.json").get("r", 16)
+    lora = "--enable-lora" + (f" --max-lora-rank {rank}" if rank > 16 else "")  # vLLM's own limit, else
     return [
         f"GGUF:   python llama.cpp/convert_hf_to_gguf.py {merged} --outtype q8_0 --outfile {merged.name}.gguf",
         f"Ollama: ollama create {merged.name} -f {merged / 'Modelfile'}",
         f"vLLM:   vllm serve {merged}",
-        f"        vllm serve {base} --enable-lora --lora-modules {adapter.name}={adapter}",
+        f"        vllm serve {base} {lora} --lora-modules {adapter.name}={adapter}",
     ]

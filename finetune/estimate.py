@@ -84,8 +84,10 @@ def shape_of(config: Any) -> Shape:
 def estimate(shape: Shape, recipe: Recipe, tokens: int, *, checkpointing: bool, device: str) -> Estimate:
     """The memory of training on micro-batches of that many tokens."""
     method = METHODS[recipe.method]
+    optimizer = recipe.optimizer or ("paged_adamw_8bit" if device == "cuda" else "adamw_torch_fused")
     if recipe.method == "full":
-        weights, trained, bytes_each = 4.0 * (shape.linear + shape.other), shape.linear + shape.other, 4 + 8
+        weights, trained = 4.0 * (shape.linear + shape.other), shape.linear + shape.other
+        bytes_each = 4 + (2 if "8bit" in optimizer else 8)
     else:
         weights = (NF4_BITS / 8 if recipe.precision == "nf4" else 2.0) * shape.linear + 2.0 * shape.other
         width = recipe.rank if method.merges else 0
@@ -93,7 +95,6 @@ def estimate(shape: Shape, recipe: Recipe, tokens: int, *, checkpointing: bool, 
             0 if method.merges else recipe.virtual_tokens * 2 * shape.layers * shape.hidden
         )
         adapter_bytes = 2 if recipe.precision == "nf4" else 4
-        optimizer = recipe.optimizer or ("paged_adamw_8bit" if device == "cuda" else "adamw_torch_fused")
         bytes_each = 2 * adapter_bytes + (
             2 if "8bit" in optimizer else 8 if "32bit" in optimizer else 2 * adapter_bytes
         )

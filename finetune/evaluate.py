@@ -126,6 +126,7 @@ def evaluate(
             **scores(tasks, replies[name]),
             "plain_text_loss": plain_text_loss(model, tokenizer),
         }
+        del model  # a whole one would stay while the next is loaded
     found = verdicts.judge(measures, losses, control=control, overlap=overlap)
     pages = [
         {

@@ -37,7 +37,7 @@ from pipeline.funnel import likeliest_cause, what_next, why_short
 from pipeline.instruction_filters import INSTRUCTION
 from pipeline.interrupt import interruptible
 from pipeline.journal import Journal, Totals
-from pipeline.judge import USUAL_VERDICT_TOKENS
+from pipeline.judge import USUAL_VERDICT_TOKENS, room_to_think
 from pipeline.llm import Model
 from pipeline.models import open_model
 from pipeline.money import usd
@@ -232,6 +232,8 @@ class _Run:
         say(f"Kept {tally.kept}{f' ({kinds})' if kinds else ''}; rejected {tally.rejected.total()}.")
         for name, number in tally.rejected.most_common():
             say(f"  {number:6} {name}")
+        if "missing_package" in tally.firsts:  # a count alone is easily overlooked
+            say(f"Not read for want of a package: {tally.firsts['missing_package'].reason}, then run this again.")
         say(
             f"Asked {summary['asked']}, answered {summary['answered']}, parsed {summary['parsed']};"
             f" sent in this run {self.one.ask.sent_in_run}, by this folder ever {summary['sent_ever']};"
@@ -276,8 +278,7 @@ def judge_line(judge: dict[str, Any]) -> str:
     line = f"Judged {readable + unreadable} records, {judge['sent']} requests sent now; {unreadable} gave no verdict"
     if not unreadable:
         return f"{line}."
-    help_ = "; a judge that thinks needs a higher --judge-max-tokens" * (unreadable > readable)
-    return f"{line} and passed unjudged{help_}."
+    return f"{line} and passed unjudged{room_to_think(judge)}."
 
 
 def _pairs_line(pairs: Pairs) -> str:

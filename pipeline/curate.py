@@ -50,7 +50,7 @@ from pipeline.curation.spool import Spool
 from pipeline.curation.steps import Curation, Embedded
 from pipeline.difficulty import MOST_TOKENS, SCORES, LossModel, score
 from pipeline.errors import DONE, SHORT, UsageError
-from pipeline.judge import CRITERIA
+from pipeline.judge import CRITERIA, room_to_think
 from pipeline.judge_curated import Judging
 from pipeline.models import check_judge_is_asked
 from pipeline.money import usd
@@ -284,7 +284,7 @@ def _report(settings: CurateSettings, summary: dict[str, Any], switches: Switche
     if judged := summary["judge"]:
         say(
             f"Judged {judged['asked']} records, {judged['sent']} of them asked now; {judged['unreadable']} gave no"
-            f" verdict. Spent by this folder: {usd(judged['cost'])}."
+            f" verdict{room_to_think(judged)}. Spent by this folder: {usd(judged['cost'])}."
         )
     say(f"Kept {kept} of {summary['read']}. Records: {out / 'records.jsonl'}; rejections: {out / 'rejected.jsonl'}.")
     if not kept:

@@ -22,6 +22,13 @@ VERDICT_TOKENS = 400  # of a reply, at most; --judge-max-tokens
 USUAL_VERDICT_TOKENS = 80  # for --plan
 
 
+def room_to_think(counts: Mapping[str, int]) -> str:
+    """What to say of a judge of whose verdicts most could not be read; "" of any other."""
+    if 2 * counts["unreadable"] <= counts["readable"] + counts["unreadable"]:
+        return ""
+    return "; a judge that thinks needs a higher --judge-max-tokens"
+
+
 class Asking(Protocol):
     """What `ask.Ask` is to a judge."""
 

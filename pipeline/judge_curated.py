@@ -99,8 +99,8 @@ class Judging:
             totals = await journal.totals()
             self.summary = {
                 "model": self._model.identity, "asked": ask.counts.asked, "sent": ask.counts.sent,
-                "unreadable": judge.unreadable, "missing": self.missing, "sent_ever": totals.attempts,
-                "cost": self._budget.cost, "cost_at_most": self._budget.cost_at_most,
+                "readable": judge.readable, "unreadable": judge.unreadable, "missing": self.missing,
+                "sent_ever": totals.attempts, "cost": self._budget.cost, "cost_at_most": self._budget.cost_at_most,
             }  # fmt: skip
 
     async def _judge_all(

@@ -88,6 +88,7 @@ def _find(reply: Reply, *fits: Callable[[Any], bool], wanted: str) -> tuple[Any,
     Where none does, small mistakes are mended, or Python's way to write values is read; what was cut is never closed.
     """
     text, was_cut = read_text(reply), reply.finish_reason == "length"
+    text = _TEX.sub(lambda found: found.group() if len(found.group()) == 2 else "\\\\", text)
     values = _values_in(text, was_cut)
     for fit in fits:
         found = next((entry for entry in values if fit(entry[0])), None)
@@ -129,6 +130,11 @@ def _values_in(text: str, was_cut: bool) -> Values:
     return values
 
 
+# A backslash that JSON takes for the start of a form feed, a backspace, a line break or a tab, where TeX or a regex was
+# meant: "\\frac", "\\beta", "\\times". Escaped backslashes are passed over in pairs.
+_TEX = re.compile(
+    r"\\\\|\\(?=[bf][A-Za-z]|r(?:ho|ight|angle|floor|ceil)|t(?:imes|heta|ext(?:bf|it|rm)?\{)|n(?:eq|abla)(?![A-Za-z]))"
+)
 # A string, which a cut may have left open; or a comma behind the last item.
 _PIECE = re.compile(r'"(?:[^"\\]|\\.)*(?:"|\Z)|,(?=\s*[\]}])', re.DOTALL)
 _ESCAPE = re.compile(r'\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})|\\|[\x00-\x1f]')

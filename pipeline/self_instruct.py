@@ -270,7 +270,8 @@ class SelfInstruct:
             * self._has_ended
         )
         both = chain + rest
-        expected_records = Expected(self._stored + wanted, question + INSTANCE_TOKENS / 2, INSTANCE_TOKENS / 2)
+        records = min(self._stored + wanted, target or math.inf)  # what was in flight at the end is stored, too
+        expected_records = Expected(records, question + INSTANCE_TOKENS / 2, INSTANCE_TOKENS / 2)
         return replace(both, assumes=assumes, expected=expected_records)
 
 

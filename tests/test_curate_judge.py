@@ -66,6 +66,20 @@ def test_what_has_no_score_is_judged_once_and_the_score_decides(tmp_path: Path, 
     assert len(server.ledger()) == 8
 
 
+def test_a_judge_that_thinks_gets_the_room_it_needs(
+    tmp_path: Path, start_server: StartServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = run_folder(tmp_path / "a", made_before())
+    server = start_server(plan=[{"fault": "reasoning_only", "match": '"max_tokens":400[,}]'}])
+    assert curate.main(flags(server, source, tmp_path / "c")) == 0
+    assert "8 gave no verdict; a judge that thinks needs a higher --judge-max-tokens." in capsys.readouterr().err
+    roomy = flags(server, source, tmp_path / "c", "--judge-max-tokens", 4000)
+    assert curate.main([*roomy, "--plan"]) == 0
+    assert "Would send about 8 requests" in capsys.readouterr().err
+    assert curate.main(roomy) == 0
+    assert ", 8 of them asked now; 0 gave no verdict." in capsys.readouterr().err
+
+
 def test_without_judge_there_is_no_journal(tmp_path: Path) -> None:
     out = tmp_path / "c"
     assert curate.main([str(run_folder(tmp_path / "a", made_before())), "--out", str(out), *OFF]) == 0

@@ -23,9 +23,11 @@ import pytest
 for name in ("torch", "transformers", "peft", "trl", "datasets", "bitsandbytes"):
     pytest.importorskip(name, reason="the trainer needs the extra: pip install -e .[local,train]")
 
-from finetune import bases, estimate, measure, run, training  # noqa: E402
+from finetune import bases, estimate, evaluate, measure, run, training  # noqa: E402
+from finetune.data import Example  # noqa: E402
 from finetune.methods import Recipe  # noqa: E402
 from finetune.rows import Audit, Row  # noqa: E402
+from pipeline.backends import weights  # noqa: E402
 from pipeline.errors import UsageError  # noqa: E402
 from tests.tiny_models import little_rows, write_rows  # noqa: E402
 from tests.tiny_training import encoded  # noqa: E402
@@ -215,6 +217,27 @@ def test_what_was_trained_is_let_go_before_the_next(
         assert run.main([str(data), "--base", str(tiny), "--tasks", str(tasks), *flags]) == 0
     finally:
         gc.enable()
+    assert held == [0, 0, 0]
+
+
+def test_whole_models_are_measured_one_at_a_time(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    load = bases.load_base
+    models: list[weakref.ref[Any]] = []
+    held: list[int] = []
+
+    def noted(*arguments: Any, **named: Any) -> Any:
+        gc.collect()
+        held.append(sum(model() is not None for model in models))
+        models.append(weakref.ref(model := load(*arguments, **named)))
+        return model
+
+    monkeypatch.setattr(evaluate, "load_base", noted)
+    tokenizer = weights.load_tokenizer(tiny)
+    tasks = [Example((("user", "Say it!"), ("assistant", "It.")), "")]
+    settings: dict[str, Any] = {"tokenizer": tokenizer, "device": "cpu", "control": None, "overlap": None}
+    evaluate.evaluate(
+        tiny, "fp32", {"ours": tiny, "50 %": tiny}, tasks, new_tokens=2, say=lambda text: None, **settings
+    )
     assert held == [0, 0, 0]
 
 

@@ -211,6 +211,13 @@ def test_weights_and_adapter_are_counted_right(wide: Path, method: str) -> None:
         estimate.shape_of(bases.require_causal(wide)), recipe, 100, checkpointing=False, device="cpu"
     )
     assert found.weights == pytest.approx(held, rel=0.05)
+    if method == "full":
+        numbers = sum(parameter.numel() for parameter in model.parameters())
+        assert found.adapter == numbers * (4 + 8)  # a gradient, and two moments in fp32
+        on_gpu = estimate.estimate(
+            estimate.shape_of(bases.require_causal(wide)), recipe, 100, checkpointing=False, device="cuda"
+        )
+        assert on_gpu.adapter == numbers * (4 + 2)  # there the moments have 8 bits
     if method != "full":
         tuned = peft.get_peft_model(model, methods.adapter_config(recipe, model, 10))
         trained = sum(parameter.numel() for parameter in tuned.parameters() if parameter.requires_grad)

@@ -116,6 +116,34 @@ def test_no_answer_is_a_bare_number(drafts: dict[str, str]) -> None:
 
 # ---------------------------------------------------------------- the check
 
+REWORDED = [  # a template's question, a model's question and answer, and whether the graph vouches for them
+    ("谁发明了活字印刷术？", "活字印刷术的发明者是谁？", "活字印刷术由毕昇发明。", True),
+    ("黄河发源于哪里？", "黄河的源头在哪里？", "黄河发源于巴颜喀拉山脉。", True),
+    ("黄河注入什么？", "黄河最后流入哪片海？", "黄河最后注入渤海。", True),
+    ("黄河注入什么？", "黄河注入什么？", "渤海注入黄河。", False),
+    ("李白和杜甫，谁的出生年份更晚？", "李白和杜甫谁更晚出生？", "杜甫更晚出生，生于712年；李白生于701年。", True),
+    ("李白和杜甫，谁的出生年份更晚？", "李白和杜甫谁更晚出生？", "李白比杜甫更晚出生。", False),
+    (
+        "判断对错：李白的代表作包括将进酒。",
+        "《将进酒》是李白的代表作吗？",
+        "是的，《将进酒》是李白的代表作之一。",
+        True,
+    ),
+    ("判断对错：李白的代表作包括将进酒。", "《将进酒》是不是李白的代表作？", "没错，是李白的代表作。", True),
+    ("判断对错：李白的代表作包括将进酒。", "《将进酒》是李白的代表作吗？", "不是。", False),
+    ("判断对错：李白的代表作包括将进酒。", "李白是《将进酒》的代表作吗？", "是的。", False),
+]
+
+
+@pytest.mark.parametrize(("plain", "instruction", "output", "is_right"), REWORDED)
+def test_what_a_model_makes_of_it(plain: str, instruction: str, output: str, is_right: bool) -> None:
+    graph = poets_and_rivers()
+    speaker = Speaker(graph, "zh")
+    asked = [q for q in Sampler(graph, per_fact=len(KINDS)).questions() if speaker.draft(q).instruction == plain]
+    found = check(Asked(asked[0], speaker), instruction, output)
+    assert (found is None) == is_right, found
+
+
 ASKED = {
     "好友": ("tail", "好友", "李白的好友是谁？"),
     "长度": ("tail", "长度", "黄河有多长？"),

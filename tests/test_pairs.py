@@ -307,6 +307,13 @@ def test_a_plan_prices_verdicts_by_the_judge_and_further_answers_by_the_model(
     assert plan("--judge", *judge)["cost"] is None, "an unknown price is unknown, never 0"
 
 
+def test_a_judge_that_thinks_gets_the_room_it_needs(tmp_path: Path, run: Run, start_server: StartServer) -> None:
+    server = start_server()
+    flags = ("--target", 3, "--pairs", 1, "--judge-model", "j", "--judge-max-tokens", 4000)
+    assert run(*against(server, tmp_path / "out", *flags)).returncode == 0
+    assert {line["body"]["max_tokens"] for line in server.ledger() if line["body"]["model"] == "j"} == {4000}
+
+
 def test_the_plan_of_a_run_that_is_complete_is_nothing(
     tmp_path: Path, start_server: StartServer, capsys: pytest.CaptureFixture[str]
 ) -> None:

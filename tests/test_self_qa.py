@@ -307,7 +307,7 @@ def test_one_bad_file_is_one_rejection_and_strict_stops(
 
 
 def test_a_missing_package_is_named_with_the_command_that_installs_it(
-    docs: Path, monkeypatch: pytest.MonkeyPatch
+    docs: Path, server: FakeServer, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(READERS, ".pdf", ("pipeline.reading.pdf:read_pdf", ("no_such_package",)))
     (docs / "a.pdf").write_bytes(b"%PDF-1.7")
@@ -315,6 +315,8 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(
     assert rejection.filter == "missing_package"
     assert "no_such_package" in rejection.reason
     assert "pip install -c constraints.txt -e '.[docs]'" in rejection.reason
+    assert self_qa(server, tmp_path / "out", docs) == 0
+    assert f"Not read for want of a package: {rejection.reason}" in capsys.readouterr().err, "not in a count alone"
 
 
 @pytest.mark.parametrize("arguments", [[], ["nowhere"], ["--per-chunk", "0", "docs"], ["--mode", "sideways", "docs"]])

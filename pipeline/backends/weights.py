@@ -276,8 +276,9 @@ def _load_directory(directory: Path) -> tuple[Any, Any]:
 
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
-            directory, dtype=torch.bfloat16, local_files_only=True, use_safetensors=True, output_loading_info=True
-        )
+            directory, dtype=torch.bfloat16, local_files_only=True, use_safetensors=True, output_loading_info=True,
+            trust_remote_code=False,
+        )  # fmt: skip
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise UsageError(f"{directory} cannot be loaded as a language model: {_first_line(error)}") from error
     if info["missing_keys"]:  # transformers would fill them with random numbers and go on
@@ -290,13 +291,14 @@ def load_tokenizer(directory: Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(directory, local_files_only=True)
+        return AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         raise UsageError(f"the tokenizer in {directory} cannot be loaded: {_first_line(error)}") from error
 
 
 def _put_on_adapter(model: Any, adapter: Path) -> Any:
     """The model with its adapter, not merged: added to bf16 weights, a small change is rounded away."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft loads it, and it misses kernels of the Hub's
     try:
         from peft import PeftModel
     except ImportError as error:

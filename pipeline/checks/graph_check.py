@@ -58,7 +58,8 @@ _NEUTRAL = frozenset(
     for word in """a an the of in on at to by for from with and or is are was were be been do does did has have had can
     could would you me i it that this what which who whom whose where when how many much tell name list give say know
     please right correct true false statement claim there if s answer question check whether all one
-    请 问 是 的 吗 呢 什 么 哪 谁 个 些 有 多 少 几 告 诉 我 说 一 下 对 错 正 确 否 这 句 话 了 在 和 与 为""".split()
+    请 问 是 的 吗 呢 什 么 哪 谁 个 些 有 多 少 几 告 诉 我 说 一 下 对 错 正 确 否 这 句 话 了 在 和 与 为
+    里 时 候""".split()
 )
 
 

@@ -27,6 +27,8 @@ _BE = frozenset("is are was were be been being gets got".split())
 _EMPTY = frozenset(
     "is are was were has have had include includes of in on at by to from for with as and 的 是 了 于 在".split()
 )
+_IS_ZH = re.compile("(?:[也正就都]|确实|的确)?是(?:不是)?|不是|是否[是为]")
+_AROUND_NAMES = " 《》“”「」『』"  # 《将进酒》是李白的代表作
 _SENTENCE = re.compile(r"[.!?;](?=\s|$)|[。！？；\n]")
 
 
@@ -194,7 +196,7 @@ def _agent(reading: Reading, one: int, other: int, by: bool) -> int:
     """
     first, second, before, between, after = _around(reading, one, other)
     passive = re.search(r"\bby\b|[被由]|的是", between) or (by and between.endswith("是"))
-    if between == "是" and not by:  # Y's … or one of Y's?
+    if _IS_ZH.fullmatch(between) and not by:  # Y's … or one of Y's?
         return second if re.match("的(?!一)", after) else first
     fronted = (before in _PREPOSITIONS and before != "by") or (by and before.endswith("ing"))
     cleft = re.fullmatch(r",?\s*(?:that|which|whom|who)(?:\s+the)?", between)
@@ -230,8 +232,8 @@ def _around(reading: Reading, one: int, other: int) -> tuple[int, int, str, str,
     ends = {mention.start: mention.end for mention in reading.mentions}
     lead = [word.strip("“\"'(,") for word in reading.text[:start].lower().split()]
     before = next((word for word in reversed(lead) if word not in ARTICLES), "")
-    between = reading.masked[ends.get(start, start) : stop].lower().strip()
-    return first, second, before, between, reading.masked[ends.get(stop, stop) :].lower().strip()
+    between = reading.masked[ends.get(start, start) : stop].lower().strip(_AROUND_NAMES)
+    return first, second, before, between, reading.masked[ends.get(stop, stop) :].lower().strip(_AROUND_NAMES)
 
 
 Parts = tuple[list[str], list[str], list[str]]

@@ -31,13 +31,14 @@ _SENTENCE = re.compile(
 )
 _CODE_LINE = re.compile(r"</?\w+>|^\s*(?:def|class|import|return|print|for|if|SELECT|var|let|const)\b.*[:(;]|[{};]\s*$")
 _NUMBER = re.compile(r"^\s*(?:[-*•·]|\(?\d{1,3}[.):、])\s+", re.MULTILINE)
+_ITEM = re.compile(rf"{_NUMBER.pattern}|[^：\s]{{1,8}}：")  # 正方：…
 _SIGNATURE = re.compile(  # hashtags, an address, who said it, the last line of a letter: they need no stop
     r"\n(?:[\w']+ ?){1,5},\s*\Z|(?:\s+#\w+)+\s*\Z|\S*://\S+\s*\Z"
     r"|(?:\s[-–—~]+|\n[-–—~]+)\s*[^\W\d][\w.,]*(?: [\w.,]+){0,3}\s*\Z"
 )
 _LONG_SENTENCE, _LONG_LINE = 10, 5  # words, from which a sentence or a line shows what it is
 _PAIRS_ZH = (("“", "”"), ("「", "」"), ("《", "》"), ("（", "）"), ("【", "】"))
-_LONG_ALONE_ZH = 40  # a slogan, a verse of four lines, a definition: models often leave out a single sentence's stop
+_LONG_ALONE_ZH = 20  # a slogan, a verse of four lines, a definition: models often leave out a single sentence's stop
 
 
 def breaks_off(text: str) -> str | None:
@@ -53,7 +54,7 @@ def breaks_off(text: str) -> str | None:
     broken = (
         _NEXT_SENTENCE.split(last)[-1].strip() not in ("", last)
         or (words >= _LONG_LINE and _LEFT_HANGING.search(last) is not None)
-        or (_is_sentence(last, words, alone=len(lines) == 1) and _mostly_stopped(lines[:-1]))
+        or (_is_sentence(last, words, alone=len(lines) == 1 and last == lines[-1]) and _mostly_stopped(lines[:-1]))
         or _alone_without_stop(lines)
         or any(lines[-1].count(opening) > lines[-1].count(closing) for opening, closing in _PAIRS_ZH)
     )
@@ -73,8 +74,8 @@ def _mostly_stopped(lines: Sequence[str]) -> bool:
 
 def _alone_without_stop(lines: Sequence[str]) -> bool:
     """Whether all lines of the kind of the last one end with a stop, and it alone does not."""
-    numbered = _NUMBER.match(lines[-1]) is not None
-    others = [line for line in lines[:-1] if (_NUMBER.match(line) is not None) == numbered]
+    numbered = _ITEM.match(lines[-1]) is not None
+    others = [line for line in lines[:-1] if (_ITEM.match(line) is not None) == numbered]
     if len(others) < (1 if numbered else 2) or not (numbered or count_words(lines[-1]) >= 2):
         return False
     return all(line.rstrip("\"'”’)）").endswith(_STOPS) for line in others)
