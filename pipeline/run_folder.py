@@ -26,7 +26,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from pipeline import crash
 from pipeline.errors import FolderBusy, StorageError, UsageError
@@ -212,6 +212,9 @@ class DerivedFiles:
 # ---------------------------------------------------------------- reading what was published
 
 
+Entry = TypeVar("Entry", Record, Rejection)
+
+
 @dataclass(frozen=True, slots=True)
 class PublishedSet:
     """The derived files as they were published together: the summary, and the others, open, where they are there."""
@@ -220,10 +223,20 @@ class PublishedSet:
     files: dict[str, BufferedReader]
 
     def records(self) -> Iterator[Record]:
-        return map(Record.model_validate_json, self.files.get("records.jsonl", ()))
+        return self._read("records.jsonl", Record)
 
     def rejections(self) -> Iterator[Rejection]:
-        return map(Rejection.model_validate_json, self.files.get("rejected.jsonl", ()))
+        return self._read("rejected.jsonl", Rejection)
+
+    def _read(self, name: str, kind: type[Entry]) -> Iterator[Entry]:
+        """Raises UsageError for a line that was damaged, or edited by hand."""
+        file = self.files.get(name)
+        for number, line in enumerate(file or (), 1):
+            try:
+                yield kind.model_validate_json(line)
+            except ValueError as error:
+                path = getattr(file, "name", name)
+                raise UsageError(f"{path}, line {number}: is no {kind.__name__.lower()} any more; edited?") from error
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.reading.api_calls import Description, objection_to, parse_call, read_descriptions
+from pipeline.reading.documents import guessed_encodings
 from pipeline.records import DocumentSource, Rejection
 from pipeline.run_folder import read_records
 from pipeline.self_qa import main
@@ -66,6 +67,15 @@ def test_a_line_that_is_no_description_is_one_rejection(tmp_path: Path) -> None:
     assert [type(entry).__name__ for entry in entries] == ["Description"] + 5 * ["Rejection"]
     kinds = [entry.filter for entry in entries if isinstance(entry, Rejection)]
     assert kinds == ["bad_row"] * 4 + ["unsupported_format"]
+
+
+def test_a_file_of_descriptions_that_is_not_utf8_is_named_once(tmp_path: Path) -> None:
+    line = json.dumps({**FIELDS, "description": "把水从井里送到屋顶的水箱，然后关闭阀门"}, ensure_ascii=False)
+    (tmp_path / "apis.jsonl").write_bytes(f"{line}\n{line}\n".encode("gb18030"))
+    entries = read_descriptions([tmp_path], generator="self_qa")
+    documents = [entry.document for entry in entries if isinstance(entry, Description)]
+    assert len(documents) == 2
+    assert guessed_encodings(documents) == {"gb18030": ["apis.jsonl"]}
 
 
 @pytest.mark.skipif(not APIS.is_file(), reason=f"real API descriptions are not at {DATA}")

@@ -423,7 +423,7 @@ def test_a_limit_in_dollars_needs_a_price_and_holds(span: str, folder: Folder, t
     assert "max_total_tokens_per_tick" in tick()[1]["reason"]
 
 
-@pytest.mark.parametrize("damage", [b"", b"\xff\x00", b"[1]"])
+@pytest.mark.parametrize("damage", [b"", b"[1]"])
 def test_damaged_notes_of_our_own_are_named_or_done_without(damage: bytes, folder: Folder, tick: Tick) -> None:
     (folder.root / "docs/broken.pdf").write_bytes(b"%PDF-1.7 broken")
     assert tick()[0] == 3

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -163,6 +164,18 @@ def test_nothing_shows_before_it_is_published_and_all_is_replaced_then(tmp_path:
         assert {name: data for name, data in published(tmp_path).items() if name in before} == before
         files.publish({})
     assert [kept.instruction for kept in read_records(tmp_path)] == ["Say 7."]
+
+
+@pytest.mark.parametrize("damage", [b"", b"{}", b"\x00\xff"])
+def test_a_damaged_line_is_named_with_its_file(tmp_path: Path, damage: bytes) -> None:
+    with DerivedFiles(tmp_path) as files:
+        for number in (1, 2):
+            files.keep(record(number))
+        files.publish({})
+    path = tmp_path / "records.jsonl"
+    path.write_bytes(path.read_bytes().split(b"\n")[0] + b"\n" + damage + b"\n")
+    with pytest.raises(UsageError, match=re.escape(f"{path}, line 2: is no record any more")):
+        list(read_records(tmp_path))
 
 
 def test_a_run_that_breaks_off_leaves_the_old_files(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from pipeline.hygiene import clean
 from pipeline.reading.blocks import Block, Document
 from pipeline.reading.chunks import Chunk
 from pipeline.reading.documents import bytes_of, find_files, rejected_file
-from pipeline.reading.extraction import BadFile, decode
+from pipeline.reading.extraction import BadFile, decode, guessed_encoding
 from pipeline.records import Rejection, content_id
 from pipeline.text import language_of, one_line
 
@@ -41,7 +41,8 @@ def read_descriptions(
         try:
             if file.path.suffix.lower() != ".jsonl":
                 raise BadFile("unsupported_format", "--mode api reads .jsonl files of API descriptions.")
-            lines = decode(bytes_of(file)).split("\n")
+            data = bytes_of(file)
+            lines, guessed = decode(data).split("\n"), guessed_encoding(data)
         except BadFile as bad:
             yield rejected_file(file.name, bad.kind, bad.detail, generator)
             continue
@@ -49,12 +50,12 @@ def read_descriptions(
             if line.strip():
                 name = f"{file.name}, line {number}"
                 try:
-                    yield _description(line, name)
+                    yield _description(line, name, guessed)
                 except (ValueError, RecursionError) as error:
                     yield rejected_file(name, "bad_row", str(error), generator)
 
 
-def _description(line: str, name: str) -> Description:
+def _description(line: str, name: str, guessed: str) -> Description:
     fields = json.loads(line)
     if not isinstance(fields, dict) or not isinstance(fields.get("api_call"), str):
         raise ValueError("no JSON object with the text `api_call`.")
@@ -62,7 +63,7 @@ def _description(line: str, name: str) -> Description:
         raise ValueError(f"`api_call` is no call that can be parsed: {fields['api_call'][:80]!r}.")
     text, dropped = clean("\n".join(f"{key}: {_said(value)}" for key, value in fields.items()))
     headings = (one_line(str(fields["api_name"])),) if fields.get("api_name") else ()
-    document = Document(name, text, (Block("paragraph", 0, len(text)),), language_of(text), dropped)
+    document = Document(name, text, (Block("paragraph", 0, len(text)),), language_of(text), dropped, guessed)
     chunk = Chunk(content_id("chunk", text, *headings), name, headings, 0, len(text), text, document.language)
     return Description(fields, document, chunk)
 

@@ -82,12 +82,15 @@ def rejected_file(name: str, kind: str, detail: str, generator: str) -> Rejectio
 
 
 def guessed_encodings(documents: Sequence[Document]) -> dict[str, list[str]]:
-    """Encoding -> the names of the documents that were read in it, for they were not UTF-8."""
+    """Encoding -> the names of the files that were read in it, for they were not UTF-8.
+
+    An API's description is a document by itself, named after a line of its file.
+    """
     found: dict[str, list[str]] = {}
     for document in documents:
         if document.guessed:
-            found.setdefault(document.guessed, []).append(document.name)
-    return found
+            found.setdefault(document.guessed, []).append(document.name.partition(", line ")[0])
+    return {encoding: list(dict.fromkeys(names)) for encoding, names in found.items()}
 
 
 def said_of_guesses(guessed: Mapping[str, Sequence[str]]) -> list[str]:

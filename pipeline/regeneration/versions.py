@@ -142,8 +142,8 @@ def check_records(folder: Path, expected: int) -> None:
     """What was written reads back as records, as many as were kept."""
     try:
         number = sum(1 for _ in read_records(folder))
-    except ValueError as error:
-        raise StorageError(f"{folder / 'records.jsonl'}: does not read back ({error}).") from error
+    except UsageError as error:
+        raise StorageError(f"It does not read back. {error}") from error
     if number != expected:
         raise StorageError(f"{folder / 'records.jsonl'}: holds {number} records, not {expected}.")
 
