@@ -11,8 +11,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 
-from pipeline.text import replace_surrogates
-from pipeline.traditional import simplified
+from pipeline.text import replace_surrogates, simplified
 
 # What the chat templates in use reserve: ChatML, Llama 2 and 3, Gemma, Phi, DeepSeek, Mistral, GPT-2, GLM; reasoning
 # marks; and what tokenizers keep in reserve (Gemma, Baichuan, T5) or for filling in the middle (StarCoder).

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+from functools import cache
 from itertools import pairwise
-
-from pipeline.traditional import simplified
 
 _HAN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
 _WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
@@ -21,6 +20,24 @@ def language_of(text: str) -> str:
     """ "zh" where at least three letters in ten are Han characters, else "en"."""
     letters = sum(map(str.isalpha, text))
     return "zh" if letters and len(_HAN.findall(text)) >= 0.3 * letters else "en"
+
+
+def simplified(text: str) -> str:
+    """The text with its traditional Chinese characters simplified, one for one, so that places in it stay.
+
+    For comparing what a model wrote in one script with a source in the other, never for what is kept: which of several
+    words is meant (乾 as 干 or 乾) takes more than a character.
+    """
+    return text if text.isascii() else text.translate(_simplified_forms())
+
+
+@cache
+def _simplified_forms() -> dict[int, str]:
+    from opencc import OpenCC
+
+    characters = list(map(chr, range(0x4E00, 0xA000)))
+    forms = OpenCC("t2s").convert("\n".join(characters)).split("\n")
+    return {ord(one): form for one, form in zip(characters, forms, strict=True) if form != one}
 
 
 def count_words(text: str) -> float:

@@ -12,8 +12,7 @@ from kg.values import han_number
 from pipeline.checks.grounding import locate, names, shares_no_word, unsupported
 from pipeline.checks.quantities import quantities
 from pipeline.hygiene import hidden_instruction
-from pipeline.text import language_of
-from pipeline.traditional import _SIMPLIFIED, _TRADITIONAL, simplified
+from pipeline.text import language_of, simplified
 
 SOURCE = """三十一家工厂用了一千零一天，产量三千万吨，耗资一亿五千万元，使用210萬條訓練數據，參數量為七億，費用兩萬元
 。三分之一的用户在半年内更换，关闭需要一个半小时，误差为万分之三，五成以上的故障来自密封圈。仪器在零下二十
@@ -139,8 +138,9 @@ def test_simplified_answers_to_traditional_sources() -> None:
 
 def test_each_traditional_character_has_one_simplified_one() -> None:
     assert simplified("資料顯示該方法，見檔案𠮷A1。") == "资料显示该方法，见档案𠮷A1。"
-    assert len(_TRADITIONAL) == len(_SIMPLIFIED)
-    assert len(set(_TRADITIONAL.split())) == len(_TRADITIONAL.split())
+    every = "".join(map(chr, range(0x4E00, 0xA000)))
+    assert len(simplified(every)) == len(every)
+    assert sum(one != form for one, form in zip(every, simplified(every), strict=True)) > 2_500
 
 
 def test_every_day_is_one_day_and_sixteen_ounces_are_sixteen() -> None:

@@ -12,8 +12,7 @@ import unicodedata
 from collections.abc import Iterator
 
 from pipeline.checks.quantities import NUMBER_WORDS, Quantity, agree, is_unit, quantities
-from pipeline.text import language_of, terms
-from pipeline.traditional import simplified
+from pipeline.text import language_of, simplified, terms
 
 SHORTEST_QUOTE = 6  # letters and digits; a Han character counts as two: less than that is found anywhere
 _SAME = str.maketrans("‘’‚‛“”„‟‐‑‒–—−", "''''\"\"\"\"------")

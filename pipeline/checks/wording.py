@@ -10,8 +10,7 @@ import re
 from functools import cache
 from pathlib import Path
 
-from pipeline.text import one_line
-from pipeline.traditional import simplified
+from pipeline.text import one_line, simplified
 
 # ---------------------------------------------------------------- tasks that a text model cannot do
 

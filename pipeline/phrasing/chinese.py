@@ -11,7 +11,7 @@ import re
 
 from kg.graph import Phrases
 from kg.values import is_unit
-from pipeline.traditional import simplified
+from pipeline.text import simplified
 
 _STATES = frozenset(
     "环绕 包含 包括 导致 引起 治疗 毗邻 流经 拥有 使用 需要 生产 注入 汇入 流入 连接 支持 依赖 研究 师从".split()
