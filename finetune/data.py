@@ -28,7 +28,7 @@ from pipeline.records import DocumentSource, GraphSource, PromptSource, Record, 
 from pipeline.run_folder import open_set, read_config, read_records
 from pipeline.text import language_of, replace_surrogates
 
-HELD_OUT = Path(__file__).with_name("heldout.jsonl")
+HELD_OUT = {"en": Path(__file__).with_name("heldout.jsonl"), "zh": Path(__file__).with_name("heldout_zh.jsonl")}
 SAMPLE = Path(__file__).with_name("sample.jsonl")
 SAME_CLUSTER_ABOVE = 0.5  # looser: rows of one cluster must not stand on both sides of the split
 PLAIN_TEXT = (".txt", ".md")
@@ -75,6 +75,11 @@ class Source:
     @property
     def hash(self) -> str:
         return hash_examples(self.examples)
+
+
+def main_language(examples: Sequence[Example]) -> str:
+    """ "zh" where more than half of the examples are Chinese, else "en": half and half is English."""
+    return "zh" if 2 * sum(example.language == "zh" for example in examples) > len(examples) else "en"
 
 
 def hash_examples(examples: Sequence[Example]) -> str:
@@ -182,6 +187,11 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(noted, dict):
         raise UsageError(f"{path} is damaged: it holds no object.")
     return noted
+
+
+def has_learnt(folder: Path) -> bool:
+    """Whether a run got somewhere in a folder: from then on that is bound to what it was begun with."""
+    return (folder / "trained.json").is_file() or any(folder.glob("checkpoints/checkpoint-*"))
 
 
 def _read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -7,7 +7,8 @@
 
 `finetune.run` ends with this; run it again for other tasks or another control. Writes verdict.json and verdict.html
 into the first folder and says one sentence. Tasks are rows in any shape that `finetune.run` reads; without --tasks
-the forty of finetune/heldout.jsonl. With a judge the answers are also compared in pairs, in both orders; its calls
+the forty that the run was measured on: finetune/heldout.jsonl, or heldout_zh.jsonl where most of what it learnt from is
+Chinese. With a judge the answers are also compared in pairs, in both orders; its calls
 are kept beside the model, so a second time they cost nothing.
 """
 
@@ -32,8 +33,8 @@ from finetune.bases import (
     prepare,
     put_on_adapter,
 )
-from finetune.data import HELD_OUT, Example, read, read_json
-from finetune.measure import Loss, Reply, answer_losses, mean_loss, plain_text_loss, scores, write_answers
+from finetune.data import HELD_OUT, Example, has_learnt, main_language, read, read_json
+from finetune.measure import PLAIN_TEXT, Loss, Reply, answer_losses, mean_loss, plain_text_loss, scores, write_answers
 from finetune.methods import Recipe
 from finetune.rows import Row, encode, last_answer_only, stop_ids
 from pipeline.backends import weights as local_weights
@@ -99,6 +100,7 @@ def evaluate(
     folders: dict[str, Path],
     tasks: Sequence[Example],
     *,
+    language: str,
     tokenizer: Any,
     device: str,
     control: str | None,
@@ -109,6 +111,7 @@ def evaluate(
     """The verdict, and every task with all answers.
 
     :param folders: "ours", and each draw of the control by its `control_name`, where there is one.
+    :param language: of the plain text that forgetting is measured on.
     :param control: what the control was trained on; None: there is none.
     :param overlap: the share of the control's rows that ours was trained on too, where it is known.
     """
@@ -124,7 +127,7 @@ def evaluate(
         measures[name] = {
             "answer_loss": mean_loss(losses[name]),
             **scores(tasks, replies[name]),
-            "plain_text_loss": plain_text_loss(model, tokenizer),
+            "plain_text_loss": plain_text_loss(model, tokenizer, PLAIN_TEXT[language]),
         }
         del model  # a whole one would stay while the next is loaded
     found = verdicts.judge(measures, losses, control=control, overlap=overlap)
@@ -215,9 +218,24 @@ def judge_of(options: argparse.Namespace) -> Judge | None:
     return judge
 
 
-def read_tasks(path: Path | None) -> list[Example]:
-    """The held-out tasks, ours or a file's."""
-    return read(path or HELD_OUT).examples
+def read_tasks(path: Path | None, language: str, why: str, say: Callable[[str], None]) -> list[Example]:
+    """The held-out tasks: a file's, or ours in that language, saying which and why."""
+    found = read(path or HELD_OUT[language]).examples
+    say(f"Held-out tasks: {len(found)} of {path or f'finetune/{HELD_OUT[language].name} ({why})'}")
+    return found
+
+
+def choose_language(folder: Path, examples: Sequence[Example]) -> tuple[str, str]:
+    """The language a run is measured in, and why: that of most rows, or in a folder that it goes on in, as before."""
+    if has_learnt(folder):
+        return language_of_run(folder), "as it was begun"
+    language = main_language(examples)
+    return language, "most rows are Chinese" if language == "zh" else "most rows are not Chinese"
+
+
+def language_of_run(folder: Path) -> str:
+    """The language a run was measured in: what it noted; before there was a choice it was English."""
+    return "zh" if read_json(folder / "run.json").get("language") == "zh" else "en"
 
 
 # ---------------------------------------------------------------- the command
@@ -271,7 +289,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--control", type=Path, nargs="+", metavar="DIR",
         help="another one, trained on what ours is compared with, or several, each on another draw of it",
     )  # fmt: skip
-    parser.add_argument("--tasks", type=Path, metavar="FILE", help="held-out tasks [finetune/heldout.jsonl]")
+    parser.add_argument("--tasks", type=Path, metavar="FILE", help="held-out tasks [those of the run]")
     parser.add_argument(
         "--new-tokens",
         type=more_than_nothing,
@@ -296,7 +314,8 @@ def add_judge(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    tasks = read_tasks(options.tasks)
+    language = language_of_run(options.tuned)
+    tasks = read_tasks(options.tasks, language, "as in its run", say)
     judge_of(options)
     prepare()
     ours = Tuned.at(options.tuned)
@@ -314,8 +333,8 @@ def _run(options: argparse.Namespace) -> int:
         folders[control_name(number)] = other.folder
     tokenizer = local_weights.load_tokenizer(ours.folder)
     found, pages = evaluate(
-        ours.base, ours.precision, folders, tasks, tokenizer=tokenizer, device=choose_device(options.device),
-        control=about, overlap=overlap, new_tokens=options.new_tokens, say=say,
+        ours.base, ours.precision, folders, tasks, language=language, tokenizer=tokenizer,
+        device=choose_device(options.device), control=about, overlap=overlap, new_tokens=options.new_tokens, say=say,
     )  # fmt: skip
     return conclude(ours.folder, found, pages, tasks, options)
 

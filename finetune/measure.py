@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from finetune.bases import quiet
-from finetune.data import Example
+from finetune.data import Example, main_language
 from finetune.rows import IGNORED, Row, encode_document
 from pipeline.backends.chat_template import render_chat
 
-PLAIN_TEXT = Path(__file__).with_name("plain_text.txt")
+PLAIN_TEXT = {"en": Path(__file__).with_name("plain_text.txt"), "zh": Path(__file__).with_name("plain_text_zh.txt")}
 # A batch's. On a GPU a 7B model's cache takes half a megabyte a token, and 150,000 words' logits a third of one.
 PADDED_TOKENS = {"cpu": 2048, "cuda": 8192}
 
@@ -120,7 +120,7 @@ def _reply(tokenizer: Any, ids: list[int], stops: Sequence[int]) -> Reply:
     return Reply(text.strip(), len(ids) if end is None else end + 1, end is not None)
 
 
-def plain_text_loss(model: Any, tokenizer: Any, path: Path = PLAIN_TEXT) -> float:
+def plain_text_loss(model: Any, tokenizer: Any, path: Path) -> float:
     """The loss on plain prose that nobody trained on: where it rises, the model forgets."""
     texts = [part for part in path.read_text(encoding="utf-8").split("\n\n") if part.strip()]
     longest = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
@@ -140,10 +140,9 @@ class _Characters:
 
 def scores(tasks: Sequence[Example], replies: Sequence[Reply]) -> dict[str, Any]:
     """ROUGE-L and BLEU (0 to 100), exact match for classification, stop rate, lengths."""
-    chinese = statistics.fmean(task.language == "zh" for task in tasks) > 0.5
     wrong = [(task, reply) for task, reply in zip(tasks, replies, strict=True) if task.task == "classification"]
     exact = [_plain(task.answer) == _plain(reply.text) for task, reply in wrong]
-    bleu, signature = _bleu(tasks, replies, chinese)
+    bleu, signature = _bleu(tasks, replies, main_language(tasks) == "zh")
     return {
         "rouge_l": 100
         * statistics.fmean(rouge_l(task, reply.text) for task, reply in zip(tasks, replies, strict=True)),

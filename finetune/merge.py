@@ -21,8 +21,8 @@ from typing import Any
 from finetune import card
 from finetune.bases import TOKENIZER_FILES, keep_gradients_right, known_as, load_base, prepare, put_on_adapter
 from finetune.data import Example
-from finetune.evaluate import Tuned, encode_tasks, ended, read_tasks, say
-from finetune.measure import answer_losses, mean_loss, plain_text_loss
+from finetune.evaluate import Tuned, encode_tasks, ended, language_of_run, read_tasks, say
+from finetune.measure import PLAIN_TEXT, answer_losses, mean_loss, plain_text_loss
 from finetune.methods import METHODS
 from finetune.rows import IGNORED, Row, stop_ids
 from pipeline.backends import weights as local_weights
@@ -43,14 +43,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--dtype", choices=DTYPES, default="auto", help="[auto: bfloat16, or float32 where that is off]"
     )
-    parser.add_argument("--tasks", type=Path, metavar="FILE", help="to compare on [finetune/heldout.jsonl]")
+    parser.add_argument("--tasks", type=Path, metavar="FILE", help="to compare on [those of the run]")
     options = parser.parse_args(argv)
     return ended(lambda: _run(options))
 
 
 def _run(options: argparse.Namespace) -> int:
     out = options.out or options.tuned.with_name(f"{options.tuned.name}-merged")
-    tasks = read_tasks(options.tasks)[:COMPARED]
+    tasks = read_tasks(options.tasks, language_of_run(options.tuned), "as in its run", say)[:COMPARED]
     found = merge(options.tuned, out, onto=options.onto, tasks=tasks, dtype=options.dtype)
     for line in describe(found):
         say(line)
@@ -79,7 +79,8 @@ def merge(tuned: Path, out: Path, *, onto: str, tasks: Sequence[Example], dtype:
     model = _with_adapter(load_base(at.base, at.precision, "cpu"), tuned)
     stops = stop_ids(tokenizer, model.generation_config)
     rows = encode_tasks(tokenizer, tasks, stops=stops, config=model.config, new_tokens=1)
-    adapter = _measure(model, tokenizer, rows)
+    prose = PLAIN_TEXT[language_of_run(tuned)]
+    adapter = _measure(model, tokenizer, rows, prose)
     wanted = _log_probabilities(model, rows)
     del model
     kls: dict[str, float] = {}
@@ -89,7 +90,7 @@ def merge(tuned: Path, out: Path, *, onto: str, tasks: Sequence[Example], dtype:
         if kls[written] <= FURTHEST or onto == "original":  # there the other base is why, not rounding
             break
     found = {
-        "onto": onto, "adapter": adapter, "merged": _measure(merged, tokenizer, rows), "dtype": written,
+        "onto": onto, "adapter": adapter, "merged": _measure(merged, tokenizer, rows, prose), "dtype": written,
         "kl": kls[written], "kls": kls, "base": str(at.base),
         "known_as": known_as(at.base),
     }  # fmt: skip
@@ -118,8 +119,9 @@ def _with_adapter(model: Any, adapter: Path) -> Any:
     return tuned
 
 
-def _measure(model: Any, tokenizer: Any, rows: Sequence[Row]) -> dict[str, float]:
-    return {"answer_loss": mean_loss(answer_losses(model, rows)), "plain_text_loss": plain_text_loss(model, tokenizer)}
+def _measure(model: Any, tokenizer: Any, rows: Sequence[Row], prose: Path) -> dict[str, float]:
+    losses = answer_losses(model, rows)
+    return {"answer_loss": mean_loss(losses), "plain_text_loss": plain_text_loss(model, tokenizer, prose)}
 
 
 def _log_probabilities(model: Any, rows: Sequence[Row]) -> list[Any]:

@@ -31,7 +31,17 @@ from typing import Any
 
 from finetune import bases, card, estimate, evaluate, methods, rows, training
 from finetune.bases import TOKENIZER_FILES
-from finetune.data import SAMPLE, Example, candidates, hash_examples, read, sample_control, split, without_held_out
+from finetune.data import (
+    SAMPLE,
+    Example,
+    Source,
+    candidates,
+    hash_examples,
+    read,
+    sample_control,
+    split,
+    without_held_out,
+)
 from finetune.evaluate import say
 from finetune.methods import METHODS, PRESETS
 from pipeline.backends import weights as local_weights
@@ -69,7 +79,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--out", type=Path, metavar="DIR", help="where it all goes [outputs/NAME-tuned]")
     add("--control", metavar="FILE|none", help="a file to compare with; none: no control")
     add("--controls", type=int, default=1, metavar="N", help="draw and train it so often: what is luck? [1]")
-    add("--tasks", type=Path, metavar="FILE", help="held-out tasks [finetune/heldout.jsonl]")
+    add("--tasks", type=Path, metavar="FILE", help="held-out tasks [40 of ours; Chinese for Chinese rows]")
     add(
         "--new-tokens",
         type=evaluate.more_than_nothing,
@@ -158,9 +168,12 @@ class _Run:
         self.out: Path = options.out or Path("outputs") / f"{options.data.name.split('.')[0]}-tuned"
 
     def run(self) -> int:
-        tasks = evaluate.read_tasks(self.options.tasks)
         evaluate.judge_of(self.options)
-        arms = self._arms(tasks)
+        source = read(self.options.data, self.options.stage)
+        self.say(f"{self.options.data}: {len(source.examples)} examples ({source.shape})")
+        self.language, why = evaluate.choose_language(self.out, source.examples)
+        tasks = evaluate.read_tasks(self.options.tasks, self.language, why, self.say)
+        arms = self._arms(source, tasks)
         bases.prepare()
         self.device = bases.choose_device(self.options.device)
         self.base = bases.find_base(self.options.base)
@@ -188,8 +201,8 @@ class _Run:
         if self.options.stage == "reward":
             return self._report_reward()
         found, pages = evaluate.evaluate(
-            self.base, self.recipe.precision, {arm.name: arm.folder for arm in arms}, tasks, tokenizer=self.tokenizer,
-            device=self.device, control=self.drawn_from, overlap=self.overlap,
+            self.base, self.recipe.precision, {arm.name: arm.folder for arm in arms}, tasks, language=self.language,
+            tokenizer=self.tokenizer, device=self.device, control=self.drawn_from, overlap=self.overlap,
             new_tokens=self.options.new_tokens, say=self.say,
         )  # fmt: skip
         code = evaluate.conclude(self.out, found, pages, tasks, self.options)
@@ -209,10 +222,8 @@ class _Run:
 
     # ---------------------------------------------------------------- what to train on
 
-    def _arms(self, tasks: Sequence[Example]) -> list[Arm]:
+    def _arms(self, source: Source, tasks: Sequence[Example]) -> list[Arm]:
         """Shares of ours for --curve, ours, and the control where there is one."""
-        source = read(self.options.data, self.options.stage)
-        self.say(f"{self.options.data}: {len(source.examples)} examples ({source.shape})")
         if source.empty:
             self.say(f"{source.empty} rows have an empty answer, or the same one twice as a pair, and are left out")
         repeats = len(source.examples) - len({(example.messages, example.rejected) for example in source.examples})
@@ -405,7 +416,7 @@ class _Run:
             "stage": self.options.stage,
             "base": local_weights.find(self.base).identity, "seed": arm.seed, "watch": self.options.watch,
             "max_length": audit.max_length, "processes": self.processes, "device": self.device, "versions": versions,
-        })  # fmt: skip
+        }, language=self.language)  # fmt: skip
 
     def _save(self, arm: Arm, trainer: Any, result: training.Result, done: dict[str, Any]) -> None:
         """The adapter (or model), the base's own tokenizer files, and last of all trained.json: all is there."""

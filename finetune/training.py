@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.bases import keep_gradients_right, quiet
-from finetune.data import read_json
+from finetune.data import has_learnt, read_json
 from finetune.methods import METHODS, Recipe, adapter_config
 from finetune.rows import IGNORED, Pair, Row
 from pipeline.errors import UsageError
@@ -425,8 +425,8 @@ def draw_losses(result: Result, path: Path) -> None:
     pyplot.close(figure)
 
 
-def fingerprint(folder: Path, now: dict[str, Any]) -> None:
-    """Refuse a folder begun with other data or settings; otherwise note these.
+def fingerprint(folder: Path, now: dict[str, Any], **beside: Any) -> None:
+    """Refuse a folder begun with other data or settings; otherwise note these, and what stands beside them.
 
     :raises UsageError: naming what differs, or what else is in the folder.
     """
@@ -434,9 +434,8 @@ def fingerprint(folder: Path, now: dict[str, Any]) -> None:
     now = json.loads(json.dumps(now))
     if path.is_file():
         before = read_json(path)
-        changed = [name for name in (*now, *before) if now.get(name) != before.get(name)]
-        learnt = [*folder.glob("checkpoints/checkpoint-*"), *folder.glob("trained.json")]
-        if changed and learnt:  # else nothing would be lost, or mixed
+        changed = [name for name in {**now, **before} if name not in beside and now.get(name) != before.get(name)]
+        if changed and has_learnt(folder):  # else nothing would be lost, or mixed
             listed = "; ".join(f"{name}: {before.get(name)} -> {now.get(name)}" for name in dict.fromkeys(changed))
             raise UsageError(f"{folder} was begun with something else ({listed}). Use another --out, or remove it.")
     else:
@@ -444,4 +443,4 @@ def fingerprint(folder: Path, now: dict[str, Any]) -> None:
         names = sorted(file.name for file in folder.iterdir() if not file.name.startswith(".") and file.name != "curve")
         if names:
             raise UsageError(f"{folder} holds something else ({', '.join(names[:5])}). Use another --out.")
-    write_json(path, now)
+    write_json(path, now | beside)
