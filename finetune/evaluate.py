@@ -7,9 +7,9 @@
 
 `finetune.run` ends with this; run it again for other tasks or another control. Writes verdict.json and verdict.html
 into the first folder and says one sentence. Tasks are rows in any shape that `finetune.run` reads; without --tasks
-the forty that the run was measured on: finetune/heldout.jsonl, or heldout_zh.jsonl where most of what it learnt from is
-Chinese. With a judge the answers are also compared in pairs, in both orders; its calls
-are kept beside the model, so a second time they cost nothing.
+forty of ours: finetune/heldout_zh.jsonl where most rows of the run were Chinese, else finetune/heldout.jsonl. With a
+judge the answers are also compared in pairs, in both orders; its calls are kept beside the model, so a second time
+they cost nothing.
 """
 
 from __future__ import annotations
@@ -289,7 +289,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--control", type=Path, nargs="+", metavar="DIR",
         help="another one, trained on what ours is compared with, or several, each on another draw of it",
     )  # fmt: skip
-    parser.add_argument("--tasks", type=Path, metavar="FILE", help="held-out tasks [those of the run]")
+    parser.add_argument("--tasks", type=Path, metavar="FILE", help="held-out tasks [ours, in the language of its run]")
     parser.add_argument(
         "--new-tokens",
         type=more_than_nothing,
@@ -315,7 +315,7 @@ def add_judge(parser: argparse.ArgumentParser) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     language = language_of_run(options.tuned)
-    tasks = read_tasks(options.tasks, language, "as in its run", say)
+    tasks = read_tasks(options.tasks, language, "in the language of its run", say)
     judge_of(options)
     prepare()
     ours = Tuned.at(options.tuned)

@@ -43,14 +43,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--dtype", choices=DTYPES, default="auto", help="[auto: bfloat16, or float32 where that is off]"
     )
-    parser.add_argument("--tasks", type=Path, metavar="FILE", help="to compare on [those of the run]")
+    parser.add_argument("--tasks", type=Path, metavar="FILE", help="to compare on [ours, in the language of its run]")
     options = parser.parse_args(argv)
     return ended(lambda: _run(options))
 
 
 def _run(options: argparse.Namespace) -> int:
     out = options.out or options.tuned.with_name(f"{options.tuned.name}-merged")
-    tasks = read_tasks(options.tasks, language_of_run(options.tuned), "as in its run", say)[:COMPARED]
+    tasks = read_tasks(options.tasks, language_of_run(options.tuned), "in the language of its run", say)[:COMPARED]
     found = merge(options.tuned, out, onto=options.onto, tasks=tasks, dtype=options.dtype)
     for line in describe(found):
         say(line)

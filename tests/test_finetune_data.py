@@ -15,12 +15,14 @@ from typing import Any
 
 import pytest
 
+from finetune import evaluate, measure
 from finetune.data import (
     HELD_OUT,
     SAMPLE,
     Example,
     candidates,
     example_of,
+    main_language,
     read,
     sample_control,
     split,
@@ -28,11 +30,14 @@ from finetune.data import (
 )
 from pipeline.curation.parents import open_parent
 from pipeline.errors import UsageError
+from pipeline.novelty import NoveltyIndex
 from pipeline.records import DocumentSource, GraphSource, PromptSource, Rejection, make_record
+from pipeline.text import count_words, language_of
 from tests.tiny_models import SILENT_TEMPLATE, TEMPLATE, letters, write_rows
 
 pytest.importorskip("transformers", reason="the trainer needs the extra: pip install -e .[local,train]")
 from finetune import rows as finetune_rows
+from finetune import training
 from pipeline.backends.chat_template import render_chat
 
 
@@ -276,14 +281,67 @@ def test_the_audit_shows_two_rows_with_what_is_learnt_marked() -> None:
 # ---------------------------------------------------------------- held-out tasks, split, control
 
 
-def test_the_shipped_files_are_whole_and_do_not_collide() -> None:
-    tasks, sample = read(HELD_OUT).examples, read(SAMPLE).examples
+SEEDS = Path(__file__).parents[1] / "seeds"
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_the_shipped_files_are_whole_and_do_not_collide(language: str) -> None:
+    tasks, sample = read(HELD_OUT[language]).examples, read(SAMPLE).examples
     assert len(tasks) == 40
     assert len(sample) >= 120
-    assert {task.task for task in tasks} == {"generation", "classification"}
-    kept = without_held_out(sample, tasks)
-    assert [example.question for example in sample if example not in kept] == []
+    assert [task.task for task in tasks] == ["classification"] * 10 + ["generation"] * 30
+    assert {task.language for task in tasks} == {language}
+    rows = [json.loads(line) for line in HELD_OUT[language].read_text(encoding="utf-8").splitlines()]
+    assert [row.keys() - {"task"} for row in rows] == [{"instruction", "input", "output"}] * 40
+    others = [*sample, *read(SEEDS / "175.jsonl").examples, *read(SEEDS / "175_zh.jsonl").examples]
+    kept = without_held_out(others, tasks)
+    assert [example.question for example in others if example not in kept] == []
     assert without_held_out(tasks, tasks) == []
+    index = NoveltyIndex(0.7)
+    for number, other in enumerate(others):
+        index.add(other.question, str(number))
+    assert [task.question for task in tasks if index.nearest(task.question)] == []
+
+
+def test_the_plain_texts_are_of_one_length() -> None:
+    texts = {language: path.read_text(encoding="utf-8") for language, path in measure.PLAIN_TEXT.items()}
+    assert [language_of(texts[language]) for language in ("en", "zh")] == ["en", "zh"]
+    assert [len(text.strip().split("\n\n")) for text in texts.values()] == [5, 5]
+    assert count_words(texts["zh"]) == pytest.approx(count_words(texts["en"]), rel=0.1)
+
+
+def test_what_is_measured_follows_the_language_of_most_rows(tmp_path: Path) -> None:
+    chinese, english = (
+        example("天为什么是蓝的？", "因为空气散射蓝光。"),
+        example("Why is the sky blue?", "Air scatters."),
+    )
+    assert main_language([chinese, chinese, english]) == "zh"
+    assert main_language([chinese, english, english]) == "en"
+    assert main_language([chinese, english]) == "en"
+    said: list[str] = []
+    language, why = evaluate.choose_language(tmp_path, [chinese])
+    assert evaluate.read_tasks(None, language, why, said.append) == read(HELD_OUT["zh"]).examples
+    assert said.pop() == "Held-out tasks: 40 of finetune/heldout_zh.jsonl (most rows are Chinese)"
+    language, why = evaluate.choose_language(tmp_path, [chinese, english])
+    assert evaluate.read_tasks(None, language, why, said.append) == read(HELD_OUT["en"]).examples
+    assert said.pop() == "Held-out tasks: 40 of finetune/heldout.jsonl (most rows are not Chinese)"
+    assert len(evaluate.read_tasks(SAMPLE, "zh", "", said.append)) == len(read(SAMPLE).examples)
+    assert said.pop().endswith(f" of {SAMPLE}")
+
+
+def test_a_folder_goes_on_in_the_language_it_was_begun_in(tmp_path: Path) -> None:
+    chinese = [example("天为什么是蓝的？", "因为空气散射蓝光。")]
+    (tmp_path / "run.json").write_text('{"data": "a"}')  # as it was written before there was a choice
+    assert evaluate.choose_language(tmp_path, chinese)[0] == "zh"  # nothing was learnt yet
+    assert evaluate.language_of_run(tmp_path) == "en"
+    (tmp_path / "checkpoints" / "checkpoint-4").mkdir(parents=True)
+    assert evaluate.choose_language(tmp_path, chinese)[0] == "en"
+    training.fingerprint(tmp_path, {"data": "a"}, language="en")  # nothing of the training has changed
+    assert evaluate.choose_language(tmp_path, chinese)[0] == "en"
+    with pytest.raises(UsageError, match=r"\(data: a -> b\)"):
+        training.fingerprint(tmp_path, {"data": "b"}, language="zh")
+    training.fingerprint(tmp_path, {"data": "a"}, language="zh")  # a control's, of rows in another language
+    assert evaluate.language_of_run(tmp_path) == "zh"
 
 
 def test_near_duplicates_and_quotes_of_held_out_tasks_collide() -> None:

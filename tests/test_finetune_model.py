@@ -32,7 +32,7 @@ def held_out(folder: Path, *, every: int) -> str:
     """A file of each so many of the shipped held-out tasks."""
     from finetune.data import HELD_OUT
 
-    lines = HELD_OUT.read_text(encoding="utf-8").splitlines()[::every]
+    lines = HELD_OUT["en"].read_text(encoding="utf-8").splitlines()[::every]
     return str(write_rows(folder / "tasks.jsonl", [json.loads(line) for line in lines]))
 
 

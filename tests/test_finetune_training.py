@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -245,6 +246,29 @@ def test_a_run_folder_is_compared_with_a_control(
     assert (again["control"], again["overlap"]) == (verdict["control"], verdict["overlap"])
     assert finetune(*arguments, "--seed", 1) == 2
     assert "seed: 0 -> 1" in capfd.readouterr().err
+
+
+def test_chinese_rows_are_measured_on_chinese_tasks_then_and_later(
+    tiny: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"instruction": f"第{n}盏灯是什么颜色的？", "output": "红色的。"} for n in range(8)]
+    data, out = write_rows(tmp_path / "data.jsonl", [*rows, *little_rows(4)]), tmp_path / "out"
+    flags = ["--new-tokens", "1", "--device", "cpu"]
+    assert finetune(data, "--base", tiny, "--out", out, "--steps", 1, *flags) == 0
+    assert "Held-out tasks: 40 of finetune/heldout_zh.jsonl (most rows are Chinese)" in capfd.readouterr().err
+    verdict = json.loads((out / "verdict.json").read_text())
+    assert evaluate.main([str(out), *flags]) == 0
+    assert "Held-out tasks: 40 of finetune/heldout_zh.jsonl" in capfd.readouterr().err
+    again = json.loads((out / "verdict.json").read_text())
+    for name in ("base", "ours"):
+        for what in ("answer_loss", "plain_text_loss"):
+            assert again["arms"][name][what] == pytest.approx(verdict["arms"][name][what], abs=1e-6)
+    assert merging.main([str(out), "--out", str(tmp_path / "merged")]) == 0
+    said = capfd.readouterr().err
+    assert "Held-out tasks: 40 of finetune/heldout_zh.jsonl" in said
+    adapter, merged = re.findall(r"plain text ([\d.]+)", said)
+    assert float(adapter) == pytest.approx(verdict["arms"]["ours"]["plain_text_loss"], abs=1e-3)
+    assert float(merged) == pytest.approx(float(adapter), abs=0.1)
 
 
 def test_a_control_may_be_a_file_and_must_be_as_large(
