@@ -202,6 +202,8 @@ def judge_of(options: argparse.Namespace) -> Judge | None:
 
     :raises UsageError: where it could not be asked; found out before hours of training, not after.
     """
+    if options.judge_max_tokens < 16:
+        raise UsageError(f"--judge-max-tokens is {options.judge_max_tokens}: a verdict needs 16 at least.")
     for name in ("max_requests", "max_cost"):
         if (getattr(options, name) or 0) < 0:
             raise UsageError(f"--{name.replace('_', '-')} is {getattr(options, name)}, and must be 0 or above.")
@@ -212,8 +214,9 @@ def judge_of(options: argparse.Namespace) -> Judge | None:
     from pipeline.judge_answers import Judge
 
     judge = Judge(
-        options.judge_model, options.judge_base_url, options.judge_api_key_env, options.max_requests, options.max_cost
-    )
+        options.judge_model, options.judge_base_url, options.judge_api_key_env, options.max_requests, options.max_cost,
+        options.judge_max_tokens,
+    )  # fmt: skip
     judge.open()
     return judge
 
@@ -309,6 +312,9 @@ def add_judge(parser: argparse.ArgumentParser) -> None:
     add("--judge-model", metavar="NAME", help="at an endpoint, or a local folder")
     add("--judge-base-url", metavar="URL", help="the endpoint [OPENAI_BASE_URL]")
     add("--judge-api-key-env", default="OPENAI_API_KEY", metavar="NAME", help="the variable that holds its key")
+    add(
+        "--judge-max-tokens", type=int, default=400, metavar="N", help="of a verdict; a thinking judge needs more [400]"
+    )
     add("--max-requests", type=int, metavar="N", help="sent to it at most, counting all that was ever sent")
     add("--max-cost", type=float, metavar="USD", help="spent on it at most, counted likewise; prices.toml says prices")
 

@@ -64,12 +64,20 @@ class Judge:
         reply = await self._ask(request, shows=shown_of(record))
         names = [name for name in CRITERIA if name != "grounding" or source]
         verdict = read_object(reply, *names)
-        scores = {name: verdict[name] for name in names}
-        allowed = range(LOWEST, HIGHEST + 1)
-        whole = {name: value for name, value in scores.items() if type(value) is int and value in allowed}
-        if len(whole) < len(scores):
-            raise Unreadable("wrong_shape", f"a score is missing or out of range: {scores}")
-        return whole
+        scores = {name: score for name in names if (score := _score(verdict[name])) is not None}
+        if len(scores) < len(names):
+            said = {name: verdict[name] for name in names}
+            raise Unreadable("wrong_shape", f"a score is missing or out of range: {said}")
+        return scores
+
+
+def _score(said: object) -> int | None:
+    """A whole number from LOWEST to HIGHEST, also as 4.0 or "4", as servers without schemas give it; None otherwise."""
+    if isinstance(said, str) and said.strip().isdecimal():
+        said = int(said)
+    if isinstance(said, bool) or not isinstance(said, int | float) or said not in range(LOWEST, HIGHEST + 1):
+        return None
+    return int(said)
 
 
 def judge_request(

@@ -16,7 +16,7 @@ from pathlib import Path
 from pipeline.ask import Ask
 from pipeline.errors import StopRun
 from pipeline.journal import Journal
-from pipeline.judge import BETTER, comparison_request
+from pipeline.judge import BETTER, VERDICT_TOKENS, comparison_request
 from pipeline.llm import Model, Reply, Request
 from pipeline.models import open_model
 from pipeline.money import DEFAULT_PRICES, Budget, Limits, read_prices
@@ -80,6 +80,7 @@ class Judge:
     api_key_env: str
     max_requests: int | None
     max_cost: float | None
+    max_tokens: int = VERDICT_TOKENS  # of a verdict
 
     def open(self) -> tuple[Model, Budget]:
         """The model and its budget; nothing is loaded or sent yet.
@@ -102,22 +103,25 @@ async def _ask_judge(judge: Judge, pairs: Sequence[Pair], folder: Path) -> tuple
         ask = Ask(model, journal, concurrency=CONCURRENCY, budget=budget)
         try:
             await ask.start()
-            return await opinions(pairs, ask, read_prompts()), ask.stopped
+            return await opinions(pairs, ask, read_prompts(), judge.max_tokens), ask.stopped
         finally:
             await ask.drain()
             await model.close()
 
 
 async def opinions(
-    pairs: Sequence[Pair], ask: Callable[[Request], Awaitable[Reply]], prompts: Mapping[str, Prompts]
+    pairs: Sequence[Pair],
+    ask: Callable[[Request], Awaitable[Reply]],
+    prompts: Mapping[str, Prompts],
+    max_tokens: int = VERDICT_TOKENS,
 ) -> list[Opinions]:
-    """What `ask` says of every pair, in their order."""
+    """What `ask` says of every pair, in their order; `max_tokens` for each verdict."""
 
     async def both(pair: Pair) -> Opinions:
         if pair.is_alike:
             return Opinions("tie", "tie")
         straight, turned = await asyncio.gather(
-            *(_choice(ask, request(one, prompts[one.language])) for one in (pair, pair.turned))
+            *(_choice(ask, request(one, prompts[one.language], max_tokens)) for one in (pair, pair.turned))
         )
         back = {"first": "second", "second": "first", "tie": "tie", None: None}
         return Opinions(straight, back[turned])
@@ -133,7 +137,7 @@ async def _choice(ask: Callable[[Request], Awaitable[Reply]], request_: Request)
     return said if said in BETTER else None
 
 
-def request(pair: Pair, prompts: Prompts) -> Request:
+def request(pair: Pair, prompts: Prompts, max_tokens: int = VERDICT_TOKENS) -> Request:
     """The request that compares a pair as it stands, at temperature 0. The answers are marked off as data."""
     shown = {"source": "-", "history": "-", "instruction": pair.question, "input": "-"}
-    return comparison_request(shown, (pair.first, pair.second), prompts, {})
+    return comparison_request(shown, (pair.first, pair.second), prompts, {}, max_tokens)

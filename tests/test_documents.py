@@ -383,7 +383,18 @@ def test_globs_and_files_are_read_once_and_names_stay_apart(tmp_path: Path) -> N
         (tmp_path / folder).mkdir()
         PROSE[".md"](tmp_path / folder / "x.md")
     documents, _ = read(tmp_path / "a" / "x.md", tmp_path / "*" / "*.md")
-    assert documents.keys() == {"x.md", "x.md (2)"}
+    assert documents.keys() == {"x.md (a)", "x.md (b)"}
+
+
+def test_a_further_file_of_the_same_name_takes_no_others_name(tmp_path: Path) -> None:
+    paths = [tmp_path / folder / "x.md" for folder in ("a", "b", "c")]
+    for path in paths:
+        path.parent.mkdir()
+        path.write_text(f"What is written in {path.parent.name} is plain prose.\n", encoding="utf-8")
+    before, _ = read(paths[0], paths[2])
+    after, _ = read(*paths)
+    assert before.keys() == {"x.md (a)", "x.md (c)"}
+    assert {name: after[name].text for name in before} == {name: before[name].text for name in before}
 
 
 # ---------------------------------------------------------------- bombs, in the child

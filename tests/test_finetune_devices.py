@@ -20,26 +20,17 @@ from typing import Any
 
 import pytest
 
-for name in ("torch", "transformers", "peft", "trl", "datasets", "bitsandbytes"):
-    pytest.importorskip(name, reason="the trainer needs the extra: pip install -e .[local,train]")
+from finetune import bases, estimate, evaluate, measure, run, training
+from finetune.data import Example
+from finetune.methods import Recipe
+from finetune.rows import Audit, Row
+from pipeline.backends import weights
+from pipeline.errors import UsageError
+from tests.needs_trainer import MARKS, torch
+from tests.tiny_models import little_rows, write_rows
+from tests.tiny_training import encoded
 
-from finetune import bases, estimate, evaluate, measure, run, training  # noqa: E402
-from finetune.data import Example  # noqa: E402
-from finetune.methods import Recipe  # noqa: E402
-from finetune.rows import Audit, Row  # noqa: E402
-from pipeline.backends import weights  # noqa: E402
-from pipeline.errors import UsageError  # noqa: E402
-from tests.tiny_models import little_rows, write_rows  # noqa: E402
-from tests.tiny_training import encoded  # noqa: E402
-
-bases.prepare()
-import torch  # noqa: E402
-
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.usefixtures("one_thread"),
-    pytest.mark.filterwarnings("default"),  # what the libraries deprecate among themselves is theirs
-]
+pytestmark = MARKS
 
 
 @pytest.fixture

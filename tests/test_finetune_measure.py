@@ -10,24 +10,15 @@ from pathlib import Path
 
 import pytest
 
-for name in ("torch", "transformers", "peft", "trl", "datasets", "bitsandbytes"):
-    pytest.importorskip(name, reason="the trainer needs the extra: pip install -e .[local,train]")
+from finetune import bases, card, measure, methods, run
+from finetune.data import Example
+from finetune.methods import METHODS, PRESETS, Recipe
+from pipeline.backends import weights
+from tests.needs_trainer import MARKS, torch
+from tests.tiny_models import letters, little_rows, save_tiny, write_rows
+from tests.tiny_training import encoded
 
-from finetune import bases, card, measure, methods, run  # noqa: E402
-from finetune.data import Example  # noqa: E402
-from finetune.methods import METHODS, PRESETS, Recipe  # noqa: E402
-from pipeline.backends import weights  # noqa: E402
-from tests.tiny_models import letters, little_rows, save_tiny, write_rows  # noqa: E402
-from tests.tiny_training import encoded  # noqa: E402
-
-bases.prepare()
-import torch  # noqa: E402
-
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.usefixtures("one_thread"),
-    pytest.mark.filterwarnings("default"),  # what the libraries deprecate among themselves is theirs
-]
+pytestmark = MARKS
 
 
 def test_a_rows_loss_is_the_librarys_own_whatever_it_is_read_with(tiny: Path, tmp_path: Path) -> None:

@@ -12,25 +12,16 @@ from typing import Any
 
 import pytest
 
-for name in ("torch", "transformers", "peft", "trl", "datasets", "bitsandbytes"):
-    pytest.importorskip(name, reason="the trainer needs the extra: pip install -e .[local,train]")
+from finetune import bases, estimate, evaluate, measure, methods, run, training
+from finetune.data import read
+from finetune.methods import PRESETS, Recipe
+from pipeline.backends import weights
+from pipeline.errors import UsageError
+from tests.needs_trainer import MARKS, torch
+from tests.tiny_models import save_tiny
+from tests.tiny_training import QUICK, gradients, logits, train
 
-from finetune import bases, estimate, evaluate, measure, methods, run, training  # noqa: E402
-from finetune.data import read  # noqa: E402
-from finetune.methods import PRESETS, Recipe  # noqa: E402
-from pipeline.backends import weights  # noqa: E402
-from pipeline.errors import UsageError  # noqa: E402
-from tests.tiny_models import save_tiny  # noqa: E402
-from tests.tiny_training import QUICK, gradients, logits, train  # noqa: E402
-
-bases.prepare()
-import torch  # noqa: E402
-
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.usefixtures("one_thread"),
-    pytest.mark.filterwarnings("default"),  # what the libraries deprecate among themselves is theirs
-]
+pytestmark = MARKS
 
 
 # ---------------------------------------------------------------- quantisation, and the guard

@@ -13,24 +13,15 @@ from typing import Any
 
 import pytest
 
-for name in ("torch", "transformers", "peft", "trl", "datasets", "bitsandbytes"):
-    pytest.importorskip(name, reason="the trainer needs the extra: pip install -e .[local,train]")
+from finetune import bases, chat, evaluate, run, training
+from finetune import merge as merging
+from finetune.methods import Recipe
+from pipeline.run_folder import locked
+from tests.needs_trainer import MARKS, torch
+from tests.tiny_models import letters, little_rows, write_rows
+from tests.tiny_training import encoded
 
-from finetune import bases, chat, evaluate, run, training  # noqa: E402
-from finetune import merge as merging  # noqa: E402
-from finetune.methods import Recipe  # noqa: E402
-from pipeline.run_folder import locked  # noqa: E402
-from tests.tiny_models import letters, little_rows, write_rows  # noqa: E402
-from tests.tiny_training import encoded  # noqa: E402
-
-bases.prepare()
-import torch  # noqa: E402
-
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.usefixtures("one_thread"),
-    pytest.mark.filterwarnings("default"),  # what the libraries deprecate among themselves is theirs
-]
+pytestmark = MARKS
 
 Said = Callable[..., str]
 

@@ -20,30 +20,21 @@ from typing import Any
 
 import pytest
 
-for name in ("torch", "transformers", "peft", "trl", "datasets", "bitsandbytes"):
-    pytest.importorskip(name, reason="the trainer needs the extra: pip install -e .[local,train]")
+from finetune import bases, chat, evaluate, measure, run, training
+from finetune import merge as merging
+from finetune import rows as finetune_rows
+from finetune.data import Example, read
+from finetune.methods import METHODS, Recipe
+from pipeline.backends import weights
+from pipeline.backends.local_model import LocalModel
+from pipeline.errors import UsageError
+from pipeline.llm import Request
+from tests.conftest import StartServer
+from tests.needs_trainer import MARKS, torch
+from tests.tiny_models import little_rows, save_tiny_gguf, write_rows
+from tests.tiny_training import QUICK, encoded, train
 
-from finetune import bases, chat, evaluate, measure, run, training  # noqa: E402
-from finetune import merge as merging  # noqa: E402
-from finetune import rows as finetune_rows  # noqa: E402
-from finetune.data import Example, read  # noqa: E402
-from finetune.methods import METHODS, Recipe  # noqa: E402
-from pipeline.backends import weights  # noqa: E402
-from pipeline.backends.local_model import LocalModel  # noqa: E402
-from pipeline.errors import UsageError  # noqa: E402
-from pipeline.llm import Request  # noqa: E402
-from tests.conftest import StartServer  # noqa: E402
-from tests.tiny_models import little_rows, save_tiny_gguf, write_rows  # noqa: E402
-from tests.tiny_training import QUICK, encoded, train  # noqa: E402
-
-bases.prepare()
-import torch  # noqa: E402
-
-pytestmark = [
-    pytest.mark.slow,  # minutes of training, if of tiny models
-    pytest.mark.usefixtures("one_thread"),
-    pytest.mark.filterwarnings("default"),  # what the libraries deprecate among themselves is theirs
-]
+pytestmark = MARKS
 
 
 # ---------------------------------------------------------------- steps, packs, resume

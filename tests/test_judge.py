@@ -40,13 +40,19 @@ async def test_scores_are_named_and_in_range() -> None:
     assert (await judge(with_source).scores(record(), "The sky is blue."))["judge_grounding"] == 2
 
 
+@pytest.mark.parametrize("four", [4, 4.0, "4", " 4 "])
+async def test_four_is_four_however_it_is_written(four: object) -> None:
+    assert (await judge({**GOOD, "score": four}).opinion(record()))["score"] == 4
+
+
 @pytest.mark.parametrize(
     "answer",
     [
         "I would give it a four.",
         {**GOOD, "score": 6},
         {**GOOD, "score": 0},
-        {**GOOD, "score": "4"},
+        {**GOOD, "score": "four"},
+        {**GOOD, "score": 4.5},
         {**GOOD, "score": True},
         {"reason": "No numbers."},
     ],

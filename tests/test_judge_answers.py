@@ -78,6 +78,12 @@ def test_the_request_shows_both_answers_in_their_order_and_decides_last() -> Non
     assert rubric != request(pairs(1, "zh")[0], PROMPTS["zh"]).messages[0][1]
 
 
+def test_a_verdict_gets_the_room_that_its_judge_was_given(tmp_path: Path, start_server: StartServer) -> None:
+    server = start_server()
+    ask_judge(judge(server.base_url, max_tokens=4000), pairs(1), tmp_path)
+    assert [entry["body"]["max_tokens"] for entry in server.ledger()] == [4000, 4000]
+
+
 def judge(base_url: str | None, **changed: Any) -> Judge:
     given: dict[str, Any] = {
         "model": "j", "base_url": base_url, "api_key_env": "NO_SUCH_KEY", "max_requests": None, "max_cost": None,

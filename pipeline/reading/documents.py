@@ -13,6 +13,7 @@ import contextlib
 import glob
 import os
 import stat
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -120,11 +121,15 @@ def find_files(paths: Sequence[Path]) -> list[Found]:
             found.setdefault(file.path, replace(file, name=readable_name(file.name)))
         if len(found) == before and not any(file.path == path for file in found.values()):
             raise UsageError(f"{path}: holds no file.")
+    shared = Counter(file.name for file in found.values())
     by_name: dict[str, Found] = {}
     for file in sorted(found.values(), key=lambda file: (file.name, str(file.path))):
-        name, number = file.name, 2
-        while name in by_name:  # a/x.md and b/x.md, both named on the command line
-            name, number = f"{file.name} ({number})", number + 1
+        # a/x.md and b/x.md, both named on the command line, are told apart by their folders: a number would move on to
+        # another document as soon as one comes or goes, and with it what is revoked by that name.
+        own = file.name if shared[file.name] == 1 else f"{file.name} ({readable_name(file.root.resolve().name)})"
+        name, number = own, 2
+        while name in by_name:
+            name, number = f"{own} ({number})", number + 1
         by_name[name] = Found(file.path, name, file.root)
     return list(by_name.values())
 
