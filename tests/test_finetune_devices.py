@@ -233,15 +233,9 @@ def test_whole_models_are_measured_one_at_a_time(tiny: Path, tmp_path: Path, mon
     tasks = [Example((("user", "Say it!"), ("assistant", "It.")), "")]
     settings: dict[str, Any] = {"tokenizer": tokenizer, "device": "cpu", "control": None, "overlap": None}
     evaluate.evaluate(
-        tiny,
-        "fp32",
-        {"ours": tiny, "50 %": tiny},
-        tasks,
-        language="en",
-        new_tokens=2,
-        say=lambda text: None,
+        tiny, "fp32", {"ours": tiny, "50 %": tiny}, tasks, language="en", new_tokens=2, say=lambda text: None,
         **settings,
-    )
+    )  # fmt: skip
     assert held == [0, 0, 0]
 
 
