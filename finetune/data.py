@@ -189,11 +189,6 @@ def read_json(path: Path) -> dict[str, Any]:
     return noted
 
 
-def has_learnt(folder: Path) -> bool:
-    """Whether a run got somewhere in a folder: from then on that is bound to what it was begun with."""
-    return (folder / "trained.json").is_file() or any(folder.glob("checkpoints/checkpoint-*"))
-
-
 def _read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """(row number, row) of a data file."""
     for row in read_rows(path):

@@ -33,7 +33,7 @@ from finetune.bases import (
     prepare,
     put_on_adapter,
 )
-from finetune.data import HELD_OUT, Example, has_learnt, main_language, read, read_json
+from finetune.data import HELD_OUT, Example, read, read_json
 from finetune.measure import PLAIN_TEXT, Loss, Reply, answer_losses, mean_loss, plain_text_loss, scores, write_answers
 from finetune.methods import Recipe
 from finetune.rows import Row, encode, last_answer_only, stop_ids
@@ -221,23 +221,15 @@ def judge_of(options: argparse.Namespace) -> Judge | None:
     return judge
 
 
-def read_tasks(path: Path | None, language: str, why: str, say: Callable[[str], None]) -> list[Example]:
-    """The held-out tasks: a file's, or ours in that language, saying which and why."""
+def read_tasks(path: Path | None, language: str, say: Callable[[str], None]) -> list[Example]:
+    """The held-out tasks, a file's or ours in that language, saying which."""
     found = read(path or HELD_OUT[language]).examples
-    say(f"Held-out tasks: {len(found)} of {path or f'finetune/{HELD_OUT[language].name} ({why})'}")
+    say(f"Held-out tasks: {len(found)} of {path or f'finetune/{HELD_OUT[language].name}, the language of most rows'}")
     return found
 
 
-def choose_language(folder: Path, examples: Sequence[Example]) -> tuple[str, str]:
-    """The language a run is measured in, and why: that of most rows, or in a folder that it goes on in, as before."""
-    if has_learnt(folder):
-        return language_of_run(folder), "as it was begun"
-    language = main_language(examples)
-    return language, "most rows are Chinese" if language == "zh" else "most rows are not Chinese"
-
-
 def language_of_run(folder: Path) -> str:
-    """The language a run was measured in: what it noted; before there was a choice it was English."""
+    """The language that most rows of a run were in; English where nothing was noted."""
     return "zh" if read_json(folder / "run.json").get("language") == "zh" else "en"
 
 
@@ -321,7 +313,7 @@ def add_judge(parser: argparse.ArgumentParser) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     language = language_of_run(options.tuned)
-    tasks = read_tasks(options.tasks, language, "in the language of its run", say)
+    tasks = read_tasks(options.tasks, language, say)
     judge_of(options)
     prepare()
     ours = Tuned.at(options.tuned)

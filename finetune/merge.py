@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     out = options.out or options.tuned.with_name(f"{options.tuned.name}-merged")
-    tasks = read_tasks(options.tasks, language_of_run(options.tuned), "in the language of its run", say)[:COMPARED]
+    tasks = read_tasks(options.tasks, language_of_run(options.tuned), say)[:COMPARED]
     found = merge(options.tuned, out, onto=options.onto, tasks=tasks, dtype=options.dtype)
     for line in describe(found):
         say(line)

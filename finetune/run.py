@@ -37,6 +37,7 @@ from finetune.data import (
     Source,
     candidates,
     hash_examples,
+    main_language,
     read,
     sample_control,
     split,
@@ -171,8 +172,8 @@ class _Run:
         evaluate.judge_of(self.options)
         source = read(self.options.data, self.options.stage)
         self.say(f"{self.options.data}: {len(source.examples)} examples ({source.shape})")
-        self.language, why = evaluate.choose_language(self.out, source.examples)
-        tasks = evaluate.read_tasks(self.options.tasks, self.language, why, self.say)
+        self.language = main_language(source.examples)
+        tasks = evaluate.read_tasks(self.options.tasks, self.language, self.say)
         arms = self._arms(source, tasks)
         bases.prepare()
         self.device = bases.choose_device(self.options.device)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.bases import keep_gradients_right, quiet
-from finetune.data import has_learnt, read_json
+from finetune.data import read_json
 from finetune.methods import METHODS, Recipe, adapter_config
 from finetune.rows import IGNORED, Pair, Row
 from pipeline.errors import UsageError
@@ -435,7 +435,8 @@ def fingerprint(folder: Path, now: dict[str, Any], **beside: Any) -> None:
     if path.is_file():
         before = read_json(path)
         changed = [name for name in {**now, **before} if name not in beside and now.get(name) != before.get(name)]
-        if changed and has_learnt(folder):  # else nothing would be lost, or mixed
+        learnt = [*folder.glob("checkpoints/checkpoint-*"), *folder.glob("trained.json")]
+        if changed and learnt:  # else nothing would be lost, or mixed
             listed = "; ".join(f"{name}: {before.get(name)} -> {now.get(name)}" for name in dict.fromkeys(changed))
             raise UsageError(f"{folder} was begun with something else ({listed}). Use another --out, or remove it.")
     else:

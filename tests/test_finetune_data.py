@@ -310,7 +310,7 @@ def test_the_plain_texts_are_of_one_length() -> None:
     assert count_words(texts["zh"]) == pytest.approx(count_words(texts["en"]), rel=0.1)
 
 
-def test_what_is_measured_follows_the_language_of_most_rows(tmp_path: Path) -> None:
+def test_what_is_measured_follows_the_language_of_most_rows() -> None:
     chinese, english = (
         example("天为什么是蓝的？", "因为空气散射蓝光。"),
         example("Why is the sky blue?", "Air scatters."),
@@ -319,29 +319,20 @@ def test_what_is_measured_follows_the_language_of_most_rows(tmp_path: Path) -> N
     assert main_language([chinese, english, english]) == "en"
     assert main_language([chinese, english]) == "en"
     said: list[str] = []
-    language, why = evaluate.choose_language(tmp_path, [chinese])
-    assert evaluate.read_tasks(None, language, why, said.append) == read(HELD_OUT["zh"]).examples
-    assert said.pop() == "Held-out tasks: 40 of finetune/heldout_zh.jsonl (most rows are Chinese)"
-    language, why = evaluate.choose_language(tmp_path, [chinese, english])
-    assert evaluate.read_tasks(None, language, why, said.append) == read(HELD_OUT["en"]).examples
-    assert said.pop() == "Held-out tasks: 40 of finetune/heldout.jsonl (most rows are not Chinese)"
-    assert len(evaluate.read_tasks(SAMPLE, "zh", "", said.append)) == len(read(SAMPLE).examples)
+    for language in ("en", "zh"):
+        assert evaluate.read_tasks(None, language, said.append) == read(HELD_OUT[language]).examples
+        assert said.pop() == f"Held-out tasks: 40 of finetune/{HELD_OUT[language].name}, the language of most rows"
+    assert len(evaluate.read_tasks(SAMPLE, "zh", said.append)) == len(read(SAMPLE).examples)
     assert said.pop().endswith(f" of {SAMPLE}")
 
 
-def test_a_folder_goes_on_in_the_language_it_was_begun_in(tmp_path: Path) -> None:
-    chinese = [example("天为什么是蓝的？", "因为空气散射蓝光。")]
-    (tmp_path / "run.json").write_text('{"data": "a"}')  # as it was written before there was a choice
-    assert evaluate.choose_language(tmp_path, chinese)[0] == "zh"  # nothing was learnt yet
-    assert evaluate.language_of_run(tmp_path) == "en"
-    (tmp_path / "checkpoints" / "checkpoint-4").mkdir(parents=True)
-    assert evaluate.choose_language(tmp_path, chinese)[0] == "en"
-    training.fingerprint(tmp_path, {"data": "a"}, language="en")  # nothing of the training has changed
-    assert evaluate.choose_language(tmp_path, chinese)[0] == "en"
-    with pytest.raises(UsageError, match=r"\(data: a -> b\)"):
-        training.fingerprint(tmp_path, {"data": "b"}, language="zh")
-    training.fingerprint(tmp_path, {"data": "a"}, language="zh")  # a control's, of rows in another language
+def test_the_language_of_a_run_is_noted_and_never_compared(tmp_path: Path) -> None:
+    training.fingerprint(tmp_path, {"data": "a"}, language="zh")
     assert evaluate.language_of_run(tmp_path) == "zh"
+    (tmp_path / "checkpoints" / "checkpoint-4").mkdir(parents=True)
+    training.fingerprint(tmp_path, {"data": "a"}, language="en")
+    with pytest.raises(UsageError, match=r"\(data: a -> b\)"):
+        training.fingerprint(tmp_path, {"data": "b"}, language="en")
 
 
 def test_near_duplicates_and_quotes_of_held_out_tasks_collide() -> None:
