@@ -65,12 +65,10 @@ def drawn(draws: int, luck: float, seed: int) -> list[list[Loss]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("draws", [2, 3, 5])
-def test_the_luck_of_the_draw_is_told_from_an_effect_at_the_promised_rate(draws: int) -> None:
-    alarms = [decide(*paired_interval(*drawn(draws, 0.02, seed))[1:]) != "cannot tell" for seed in range(200)]
-    assert sum(alarms) <= 24
-    against_one = [decide(*paired_interval(*drawn(1, 0.02, seed))[1:]) != "cannot tell" for seed in range(200)]
-    assert sum(against_one) > 100  # one draw takes luck for an effect: why there are several
+@pytest.mark.parametrize(("draws", "fewest", "most"), [(1, 50, 100), (2, 0, 13), (5, 0, 13)])
+def test_the_luck_of_the_draw_is_told_from_an_effect_at_the_promised_rate(draws: int, fewest: int, most: int) -> None:
+    alarms = [decide(*paired_interval(*drawn(draws, 0.02, seed))[1:]) != "cannot tell" for seed in range(100)]
+    assert fewest <= sum(alarms) <= most  # one draw takes luck for an effect, which is why there may be several
 
 
 def test_several_draws_still_see_an_effect_beyond_their_luck() -> None:
