@@ -39,6 +39,7 @@ from finetune.methods import Recipe
 from finetune.rows import Row, encode, last_answer_only, stop_ids
 from pipeline.backends import weights as local_weights
 from pipeline.errors import DONE, Interrupted, StopRun, StorageError, UsageError
+from pipeline.judge import VERDICT_TOKENS
 
 if TYPE_CHECKING:
     from pipeline.judge_answers import Judge
@@ -202,20 +203,26 @@ def judge_of(options: argparse.Namespace) -> Judge | None:
 
     :raises UsageError: where it could not be asked; found out before hours of training, not after.
     """
-    if options.judge_max_tokens < 16:
+    if options.judge_max_tokens is not None and options.judge_max_tokens < 16:
         raise UsageError(f"--judge-max-tokens is {options.judge_max_tokens}: a verdict needs 16 at least.")
     for name in ("max_requests", "max_cost"):
         if (getattr(options, name) or 0) < 0:
             raise UsageError(f"--{name.replace('_', '-')} is {getattr(options, name)}, and must be 0 or above.")
     if options.judge_model is None:
-        if (options.judge_base_url, options.max_requests, options.max_cost) != (None, None, None):
-            raise UsageError("--judge-base-url, --max-requests and --max-cost are a judge's: name it by --judge-model.")
+        if any(
+            given is not None
+            for given in (options.judge_base_url, options.judge_max_tokens, options.max_requests, options.max_cost)
+        ):
+            raise UsageError(
+                "--judge-base-url, --judge-max-tokens, --max-requests and --max-cost are a judge's: name it by"
+                " --judge-model."
+            )
         return None
     from pipeline.judge_answers import Judge
 
     judge = Judge(
         options.judge_model, options.judge_base_url, options.judge_api_key_env, options.max_requests, options.max_cost,
-        options.judge_max_tokens,
+        options.judge_max_tokens or VERDICT_TOKENS,
     )  # fmt: skip
     judge.open()
     return judge
@@ -305,7 +312,10 @@ def add_judge(parser: argparse.ArgumentParser) -> None:
     add("--judge-base-url", metavar="URL", help="the endpoint [OPENAI_BASE_URL]")
     add("--judge-api-key-env", default="OPENAI_API_KEY", metavar="NAME", help="the variable that holds its key")
     add(
-        "--judge-max-tokens", type=int, default=400, metavar="N", help="of a verdict; a thinking judge needs more [400]"
+        "--judge-max-tokens",
+        type=int,
+        metavar="N",
+        help=f"of a verdict; thinking takes more [{VERDICT_TOKENS}]",
     )
     add("--max-requests", type=int, metavar="N", help="sent to it at most, counting all that was ever sent")
     add("--max-cost", type=float, metavar="USD", help="spent on it at most, counted likewise; prices.toml says prices")

@@ -158,7 +158,13 @@ class _Run:
             )
         if options.controls < 1:
             raise UsageError(f"--controls is {options.controls}: at least 1, or --control none.")
-        for flag, given in (("--curve", options.curve), ("--control", options.control not in (None, "none"))):
+        if options.controls > 1 and options.control == "none":
+            raise UsageError(f"--controls {options.controls} does not go with --control none.")
+        asked = {
+            "--curve": options.curve, "--control": options.control not in (None, "none"),
+            "--controls": options.controls > 1,
+        }  # fmt: skip
+        for flag, given in asked.items():
             if given and options.stage != "sft":
                 raise UsageError(f"{flag} is for --stage sft, not {options.stage}.")
         self.drawn_from: str | None = None  # what the control is a sample of

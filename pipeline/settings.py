@@ -32,6 +32,7 @@ from pydantic import (
 from pipeline import filters, own_filters
 from pipeline.backends.endpoint import without_secrets
 from pipeline.errors import UsageError
+from pipeline.judge import VERDICT_TOKENS
 from pipeline.llm import Manner
 from pipeline.money import Limits
 from pipeline.own_filters import OwnFilters
@@ -143,7 +144,7 @@ class AskingSettings(BaseModel):
     judge_model: str | None = setting(None, "running", "the judge, named as --model is (none: the same model)")
     judge_base_url: str | None = setting(None, "running", "the judge's endpoint (none: --base-url)", metavar="URL")
     judge_api_key_env: str = setting("OPENAI_API_KEY", "running", "the variable that holds its key", metavar="NAME")
-    judge_max_tokens: int = setting(400, "running", "of a verdict; a judge that thinks needs more", gt=15)
+    judge_max_tokens: int = setting(VERDICT_TOKENS, "running", "of a verdict; a judge that thinks needs more", gt=15)
     concurrency: int = setting(32, "running", "requests in flight at most; another judge has as many", gt=0, le=1000)
     deadline: float = setting(300.0, "running", "for one call, in seconds", gt=0)
     max_requests: int | None = setting(None, "running", "sent at most, counting all this folder ever sent", gt=0)
