@@ -160,11 +160,8 @@ class _Run:
             raise UsageError(f"--controls is {options.controls}: at least 1, or --control none.")
         if options.controls > 1 and options.control == "none":
             raise UsageError(f"--controls {options.controls} does not go with --control none.")
-        asked = {
-            "--curve": options.curve, "--control": options.control not in (None, "none"),
-            "--controls": options.controls > 1,
-        }  # fmt: skip
-        for flag, given in asked.items():
+        named = options.control not in (None, "none")
+        for flag, given in {"--curve": options.curve, "--control": named, "--controls": options.controls > 1}.items():
             if given and options.stage != "sft":
                 raise UsageError(f"{flag} is for --stage sft, not {options.stage}.")
         self.drawn_from: str | None = None  # what the control is a sample of
